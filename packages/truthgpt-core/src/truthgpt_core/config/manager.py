@@ -1,0 +1,150 @@
+"""ConfigManager: a training configuration, typed, that knows where its values come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from truthgpt_core.config.json_schema import file_schema
+from truthgpt_core.config.loading import LoadedYaml, ResolvedRow, load_located
+from truthgpt_core.config.problems import suggest
+from truthgpt_core.config.sections import (
+    CoreConfig,
+    DataSection,
+    ModelSection,
+    TrainingSection,
+    config_model,
+)
+
+_UNKNOWN_SECTION = "If a plugin defines it, that plugin is not installed or not active."
+
+
+class ConfigManager:
+    """A loaded training configuration; its sections are its attributes.
+
+    The sections of plugins are attributes too, under the names they are registered with.
+
+    Args:
+        loaded: what was read; use `load_config` to read it.
+    """
+
+    def __init__(self, loaded: LoadedYaml[CoreConfig]) -> None:
+        self._loaded = loaded
+
+    @classmethod
+    def load_config(
+        cls,
+        path: str | os.PathLike[str],
+        overrides: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> ConfigManager:
+        """Read a training configuration.
+
+        Priority, from the lowest: defaults, included files, the file, variables named
+        `TRUTHGPT_CONFIG__section__key`, `overrides`.
+
+        Args:
+            path: the YAML file.
+            overrides: `section.key=value` texts with YAML values, the later over the earlier.
+            environment: the variables; those of the process unless given.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ConfigError: all that is wrong, with `file:line:column` for each.
+        """
+        if environment is None:
+            environment = os.environ
+        return cls(
+            load_located(
+                path,
+                config_model(),
+                overrides,
+                environment,
+                unknown_section_hint=_UNKNOWN_SECTION,
+            )
+        )
+
+    @property
+    def model(self) -> ModelSection:
+        """The section `model`."""
+        return self._loaded.value.model
+
+    @property
+    def data(self) -> DataSection:
+        """The section `data`."""
+        return self._loaded.value.data
+
+    @property
+    def training(self) -> TrainingSection:
+        """The section `training`."""
+        return self._loaded.value.training
+
+    @property
+    def output_dir(self) -> str:
+        """The directory for checkpoints and metrics, as it was written."""
+        return self._loaded.value.output_dir
+
+    @property
+    def seed(self) -> int:
+        """What all random number generators start from."""
+        return self._loaded.value.seed
+
+    def origin(self, path: str) -> str:
+        """Return where the value at a dotted path comes from.
+
+        Args:
+            path: such as `training.learning_rate`.
+
+        Returns:
+            `file:line:column`, `environment NAME`, `override N` (from 1) or `default`. For a
+            reference, where the reference stands.
+
+        Raises:
+            TruthGPTError: there is no such key.
+        """
+        return self._loaded.origin(path)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what is no attribute otherwise comes here: the sections of plugins.
+        if not name.startswith("_"):
+            names = type(self._loaded.value).model_fields
+            if name in names:
+                return getattr(self._loaded.value, name)
+            hint = suggest(name, names) or _UNKNOWN_SECTION
+            raise AttributeError(f'the configuration has no section "{name}". {hint}')
+        raise AttributeError(name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *type(self._loaded.value).model_fields})
+
+    def __repr__(self) -> str:
+        return f"<ConfigManager {self._loaded.root.origin.source}>"
+
+
+def render_resolved(config: ConfigManager | LoadedYaml[Any]) -> Iterator[ResolvedRow]:
+    """Yield every value in force with its dotted path and its origin, in the order of the model.
+
+    Args:
+        config: what `ConfigManager.load_config` or `load_located` returned.
+    """
+    loaded = config._loaded if isinstance(config, ConfigManager) else config
+    return loaded.rows()
+
+
+def json_schema(model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Return the JSON Schema of a configuration file, for editors.
+
+    Args:
+        model: the type of the file; training configurations with the sections of the plugins
+            that are active unless given.
+
+    Returns:
+        A schema of draft 2020-12, as plain dicts.
+    """
+    return file_schema(config_model() if model is None else model)

@@ -1,0 +1,127 @@
+"""Values given on the command line and in the environment, laid over those of the file.
+
+Both name a value by its path and give it as YAML: a scalar (`training.epochs=3`) or a flow
+collection (`data.columns=[text, label]`). The value replaces what stood at the path, whatever
+it was; missing mappings on the way are made. `items.0.name=x` changes an element of a list
+that is there already, in the file or as a default. A key with dots is put in double quotes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pydantic import BaseModel
+
+from truthgpt_core.config.includes import INCLUDE
+from truthgpt_core.config.model_shape import default_at
+from truthgpt_core.config.nodes import (
+    KeyPath,
+    Node,
+    format_path,
+    list_index,
+    parse_path,
+    split_assignment,
+)
+from truthgpt_core.config.problems import Origin, ProblemLog
+from truthgpt_core.config.yaml_source import MAX_DEPTH, UnreadableError, parse_value
+
+ENVIRONMENT_PREFIX: Final = "TRUTHGPT_CONFIG__"
+"""What the names of variables begin with that set values; `__` divides the rest into keys."""
+
+
+class _NowhereError(Exception):
+    """A path that leads nowhere; its text says why."""
+
+
+def apply_environment(
+    root: Node, environment: Mapping[str, str], model: type[BaseModel], log: ProblemLog
+) -> Node:
+    """Set what variables named `TRUTHGPT_CONFIG__section__key` give, in order of their names.
+
+    Keys are spelled as in the file, in upper or lower case; where the system folds the case of
+    variables' names, as Windows does, keys in lower case cannot be set.
+
+    Args:
+        root: the values so far.
+        environment: the variables.
+        model: the type of the whole file, for lists that are defaults.
+        log: takes what is wrong.
+    """
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            origin = Origin(f"environment {name}")
+            path = tuple(name.removeprefix(ENVIRONMENT_PREFIX).split("__"))
+            if all(path):
+                root = _set(root, path, environment[name], origin, model, log)
+            else:
+                log.add(origin, "", f"write it as {ENVIRONMENT_PREFIX}section__key")
+    return root
+
+
+def apply_overrides(
+    root: Node, overrides: Sequence[str], model: type[BaseModel], log: ProblemLog
+) -> Node:
+    """Set what `path=value` texts give, the later over the earlier.
+
+    Args:
+        root: the values so far.
+        overrides: the texts.
+        model: the type of the whole file, for lists that are defaults.
+        log: takes what is wrong.
+    """
+    for number, text in enumerate(overrides, 1):
+        origin = Origin(f"override {number}", text=text)
+        assignment = split_assignment(text)
+        path = None if assignment is None else parse_path(assignment[0])
+        if assignment is None or path is None:
+            log.add(origin, "", "write it as section.key=value")
+        else:
+            root = _set(root, path, assignment[1], origin, model, log)
+    return root
+
+
+def _set(
+    root: Node, path: KeyPath, text: str, origin: Origin, model: type[BaseModel], log: ProblemLog
+) -> Node:
+    shown = format_path(path)
+    if path[0] == INCLUDE:
+        log.add(origin, shown, "files are included only by files")
+        return root
+    if len(path) > MAX_DEPTH:
+        log.add(origin, shown, f"values nest more than {MAX_DEPTH} deep")
+        return root
+    try:
+        value = parse_value(text, origin, log)
+        return _replace_at(root, path, 0, value.placed(key=origin), model)
+    except UnreadableError as error:
+        log.add(origin, shown, error.message, error.hint)
+    except _NowhereError as error:
+        log.add(origin, shown, str(error))
+    return root
+
+
+def _replace_at(node: Node, path: KeyPath, depth: int, new: Node, model: type[BaseModel]) -> Node:
+    if depth == len(path):
+        return new
+    segment = path[depth]
+    if isinstance(node.value, tuple):
+        index = list_index(segment)
+        if index is None or index >= len(node.value):
+            raise _NowhereError(
+                f"{format_path(path[:depth])} is a list of {len(node.value)}, "
+                f'"{segment}" is no index into it'
+            )
+        items = list(node.value)
+        items[index] = _replace_at(items[index], path, depth + 1, new, model)
+        return node.with_value(tuple(items))
+    is_mapping = isinstance(node.value, dict)
+    entries = dict(node.value) if isinstance(node.value, dict) else {}
+    child = entries.get(segment)
+    if child is None:
+        child = default_at(model, path[: depth + 1], written=depth)
+        if child is None or not isinstance(child.value, tuple):
+            child = Node({}, new.origin, key=new.origin)
+    entries[segment] = _replace_at(child, path, depth + 1, new, model)
+    # A scalar that gives way to a mapping takes its place with it: the mapping is the override's.
+    return node.with_value(entries) if is_mapping else Node(entries, new.origin, key=node.key)

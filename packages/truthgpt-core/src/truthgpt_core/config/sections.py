@@ -1,0 +1,170 @@
+"""The sections of a training configuration: those of the core and those of plugins."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from truthgpt_core.config.includes import INCLUDE
+from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.transaction import record_undo
+
+
+class Section(BaseModel):
+    """A base for sections: keys that are not fields are errors, and values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """Which model, and how it is loaded."""
+
+    name_or_path: str = Field(
+        min_length=1, description="A model's name on the Hugging Face hub, or its directory."
+    )
+    torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="The type of the weights; auto is the one they are saved in."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute activations again in the backward pass, to save memory."
+    )
+
+
+class DataSection(Section):
+    """Which texts to train and evaluate on."""
+
+    source: str = Field(
+        min_length=1, description="The kind of source, by the name it is registered under."
+    )
+    dataset: str = Field(min_length=1, description="The data set's name or path in that source.")
+    max_seq_len: int = Field(
+        default=1024,
+        ge=1,
+        description="Where texts are cut, in tokens; at most the model's context.",
+    )
+
+
+class TrainingSection(Section):
+    """How to train."""
+
+    epochs: int = Field(default=1, ge=1, description="Passes over the training texts.")
+    train_batch_size: int = Field(
+        default=8, ge=1, description="Texts in one forward and backward pass."
+    )
+    eval_batch_size: int = Field(default=8, ge=1, description="Texts in one pass of evaluation.")
+    gradient_accumulation_steps: int = Field(
+        default=1,
+        ge=1,
+        description="Batches whose gradients are added up before a step of the optimizer.",
+    )
+    learning_rate: float = Field(
+        default=5e-5,
+        gt=0,
+        allow_inf_nan=False,
+        description="The optimizer's step size after warmup.",
+    )
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="The optimizer's decoupled weight decay.",
+    )
+    warmup_ratio: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="The part of all steps in which the learning rate rises.",
+    )
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="The norm that gradients are clipped to; .inf to leave them."
+    )
+    eval_interval: int = Field(
+        default=1, ge=1, description="Epochs from one evaluation to the next."
+    )
+
+
+class CoreConfig(Section):
+    """What every training configuration holds."""
+
+    model: ModelSection
+    data: DataSection
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    output_dir: str = Field(
+        default="runs", min_length=1, description="The directory for checkpoints and metrics."
+    )
+    seed: int = Field(
+        default=42, ge=0, lt=2**32, description="What all random number generators start from."
+    )
+
+
+# What ConfigManager has besides its sections.
+_RESERVED: Final = frozenset({"load_config", "origin"})
+_SECTION_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+
+_registered: dict[str, type[BaseModel]] = {}
+_lock = threading.Lock()
+
+
+def register_section(name: str, model: type[BaseModel]) -> None:
+    """Add a top-level section to the files that `ConfigManager.load_config` reads.
+
+    A file need not have the section: its value is then the model's defaults, or None if the
+    model has required fields. Taken back when the transaction under way is (see
+    `truthgpt_core.transaction`).
+
+    Args:
+        name: the key, in lower case: letters, digits and underscores.
+        model: what the section has to be. Keys it does not name are errors unless its
+            `model_config` says `extra="allow"`; `Section` is a base to derive it from.
+
+    Raises:
+        TruthGPTError: the name is taken, reserved or no name, or `model` is no pydantic model.
+    """
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise TruthGPTError(f'the model of the configuration section "{name}" is no pydantic model')
+    if not _SECTION_NAME.fullmatch(name):
+        raise TruthGPTError(
+            f'"{name}" cannot name a configuration section',
+            hint="Use lower-case letters, digits and underscores.",
+        )
+    # An attribute of a model would hide the section, or the section it.
+    if name == INCLUDE or name in _RESERVED or hasattr(BaseModel, name):
+        raise TruthGPTError(f'the name "{name}" is reserved and cannot name a section')
+    with _lock:
+        taken = "the core" if name in CoreConfig.model_fields else _owner(name)
+        if taken is not None:
+            raise TruthGPTError(f'the configuration section "{name}" is taken by {taken}')
+        _registered[name] = model
+    record_undo(lambda: _unregister(name, model))
+
+
+def config_model() -> type[CoreConfig]:
+    """Return the model of a whole file, with the sections registered at this moment."""
+    with _lock:
+        sections = dict(_registered)
+    fields: dict[str, Any] = {
+        name: (model | None, None)
+        if any(field.is_required() for field in model.model_fields.values())
+        else (model, Field(default_factory=model))
+        for name, model in sections.items()
+    }
+    return create_model(
+        "TruthGPTConfig",
+        __base__=CoreConfig,
+        __doc__="A TruthGPT training configuration.",
+        **fields,
+    )
+
+
+def _owner(name: str) -> str | None:
+    model = _registered.get(name)
+    return None if model is None else f"{model.__module__}.{model.__qualname__}"
+
+
+def _unregister(name: str, model: type[BaseModel]) -> None:
+    with _lock:
+        if _registered.get(name) is model:
+            del _registered[name]

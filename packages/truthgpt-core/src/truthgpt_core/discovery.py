@@ -1,0 +1,168 @@
+"""Finding out what is installed, and judging it, from metadata alone: no plugin is imported here.
+
+Entry-point groups:
+
+- `truthgpt.plugins` names the plugins. The value is a module with hook
+  implementations, or a `Plugin` subclass in one.
+- `truthgpt.optimizations` names the optimizations a distribution has, and
+  `truthgpt.optimizations.aliases` gives more names to the same objects.
+- `truthgpt.commands` names subcommands of `truthgpt`: click commands.
+
+The API version that a plugin was written for is its distribution's
+`Requires-Dist: truthgpt-core>=X.Y`: pip already enforces it, every author already
+writes it, and there is no second number to forget.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import version as installed_version
+
+PLUGINS = "truthgpt.plugins"
+COMMANDS = "truthgpt.commands"
+OPTIMIZATIONS = "truthgpt.optimizations"
+ALIASES = "truthgpt.optimizations.aliases"
+GROUPS = frozenset({PLUGINS, COMMANDS, OPTIMIZATIONS, ALIASES})
+
+CORE = "truthgpt-core"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One distribution that declares something for TruthGPT.
+
+    Attributes:
+        name: the distribution's name as it writes it.
+        version: its version.
+        entry_points: by group, then by name.
+    """
+
+    name: str
+    version: str
+    entry_points: dict[str, dict[str, EntryPoint]]
+    _distribution: Distribution = field(repr=False, compare=False)
+
+    @cached_property
+    def api(self) -> str:
+        """What it requires of the core, as a version specifier; empty if it does not say."""
+        return next((spec for name, spec in self._requirements if name == CORE), "")
+
+    @cached_property
+    def requires(self) -> frozenset[str]:
+        """Normalized names of the distributions that it always requires."""
+        return frozenset(name for name, _ in self._requirements)
+
+    @cached_property
+    def summary(self) -> str:
+        """Its one-line description."""
+        return self._distribution.metadata.get("Summary", "")
+
+    def names(self, group: str) -> list[str]:
+        """The names that it declares in an entry-point group."""
+        return sorted(self.entry_points.get(group, ()))
+
+    @cached_property
+    def _requirements(self) -> list[tuple[str, str]]:
+        from packaging.requirements import InvalidRequirement, Requirement
+
+        found = []
+        for text in self._distribution.requires or ():
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement:
+                continue  # pip has already complained to the person who installed it
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                found.append((normalized(requirement.name), str(requirement.specifier)))
+        return found
+
+
+def normalized(distribution: str) -> str:
+    """Return a distribution's name as PEP 503 normalizes it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def discover() -> list[Installed]:
+    """List the installed distributions that declare something for TruthGPT, by name.
+
+    Where a distribution is found several times on `sys.path`, the first counts,
+    as it does for imports.
+    """
+    found: dict[str, Installed] = {}
+    seen: set[str] = set()
+    for distribution in distributions():
+        # Reading one small file for each distribution is all that a scan costs;
+        # metadata is parsed only of those that turn out to be ours.
+        text = distribution.read_text("entry_points.txt")
+        if not text or "truthgpt." not in text:
+            continue
+        name = distribution.metadata["Name"]
+        key = normalized(name)
+        if key in seen:
+            continue
+        seen.add(key)
+        groups: dict[str, dict[str, EntryPoint]] = defaultdict(dict)
+        for entry_point in distribution.entry_points:
+            if entry_point.group in GROUPS:
+                groups[entry_point.group][entry_point.name] = entry_point
+        if groups:
+            found[key] = Installed(name, distribution.version, dict(groups), distribution)
+    return [found[key] for key in sorted(found)]
+
+
+def judge(installed: Iterable[Installed]) -> dict[str, str]:
+    """Say which distributions cannot be used, and why, without importing any.
+
+    Returns:
+        Reasons by distribution name; one that is not there has nothing against it.
+    """
+    everything = list(installed)
+    reasons: dict[str, str] = {}
+    for distribution in everything:
+        reason = _api_reason(distribution) or _plugin_reason(distribution)
+        if reason:
+            reasons[distribution.name] = reason
+    for group in (PLUGINS, OPTIMIZATIONS, ALIASES, COMMANDS):
+        for name, owners in _owners(everything, group):
+            names = ", ".join(owner.name for owner in owners)
+            for owner in owners:
+                reasons.setdefault(
+                    owner.name,
+                    f'{names} all have a {group.removeprefix("truthgpt.")} entry named "{name}": '
+                    "uninstall all but one",
+                )
+    return reasons
+
+
+def _owners(
+    installed: Iterable[Installed], group: str
+) -> Iterator[tuple[str, list[Installed]]]:
+    owners: dict[str, list[Installed]] = defaultdict(list)
+    groups = (OPTIMIZATIONS, ALIASES) if group in (OPTIMIZATIONS, ALIASES) else (group,)
+    for distribution in installed:
+        for name in {name for each in groups for name in distribution.names(each)}:
+            owners[name].append(distribution)
+    return ((name, those) for name, those in sorted(owners.items()) if len(those) > 1)
+
+
+def _api_reason(distribution: Installed) -> str:
+    if normalized(distribution.name) == CORE:
+        return ""
+    if not distribution.api and CORE not in distribution.requires:
+        return f"its metadata does not say that it requires {CORE}, so what it was written for is not known"
+    from packaging.specifiers import SpecifierSet
+
+    have = installed_version(CORE)
+    if SpecifierSet(distribution.api).contains(have, prereleases=True):
+        return ""
+    return f"it was written for {CORE}{distribution.api}, and {have} is installed"
+
+
+def _plugin_reason(distribution: Installed) -> str:
+    if distribution.names(OPTIMIZATIONS) and not distribution.names(PLUGINS):
+        return f'it has optimizations but no entry in the group "{PLUGINS}"'
+    return ""

@@ -1,0 +1,35 @@
+"""The base of every error TruthGPT raises on purpose, and "did you mean".
+
+An error says what is wrong, where, and how to put it right, in one line that a
+command can print as it is. Commands show a `TruthGPTError` without a traceback;
+anything else that reaches them is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TruthGPTError(Exception):
+    """Base class of the errors TruthGPT raises on purpose.
+
+    Args:
+        message: what is wrong and where, as a sentence without its full stop.
+        hint: how to put it right, as one or more whole sentences.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
+    """Return `Did you mean "x"?` for the candidate closest to `word`, or None if none is close."""
+    by_folded = {candidate.casefold(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
+    return f'Did you mean "{by_folded[close[0]]}"?' if close else None

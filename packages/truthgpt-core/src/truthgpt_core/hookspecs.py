@@ -1,0 +1,102 @@
+"""The contract between TruthGPT and its plugins: every hook, its arguments and its result.
+
+A plugin implements any of these by writing a function or method of the same name,
+marked with `hookimpl`, that takes the arguments it needs:
+
+    from truthgpt_core import hookimpl
+
+    @hookimpl
+    def register_services(registry):
+        registry.register("my_service", MyService)
+
+A hook asks; an event (`truthgpt_core.event_system`) tells. If nobody would use
+the answer, it is an event.
+
+To wrap a hook rather than implement it, mark a generator with
+`hookimpl(wrapper=True)`: what stands before its `yield` runs before all
+implementations, and it returns the result, changed or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import pluggy
+
+if TYPE_CHECKING:
+    from truthgpt_core.dynamic_factory import DynamicFactory
+    from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext
+    from truthgpt_core.service_registry import ServiceRegistry
+
+PROJECT = "truthgpt"
+
+hookimpl = pluggy.HookimplMarker(PROJECT)
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _hookspec(*, firstresult: bool = False, historic: bool = False) -> Callable[[_F], _F]:
+    marker = pluggy.HookspecMarker(PROJECT)
+    return cast(Callable[[_F], _F], marker(firstresult=firstresult, historic=historic))
+
+
+@_hookspec(historic=True)
+def register_services(registry: ServiceRegistry) -> None:
+    """Register services, by name, in the container that the application uses.
+
+    Called once for each plugin, when it is activated. What is registered is
+    withdrawn when the plugin is deactivated, or when its activation fails.
+    """
+
+
+@_hookspec(historic=True)
+def register_components(factories: Mapping[str, DynamicFactory[Any]]) -> None:
+    """Register components in the named factories.
+
+    Called once for each plugin, when it is activated. The factories that exist
+    are `optimizer_factory`, `scheduler_factory`, `dataset_factory`,
+    `model_source_factory` and `optimization_factory`. Optimizations are
+    registered from the entry points of the distribution that has them; a plugin
+    that is a bare file, with no distribution, registers its own here.
+    """
+
+
+@_hookspec(firstresult=True)
+def apply_optimization(
+    optimization: Optimization[Any], model: Model, context: OptimizationContext
+) -> Applied | None:
+    """Apply `optimization` to `model`; the first implementation that does not return None has done it.
+
+    The core's own, called last, is `optimization.apply(model, context)`. Implement
+    this to apply some optimization in another way; wrap it to see or change what
+    goes in and comes out of every one.
+    """
+
+
+@_hookspec(firstresult=True)
+def make_decode_step(model: Model, cache: Any) -> Callable[[Any, Any], Any] | None:
+    """Return the function that computes one position of a sequence, or None to leave it to others.
+
+    Called once per sequence, before the loop: what it returns is called once per token.
+
+    Args:
+        model: the model that generates, a causal language model of transformers.
+        cache: its key-value cache, already holding the prompt.
+
+    Returns:
+        `step(token, position)` with `token` an int64 tensor of shape (batch, 1) and
+        `position` an int64 tensor of shape (batch, 1), returning logits of shape
+        (batch, vocabulary) in the model's dtype. It writes into `cache`.
+    """
+
+
+class Hooks(Protocol):
+    """The hooks as they are called: keyword arguments only, with the type of each result."""
+
+    def apply_optimization(
+        self, *, optimization: Optimization[Any], model: Model, context: OptimizationContext
+    ) -> Applied | None:
+        """See the hook of this name."""
+
+    def make_decode_step(self, *, model: Model, cache: Any) -> Callable[[Any, Any], Any] | None:
+        """See the hook of this name."""

@@ -1,0 +1,307 @@
+"""What an optimization is: the one class that an optimization's author writes.
+
+An `Optimization` takes a model and returns a changed one, together with an
+account of what it covered and what it left alone. Nothing here imports torch:
+models are whatever `model` object the caller has, described by the small
+protocols below as far as this package looks at them.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from truthgpt_core.errors import TruthGPTError, did_you_mean
+
+Model = Any
+"""A `torch.nn.Module`; this package never needs to know more than that it is one."""
+
+
+class OptimizationError(TruthGPTError):
+    """An optimization was asked for something it cannot do."""
+
+
+class Stage(enum.IntEnum):
+    """When an optimization takes place, which is also what has to be kept of it.
+
+    Lower stages are applied first, in whatever order a person named them.
+    """
+
+    WEIGHTS = 0
+    """Changes what the model is made of. Its result is saved with the model."""
+
+    EXECUTION = 1
+    """Changes how the model is run. It is done again each time the model is loaded."""
+
+
+class Options(BaseModel):
+    """Base class of an optimization's options: unknown names are refused, values are checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether something can work on this machine, said before any work starts.
+
+    Attributes:
+        ok: True if it can.
+        reason: why not; empty if it can.
+        fix: what a person could do about it; may be empty.
+    """
+
+    ok: bool
+    reason: str = ""
+    fix: str = ""
+
+    @classmethod
+    def yes(cls) -> Verdict:
+        """It can work."""
+        return cls(ok=True)
+
+    @classmethod
+    def no(cls, reason: str, fix: str = "") -> Verdict:
+        """It cannot, because of `reason`."""
+        return cls(ok=False, reason=reason, fix=fix)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Which of a model's parts a step changed and, for each one it left alone, why.
+
+    Attributes:
+        unit: what is counted, in the plural: "linear layers", "decoder blocks".
+        covered: names of the modules that were changed.
+        skipped: names of the modules that were not, each with the reason.
+    """
+
+    unit: str = "layers"
+    covered: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def total(self) -> int:
+        """How many modules were looked at."""
+        return len(self.covered) + len(self.skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What applying an optimization gives.
+
+    Attributes:
+        model: the changed model; the one passed in, changed in place, is fine.
+        coverage: what was changed and what was not.
+        settings: options as they were finally chosen on this machine, by name,
+            in JSON types. `Optimization.restore` gets them back as its options,
+            so a choice that "auto" made here is the same after a reload.
+        notes: sentences for the report.
+    """
+
+    model: Model
+    coverage: Coverage = field(default_factory=Coverage)
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+Progress = Callable[[str, int, int], None]
+"""Called as `progress(what, done, total)`; `total` 0 means that it is not known."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Ignore progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizationContext:
+    """What an optimization may use besides the model.
+
+    Attributes:
+        device: where the model is and stays, in torch's notation ("cpu", "cuda:0").
+        cache_dir: a directory of this optimization's own that outlives the process.
+            Whatever is in it is input: it may be missing, old or damaged.
+        progress: to be called now and then during work that takes seconds.
+        seed: for anything random.
+    """
+
+    device: str
+    cache_dir: Path
+    progress: Progress = no_progress
+    seed: int = 0
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class Optimization(ABC, Generic[OptionsT]):
+    """A change to a model that should make it faster or smaller.
+
+    A subclass sets `name`, `stage` and `options_type`, and writes `apply`. It is found
+    through the entry-point group `truthgpt.optimizations` of its distribution.
+
+    Args:
+        options: keyword arguments for `options_type`.
+
+    Raises:
+        OptimizationError: an option is unknown or has a wrong value; all of them
+            are named at once.
+    """
+
+    name: ClassVar[str]
+    """The canonical name, the same as in the entry point."""
+
+    stage: ClassVar[Stage] = Stage.WEIGHTS
+
+    after: ClassVar[frozenset[str]] = frozenset()
+    """Canonical names of optimizations that come before this one when both are applied."""
+
+    options_type: ClassVar[type[Options]] = Options
+
+    options: OptionsT
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            self.options = self.options_type(**options)  # type: ignore[assignment]
+        except ValidationError as error:
+            raise _options_error(self.name, self.options_type, error) from None
+
+    def check(self, device: str) -> Verdict:
+        """Say whether this can work on this machine, before a model is loaded.
+
+        Args:
+            device: where the model will be, in torch's notation.
+        """
+        return Verdict.yes()
+
+    @abstractmethod
+    def apply(self, model: Model, context: OptimizationContext) -> Applied:
+        """Change `model`.
+
+        Raises:
+            OptimizationError: it cannot be done to this model. The model must
+                then be as it was.
+        """
+
+    def restore(self, model: Model, context: OptimizationContext) -> Model:
+        """Make `model`, as it was before `apply`, ready to take the saved weights.
+
+        Called when a saved model is loaded, with this object built from the
+        `settings` that `apply` returned. A `Stage.WEIGHTS` optimization replaces
+        modules here as `apply` did, without computing anything: parameters may be
+        on the meta device. A `Stage.EXECUTION` one is applied again instead, after
+        the weights are in place, and need not override this.
+        """
+        raise OptimizationError(f'"{self.name}" does not say how to restore a saved model')
+
+
+def in_order(optimizations: Sequence[Optimization[Any]]) -> list[Optimization[Any]]:
+    """Put optimizations in the order that they declare.
+
+    First by stage, then by `after`, then as given.
+
+    Raises:
+        OptimizationError: the same optimization twice, or a cycle of `after`.
+    """
+    position: dict[str, int] = {}
+    for index, optimization in enumerate(optimizations):
+        if optimization.name in position:
+            raise OptimizationError(
+                f'"{optimization.name}" is applied twice', hint="Name each optimization once."
+            )
+        position[optimization.name] = index
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for later in optimizations:
+        sorter.add(later.name)
+        for earlier in optimizations:
+            if earlier.name in later.after or earlier.stage < later.stage:
+                sorter.add(later.name, earlier.name)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise OptimizationError(f"Optimizations want to come after each other: {cycle}") from None
+    ordered: list[Optimization[Any]] = []
+    ready: list[str] = []
+    while sorter.is_active():
+        ready.extend(sorter.get_ready())
+        ready.sort(key=position.__getitem__, reverse=True)
+        name = ready.pop()
+        sorter.done(name)
+        ordered.append(optimizations[position[name]])
+    return ordered
+
+
+def parse_applied(texts: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Read what a person typed after `--apply`.
+
+    `quantize,compile` names two optimizations. Options follow a colon and are
+    separated by commas, so `quantize:scheme=int8,skip=lm_head,compile` names two
+    as well: a part without `=` begins the next one. An option that is given
+    several times becomes a list.
+
+    Returns:
+        Names as typed, each with its options as text.
+
+    Raises:
+        OptimizationError: a part that cannot be read.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    for text in texts:
+        options: dict[str, Any] | None = None
+        for part in text.split(","):
+            name, colon, first = part.partition(":")
+            if "=" not in name:
+                options = {}
+                found.append((_nonempty(name, text), options))
+                if not colon:
+                    continue
+                part = first
+            if options is None:
+                raise OptimizationError(
+                    f'"{text}" begins with an option and not with the name of an optimization',
+                    hint="Write it as NAME:OPTION=VALUE.",
+                )
+            key, equals, value = part.partition("=")
+            if not equals:
+                raise OptimizationError(
+                    f'"{part}" in "{text}" is not an option', hint="Write it as OPTION=VALUE."
+                )
+            key = _nonempty(key, text)
+            if key in options:
+                earlier = options[key]
+                options[key] = [*(earlier if isinstance(earlier, list) else [earlier]), value]
+            else:
+                options[key] = value
+    return found
+
+
+def _nonempty(name: str, text: str) -> str:
+    name = name.strip()
+    if not name:
+        raise OptimizationError(
+            f'A name is missing in "{text}"', hint="Write it as NAME:OPTION=VALUE,NAME."
+        )
+    return name
+
+
+def _options_error(
+    name: str, model: type[BaseModel], error: ValidationError
+) -> OptimizationError:
+    known = list(model.model_fields)
+    said = []
+    for problem in error.errors():
+        option = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            suggestion = did_you_mean(option, known)
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            said.append(f'there is no option "{option}" ({suggestion or has})')
+        else:
+            said.append(f'option "{option}": {problem["msg"]}, not {problem["input"]!r}')
+    return OptimizationError(f'"{name}": ' + "; ".join(said))

@@ -1,0 +1,192 @@
+"""How long services live, what their errors say, and looking at them from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from truthgpt_core.service_registry import (
+    LifetimeError,
+    Provider,
+    ServiceContainer,
+    ServiceError,
+)
+
+if TYPE_CHECKING:
+    pass  # an annotation that cannot be evaluated when the tests run
+
+
+class Engine:
+    pass
+
+
+class Car:
+    def __init__(self, motor: Engine) -> None:
+        self.motor = motor
+
+
+@pytest.fixture
+def container() -> Iterator[ServiceContainer]:
+    with ServiceContainer() as container:
+        yield container
+
+
+# Lifetimes
+
+
+def test_singleton_is_one(container: ServiceContainer) -> None:
+    """A singleton is the same for everyone, in scopes too."""
+    container.register("engine", Engine)
+    with container.scope() as scope:
+        assert scope.get("engine") is container.get("engine")
+
+
+def test_transient_is_new_every_time(container: ServiceContainer) -> None:
+    """Every `get` of a transient service makes one."""
+    container.register("engine", Engine, singleton=False)
+    assert container.get("engine") is not container.get("engine")
+
+
+def test_scoped_is_one_in_each_scope(container: ServiceContainer) -> None:
+    """A scoped service is shared in its scope and with no other scope."""
+    container.register("session", Engine, lifetime="scoped")
+    with container.scope() as one, container.scope() as other:
+        assert one.get("session") is one.get("session")
+        assert one.get("session") is not other.get("session")
+
+
+@pytest.mark.parametrize("name", ["session", "query"])
+def test_scoped_service_needs_a_scope(container: ServiceContainer, name: str) -> None:
+    """Getting what is or needs a scoped service from the container is an error."""
+    container.register("session", Engine, lifetime="scoped")
+    container.register("query", lambda session: session, singleton=False)
+    with pytest.raises(LifetimeError, match='"session" is scoped'):
+        container.get(name)
+
+
+# Errors of constructors
+
+
+def test_constructor_error_passes_with_the_path(container: ServiceContainer) -> None:
+    """A constructor's own error arrives as it is, with a note that names the path."""
+    error = ValueError("boom")
+
+    def fail() -> None:
+        raise error
+
+    container.register("c", fail)
+    container.register("b", lambda c: c, singleton=False)
+    container.register("a", lambda b: b)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="boom") as caught:
+            container.get("a")
+        assert caught.value is error
+        assert error.__context__ is None
+    assert error.__notes__ == ["While building services: a -> b -> c"]
+
+
+def test_failed_singleton_is_built_again(container: ServiceContainer) -> None:
+    """A singleton whose constructor raised is tried again by the next `get`."""
+    attempts = iter([True, False])
+
+    def flaky() -> Engine:
+        if next(attempts):
+            raise OSError("not yet")
+        return Engine()
+
+    container.register("flaky", flaky)
+    with pytest.raises(OSError, match="not yet"):
+        container.get("flaky")
+    assert isinstance(container.get("flaky"), Engine)
+
+
+def test_service_being_built_cannot_be_changed(container: ServiceContainer) -> None:
+    """A constructor that replaces what it is built on is refused, and nothing changes."""
+
+    def rebuild(motor: Engine) -> None:
+        container.register("motor", Car, replace=True)
+
+    container.register("motor", Engine)
+    container.register("car", rebuild)
+    with pytest.raises(ServiceError, match='"car" is being built'):
+        container.get("car")
+
+    def probe(found_by_class: Engine) -> Engine:
+        return found_by_class
+
+    container.register("probe", probe)
+    assert container.get("probe") is container.get("motor")
+
+
+def test_service_being_built_cannot_be_overridden(container: ServiceContainer) -> None:
+    """A constructor that overrides what it is built on is refused."""
+
+    def rebuild(motor: Engine) -> None:
+        with container.override("motor", 1):
+            pass
+
+    container.register("motor", Engine)
+    container.register("car", rebuild)
+    with pytest.raises(ServiceError, match='"car" is being built'):
+        container.get("car")
+
+
+# Looking at it
+
+
+def test_graph_is_a_mermaid_flowchart(container: ServiceContainer) -> None:
+    """`graph` shows lifetimes, arrows and providers, and escapes names."""
+
+    def job(session: Provider[Any], engine: Engine) -> None:
+        pass
+
+    container.register("job", job, singleton=False)
+    container.register("session", lambda: 1, lifetime="scoped")
+    container.register('the "engine" #1\n', Engine)
+    assert container.graph() == (
+        "flowchart TD\n"
+        '    n0(["job"])\n'
+        '    n1("session")\n'
+        '    n2["the #34;engine#34; #35;1#10;"]\n'
+        "    n0 -.-> n1\n"
+        "    n0 --> n2\n"
+    )
+
+
+def test_health_builds_nothing(container: ServiceContainer) -> None:
+    """Asking for health does not build, and says what is not built."""
+    container.register("engine", Engine)
+    container.register("session", Engine, lifetime="scoped")
+    health = container.health()
+    assert [(one.built, one.ok, one.lifetime) for one in health.values()] == [
+        (False, True, "singleton"),
+        (False, True, "scoped"),
+    ]
+
+
+def _raises() -> None:
+    raise OSError("disk full")
+
+
+@pytest.mark.parametrize(
+    ("answer", "ok", "message"),
+    [
+        (lambda: None, True, ""),
+        (lambda: True, True, ""),
+        (lambda: False, False, ""),
+        (lambda: "3 models", True, "3 models"),
+        (_raises, False, "OSError: disk full"),
+    ],
+)
+def test_health_is_what_the_service_says(
+    container: ServiceContainer, answer: Any, ok: bool, message: str
+) -> None:
+    """The `health()` of a service that is built tells how it is, raising for not well."""
+    service = Engine()
+    service.health = answer  # type: ignore[attr-defined]
+    container.register("engine", lambda: service)
+    container.get("engine")
+    health = container.health()["engine"]
+    assert (health.built, health.ok, health.message) == (True, ok, message)

@@ -1,0 +1,1 @@
+"""The `torch_compile` optimization: the decode step compiled with torch.compile."""

@@ -1,0 +1,96 @@
+"""The optimization `torch_compile`: what it needs, and what it does to a model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from typing import ClassVar, Literal
+
+from truthgpt_core.optimization import (
+    Applied,
+    Coverage,
+    Model,
+    Optimization,
+    OptimizationContext,
+    OptimizationError,
+    Options,
+    Stage,
+    Verdict,
+)
+
+CXX = "CXX"
+COMPILERS = ("g++", "clang++", "c++")
+KERNEL_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+class TorchCompileOptions(Options):
+    """Options of `torch_compile`.
+
+    Attributes:
+        mode: as for `torch.compile`; `reduce-overhead` uses CUDA graphs on a GPU.
+    """
+
+    mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+
+
+class TorchCompile(Optimization[TorchCompileOptions]):
+    """Compile the decode step: one token, against a static key-value cache.
+
+    Everything else (reading the prompt, training, a cache that grows) runs as
+    before. Compiling happens when the first token is decoded, once for each length
+    of the cache, and what it makes is kept on disk for the next process.
+    """
+
+    name: ClassVar[str] = "torch_compile"
+    stage: ClassVar[Stage] = Stage.EXECUTION
+    options_type: ClassVar[type[Options]] = TorchCompileOptions
+
+    def check(self, device: str) -> Verdict:
+        """On a CPU inductor needs a C++ compiler; on a GPU, triton."""
+        if device.partition(":")[0] == "cpu":
+            wanted = os.environ.get(CXX)
+            if any(shutil.which(each) for each in ((wanted,) if wanted else COMPILERS)):
+                return Verdict.yes()
+            missing = f"{CXX}={wanted} is not there" if wanted else "this machine has none"
+            return Verdict.no(
+                f"compiling for the CPU needs a C++ compiler, and {missing}",
+                fix="Install g++ (Debian, Ubuntu: apt install g++).",
+            )
+        if find_spec("triton") is None:
+            return Verdict.no(
+                "compiling for a GPU needs triton, which is not installed",
+                fix="pip install triton.",
+            )
+        return Verdict.yes()
+
+    def apply(self, model: Model, context: OptimizationContext) -> Applied:
+        """Make the model compile its decode step when it first runs.
+
+        Raises:
+            OptimizationError: it is compiled already, or its architecture has no
+                static key-value cache.
+        """
+        from truthgpt_plugin_compile.decode import DecodeForward, linear_layers
+
+        if isinstance(model.forward, DecodeForward) or _is_compiled(model):
+            raise OptimizationError("The model is compiled already")
+        if not getattr(model, "_can_compile_fullgraph", False):
+            raise OptimizationError(
+                f"{type(model).__name__} has no static key-value cache, which compiling needs"
+            )
+        # For the whole process, as inductor reads it whenever it compiles; a place
+        # that somebody chose stays chosen.
+        context.cache_dir.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault(KERNEL_CACHE, str(context.cache_dir))
+        model.forward = DecodeForward(model.forward, self.options.mode)
+        return Applied(
+            model,
+            Coverage("linear layers", tuple(linear_layers(model))),
+            self.options.model_dump(),
+        )
+
+
+def _is_compiled(model: Model) -> bool:
+    # torch.compile(model) wraps it, model.compile() marks it.
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None

@@ -1,0 +1,1 @@
+"""The `quantize` optimization: linear layers with 8-bit integer weights."""

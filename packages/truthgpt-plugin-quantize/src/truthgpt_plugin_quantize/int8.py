@@ -1,0 +1,175 @@
+"""Linear layers with 8-bit integer weights, and the kernels that compute them.
+
+Weights are stored unpacked, a row of int8 for each output channel with a float32
+scale: weight = row * scale. Every kernel takes them as they are, so what is saved
+does not depend on the machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LEVELS = 127
+"""Integers go from -127 to 127: symmetric, so that a weight of 0 is exactly 0."""
+
+PACKED_ROWS = 4
+"""Up to this many rows of activations the packed kernel is used. With more, making
+floating-point weights once and multiplying in full speed wins by far."""
+
+PACKED_MULTIPLE = 32
+"""`aten::_weight_int8pack_mm` reads rows in vectors without looking where they end:
+with bfloat16 and row lengths of 33 or 100 it killed the process."""
+
+
+def why_not(module: Any) -> str:
+    """Say why a layer cannot be quantized; empty if it can."""
+    if not isinstance(module, nn.Linear):
+        return f"{type(module).__name__} keeps its weights transposed"
+    if type(module) is not nn.Linear:
+        return f"{type(module).__name__} may not be a plain linear layer"
+    if not module.weight.dtype.is_floating_point or module.weight.dtype.itemsize < 2:
+        return f"its weights are {module.weight.dtype}"
+    if module.weight.numel() == 0:
+        return "it has no weights"
+    if not bool(torch.isfinite(module.weight).all()):
+        return "its weights are not all finite"
+    return ""
+
+
+def choose_kernel() -> str:
+    """Return the faster packed kernel for this CPU: see `benchmarks/int8_kernels.py`."""
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return "packed" if wide else "packed-bfloat16"
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight matrix to 8-bit integers, each output channel by its own scale.
+
+    Args:
+        weight: finite, floating point, of shape (out, in).
+
+    Returns:
+        int8 of shape (out, in), and float32 scales of shape (out). A channel of
+        zeros has scale 1.
+    """
+    exact = weight.detach().float()
+    scales = exact.abs().amax(dim=1) / LEVELS
+    # Below the smallest normal number a quotient would overflow or lose its bits.
+    scales = torch.where(scales < torch.finfo(torch.float32).tiny, torch.ones_like(scales), scales)
+    # Not in place: `exact` is the weight itself if that was float32.
+    rounded = (exact / scales.unsqueeze(1)).round_().clamp_(-LEVELS, LEVELS)
+    return rounded.to(torch.int8), scales
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights: `x @ (qweight * scales).T + bias`.
+
+    Args:
+        in_features: length of the last dimension of its input.
+        out_features: length of the last dimension of its output.
+        bias: whether it has one, in `dtype`.
+        dtype: of the bias.
+        device: of everything.
+        kernel: `packed`, `packed-bfloat16` or `dequantize`; see `QuantizeOptions`.
+    """
+
+    qweight: Tensor
+    scales: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernel: str,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.kernel = kernel if in_features % PACKED_MULTIPLE == 0 else "dequantize"
+        empty = torch.empty(out_features, in_features, dtype=torch.int8, device=device)
+        self.register_buffer("qweight", empty)
+        self.register_buffer("scales", torch.empty(out_features, device=device))
+        self.bias = (
+            nn.Parameter(torch.empty(out_features, dtype=dtype, device=device), requires_grad=False)
+            if bias
+            else None
+        )
+
+    @classmethod
+    def empty_like(cls, linear: nn.Linear, kernel: str) -> Int8Linear:
+        """Make a layer of the same shape whose weights are still to be filled in."""
+        return cls(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            dtype=linear.weight.dtype,
+            device=linear.weight.device,
+            kernel=kernel,
+        )
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, kernel: str) -> Int8Linear:
+        """Quantize a layer."""
+        layer = cls.empty_like(linear, kernel)
+        layer.qweight, layer.scales = quantize(linear.weight)
+        if layer.bias is not None:
+            layer.bias.data.copy_(linear.bias.detach())
+        return layer
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
+        # `model.to(dtype)` is for weights in floating point. The scales are part of
+        # how the integers are read: they move with the layer and keep their dtype.
+        exact = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype != exact.dtype:
+            self.scales = exact.to(self.scales.device)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer for `x` of shape (..., in_features), in the dtype of `x`."""
+        rows = x.reshape(-1, self.in_features)
+        if self.kernel != "dequantize" and rows.is_cpu and rows.shape[0] <= PACKED_ROWS:
+            rounded = self.kernel == "packed-bfloat16"
+            out = torch.ops.truthgpt_quantize.int8_packed(rows, self.qweight, self.scales, rounded)
+        else:
+            out = functional.linear(rows, self.qweight.to(x.dtype)) * self.scales.to(x.dtype)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in `print(model)`."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, kernel={self.kernel}"
+        )
+
+
+# An operator of our own around aten's: inductor fails on the latter when its input
+# is computed by what it has just fused, and leaves this one alone.
+_library = torch.library.Library("truthgpt_quantize", "DEF")
+_library.define("int8_packed(Tensor x, Tensor qweight, Tensor scales, bool rounded) -> Tensor")
+
+
+def _int8_packed(x: Tensor, qweight: Tensor, scales: Tensor, rounded: bool) -> Tensor:
+    dtype = torch.bfloat16 if rounded else x.dtype
+    out = torch.ops.aten._weight_int8pack_mm(
+        x.to(dtype).contiguous(), qweight, scales.to(dtype)
+    )
+    return out.to(x.dtype)
+
+
+def _int8_packed_shape(x: Tensor, qweight: Tensor, scales: Tensor, rounded: bool) -> Tensor:
+    return x.new_empty(x.shape[0], qweight.shape[0])
+
+
+_library.impl("int8_packed", _int8_packed, "CPU")
+torch.library.register_fake("truthgpt_quantize::int8_packed", _int8_packed_shape, lib=_library)

@@ -1,0 +1,170 @@
+"""The optimization `quantize`: what it covers, what it leaves alone and why."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
+from truthgpt_core.optimization import (
+    Applied,
+    Coverage,
+    Model,
+    Optimization,
+    OptimizationContext,
+    OptimizationError,
+    Options,
+    Stage,
+)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Patterns = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+class QuantizeOptions(Options):
+    """Options of `quantize`.
+
+    Attributes:
+        scheme: `int8`: weights as 8-bit integers with one scale for each output
+            channel, symmetric; activations stay in floating point.
+        modules: patterns (`*` matches anything) of the layers to quantize; a
+            pattern also matches what is inside the module that it names.
+        skip: patterns of the layers to leave alone.
+        kernel: how a layer computes one token on a CPU: `packed` multiplies the
+            integers as they are, with activations in the model's dtype;
+            `packed-bfloat16` the same with activations rounded to bfloat16;
+            `dequantize` makes floating-point weights each time. `auto` takes
+            `packed` where the CPU has AVX-512, `packed-bfloat16` where it does not.
+    """
+
+    scheme: Literal["int8"] = "int8"
+    modules: Patterns = ["*"]
+    skip: Patterns = []
+    kernel: Literal["auto", "packed", "packed-bfloat16", "dequantize"] = "auto"
+
+
+class Quantize(Optimization[QuantizeOptions]):
+    """Keep the weights of linear layers as 8-bit integers, a quarter of float32.
+
+    The output embedding is quantized too, unless `skip=lm_head`; if it shares its
+    weights with the input embedding, that one stays as it is and the two are no
+    longer tied.
+    """
+
+    name: ClassVar[str] = "quantize"
+    stage: ClassVar[Stage] = Stage.WEIGHTS
+    options_type: ClassVar[type[Options]] = QuantizeOptions
+
+    def apply(self, model: Model, context: OptimizationContext) -> Applied:
+        """Replace linear layers, one by one, so that only one exists twice at any time.
+
+        Raises:
+            OptimizationError: the model is quantized already, or no layer of it can be.
+        """
+        from truthgpt_plugin_quantize.int8 import Int8Linear, choose_kernel, why_not
+
+        _refuse_quantized(model)
+        reasons: dict[str, str] = {}
+        for name, module in _linear_layers(model):
+            reasons[name] = self._why_left_alone(name) or why_not(module)
+        covered = [name for name, reason in reasons.items() if not reason]
+        skipped = tuple((name, reason) for name, reason in reasons.items() if reason)
+        if not covered:
+            raise OptimizationError(
+                "quantize would cover none of the model's linear layers: " + _most_common(skipped)
+            )
+        kernel = self.options.kernel
+        if kernel == "auto":
+            kernel = choose_kernel()
+        for done, name in enumerate(covered):
+            context.progress("Quantizing", done, len(covered))
+            _replace(model, name, Int8Linear.from_linear(model.get_submodule(name), kernel))
+        context.progress("Quantizing", len(covered), len(covered))
+        _untie(model, covered)
+        chosen = self.options.model_copy(update={"kernel": kernel, "modules": covered})
+        notes = (f"kernel {kernel}",) if context.device == "cpu" else ()
+        return Applied(
+            model, Coverage("linear layers", tuple(covered), skipped), chosen.model_dump(), notes
+        )
+
+    def restore(self, model: Model, context: OptimizationContext) -> Model:
+        """Put quantized layers, still empty, in the place of the ones that `apply` covered."""
+        from truthgpt_plugin_quantize.int8 import Int8Linear
+
+        for name in self.options.modules:
+            try:
+                linear = model.get_submodule(name)
+            except AttributeError:
+                raise OptimizationError(
+                    f'The model has no layer "{name}" to restore; it was saved from another one'
+                ) from None
+            _replace(model, name, Int8Linear.empty_like(linear, self.options.kernel))
+        return model
+
+    def _why_left_alone(self, name: str) -> str:
+        for pattern in self.options.skip:
+            if _matches(name, pattern):
+                return f"skip={pattern}"
+        if not any(_matches(name, pattern) for pattern in self.options.modules):
+            return "not among modules"
+        return ""
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` matches a layer's name, the end of it, or a module that it is in."""
+    parts = name.split(".")
+    spans = (
+        ".".join(parts[start:end])
+        for start in range(len(parts))
+        for end in range(start + 1, len(parts) + 1)
+    )
+    return any(fnmatchcase(span, pattern) for span in spans)
+
+
+def _linear_layers(model: Model) -> list[tuple[str, Any]]:
+    import torch
+
+    # GPT-2's Conv1D is a linear layer in all but its name and the order of its weights.
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+
+
+def _refuse_quantized(model: Model) -> None:
+    from truthgpt_plugin_quantize.int8 import Int8Linear
+
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        raise OptimizationError("The model is quantized already")
+    method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    if method is not None:
+        how = getattr(method, "quant_method", "another library")
+        raise OptimizationError(
+            f"The model was loaded quantized by {how}", hint="Load it without, then quantize it."
+        )
+
+
+def _replace(model: Model, name: str, module: Any) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _untie(model: Model, covered: list[str]) -> None:
+    """Tell transformers that a quantized output embedding is no longer the input embedding."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    config = getattr(model, "config", None)
+    if head is not None and config is not None and getattr(config, "tie_word_embeddings", False):
+        if any(model.get_submodule(name) is head for name in covered):
+            config.tie_word_embeddings = False
+
+
+def _most_common(skipped: tuple[tuple[str, str], ...]) -> str:
+    if not skipped:
+        return "it has none"
+    reasons = [reason for _, reason in skipped]
+    return max(set(reasons), key=reasons.count)

@@ -1,0 +1,23 @@
+"""Load, optimize, measure and run open language models.
+
+The services are imported when first used: importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from truthgpt_services.inference.service import InferenceService
+    from truthgpt_services.models.service import ModelService
+
+__all__ = ["InferenceService", "ModelService"]
+
+_HOMES = {"InferenceService": "inference.service", "ModelService": "models.service"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

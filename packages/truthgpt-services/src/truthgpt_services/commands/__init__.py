@@ -1,0 +1,1 @@
+"""The subcommands of truthgpt; nothing here imports torch before work starts."""

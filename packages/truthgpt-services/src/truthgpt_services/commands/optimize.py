@@ -1,0 +1,81 @@
+"""`truthgpt optimize`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(short_help="Make a model faster and smaller, and measure whether it worked.")
+@click.argument("model", required=False)
+@click.option(
+    "--apply",
+    "applied",
+    multiple=True,
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="Optimizations, separated by commas; may be repeated. The order does not matter.",
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Directory for the result.")
+@click.option("--overwrite", is_flag=True, help="Replace the output, if TruthGPT wrote it.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="YAML file with the same keys; what the command line says goes before it.",
+)
+@click.option("--device", help="Where to run: auto (default), cpu, cuda, cuda:1, ...")
+@click.option("--dtype", help="dtype of the baseline: auto (as stored, the default), bfloat16, ...")
+@click.option("--text", help="Text file to measure quality on [default: Python's own help topics].")
+@click.option("--rounds", type=int, help="How many times the models take turns.")
+@click.option("--seed", type=int, help="For whatever is random.")
+@click.option("--max-kl", type=float, help="Mean KL divergence a step may cost, nats per token.")
+@click.option("--max-perplexity-ratio", type=float, help="Perplexity a step may cost, as a ratio.")
+@click.option("--min-gain", type=float, help="How much faster or smaller it must be; 0.02 is 2 %.")
+def optimize(
+    model: str | None,
+    applied: tuple[str, ...],
+    output: Path | None,
+    overwrite: bool,
+    config: Path | None,
+    **given: Any,
+) -> None:
+    """Make MODEL faster and smaller, and measure whether it worked.
+
+    MODEL is a directory, a .gguf file, package:PACKAGE/FILE or a hub id.
+
+    Each optimization is measured against the model as it was, on this machine. One
+    that makes it neither faster nor smaller, or costs too much quality, is taken
+    back. The output directory gets the model, report.json and report.html.
+
+    \b
+      truthgpt optimize MODEL --apply quantize,compile -o DIR
+      truthgpt optimize MODEL --apply quantize:scheme=int8,skip=lm_head -o DIR
+    """
+    from truthgpt_core.plugin_system import get_plugin_manager
+
+    from truthgpt_services.commands.progress import shown_progress
+    from truthgpt_services.optimizing.pipeline import optimize as run
+    from truthgpt_services.optimizing.request import applied_on_command_line, read_request
+
+    said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if model is not None:
+        said["model"] = model
+    if output is not None:
+        said["output"] = str(output)
+    request = read_request(config, said, applied_on_command_line(applied))
+    with shown_progress() as progress:
+        report = run(
+            request,
+            get_plugin_manager(),
+            overwrite=overwrite,
+            command=["truthgpt", *sys.argv[1:]],
+            progress=progress,
+        )
+    from rich.console import Console
+
+    from truthgpt_services.report.terminal import print_report
+
+    print_report(report, Console())
+    click.echo(f"The model and report.html are in {request.output}")

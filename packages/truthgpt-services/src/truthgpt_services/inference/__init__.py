@@ -1,0 +1,1 @@
+"""Running models: decoding, and the service around it."""

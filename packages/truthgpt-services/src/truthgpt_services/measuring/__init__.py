@@ -1,0 +1,1 @@
+"""Measuring models in worker processes, and judging what was measured."""

@@ -1,0 +1,175 @@
+"""Measurements of one model that is in memory: its speed, and how well it predicts a text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from truthgpt_core.hookspecs import Hooks
+
+from truthgpt_services.inference.decoding import Sampling, Sequence, choose, stop_tokens, stream
+from truthgpt_services.measuring import memory
+from truthgpt_services.models.saved import weights_bytes
+
+class Bench:
+    """Measures a model; every method takes and returns what JSON can hold.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: to go with it.
+        hooks: the hooks of the plugin manager.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, hooks: Hooks) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._hooks = hooks
+        self._device = next(model.parameters()).device
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the model is made of, and begin to watch its memory."""
+        memory.reset_peak(self._device)
+        return {
+            "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "weights_bytes": weights_bytes(self._model),
+        }
+
+    def tokenize(self, text: str, limit: int) -> list[int]:
+        """The first tokens of a text, `limit` at most."""
+        # Eight characters a token are more than any text has, and tokenizing all of a
+        # large one to use its beginning would take minutes.
+        ids: list[int] = self._tokenizer(text[: 8 * limit], verbose=False).input_ids
+        return ids[:limit]
+
+    def warm_up(self, ids: list[int], new_tokens: int) -> float:
+        """Seconds that the first prompt and tokens take, compiling included."""
+        began = time.perf_counter()
+        self.run(ids, new_tokens)
+        return time.perf_counter() - began
+
+    def run(self, ids: list[int], new_tokens: int) -> dict[str, float]:
+        """Read a prompt and decode greedily, not stopping at the end of the text.
+
+        Returns:
+            `first_token_seconds`, `prefill_tokens_per_second` and
+            `decode_tokens_per_second`; the last leaves out the first token.
+        """
+        greedy = Sampling()
+        with torch.inference_mode():
+            began = time.perf_counter()
+            sequence = Sequence(self._model, self._hooks, len(ids) + new_tokens)
+            token = choose(sequence.prefill(torch.tensor([ids])), greedy, None)
+            token.item()
+            first = time.perf_counter()
+            for _ in range(new_tokens - 1):
+                token = choose(sequence.step(token), greedy, None)
+                token.item()
+            end = time.perf_counter()
+        return {
+            "first_token_seconds": first - began,
+            "prefill_tokens_per_second": len(ids) / (first - began),
+            "decode_tokens_per_second": (new_tokens - 1) / (end - first),
+        }
+
+    def peak_memory(self) -> int:
+        """Highest bytes since the model was loaded."""
+        return memory.peak(self._device)
+
+    def sample(self, prompt: str, new_tokens: int) -> str:
+        """The greedy continuation of a prompt."""
+        ids = self._tokenizer(prompt, return_tensors="pt").input_ids
+        tokens = stream(
+            self._model,
+            self._hooks,
+            ids,
+            max_new_tokens=new_tokens,
+            stop=stop_tokens(self._model, self._tokenizer),
+        )
+        text: str = self._tokenizer.decode(list(tokens))
+        return text
+
+    def write_reference(self, ids: list[int], path: str, *, prompt: int = 0) -> list[float]:
+        """Predict each next token of a window; write all log-probabilities to a file.
+
+        Args:
+            ids: the window.
+            path: of the file.
+            prompt: how many tokens to read at once before following the rest one at
+                a time; 0 to predict the whole window in one pass.
+
+        Returns:
+            The negative log-likelihood of each predicted token, in nats.
+        """
+        likelihoods = []
+        file: np.memmap[Any, np.dtype[np.float32]] | None = None
+        row = 0
+        for predicted, targets in self._predict(ids, prompt):
+            if file is None:
+                shape = (len(ids) - (prompt or 1), predicted.shape[-1])
+                file = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+            file[row : row + len(predicted)] = predicted.cpu().numpy()
+            row += len(predicted)
+            likelihoods.extend(_negative_log_likelihood(predicted, targets))
+        return likelihoods
+
+    def compare(self, ids: list[int], path: str, *, prompt: int = 0) -> dict[str, list[float]]:
+        """Predict the same window in the same way and compare with what `write_reference` wrote.
+
+        Returns:
+            For each predicted token: `nll`, the negative log-likelihood in nats;
+            `kl`, KL(reference || this) in nats; `agrees`, 1 if both have the same
+            first choice, else 0.
+        """
+        reference = np.load(path, mmap_mode="r", allow_pickle=False)
+        found: dict[str, list[float]] = {"nll": [], "kl": [], "agrees": []}
+        row = 0
+        for predicted, targets in self._predict(ids, prompt):
+            # A copy: torch wants to own what it may write to.
+            rows = torch.from_numpy(reference[row : row + len(predicted)].copy())
+            expected = rows.to(predicted.device)
+            row += len(predicted)
+            found["nll"].extend(_negative_log_likelihood(predicted, targets))
+            found["kl"].extend(_divergence(expected, predicted))
+            found["agrees"].extend(
+                (expected.argmax(-1) == predicted.argmax(-1)).float().tolist()
+            )
+        Path(path).unlink()
+        return found
+
+    def _predict(
+        self, ids: list[int], prompt: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield log-probabilities, float32 of shape (tokens, vocabulary), and the true tokens."""
+        tokens = torch.tensor([ids], device=self._device)
+        with torch.inference_mode():
+            if prompt == 0:
+                logits = self._model(input_ids=tokens, use_cache=False).logits[0, :-1]
+                yield logits.float().log_softmax(-1), tokens[0, 1:]
+                return
+            sequence = Sequence(self._model, self._hooks, len(ids))
+            logits = sequence.prefill(tokens[:, :prompt])
+            for position in range(prompt, len(ids)):
+                token = tokens[:, position : position + 1]
+                yield logits.float().log_softmax(-1), token[0]
+                if position + 1 < len(ids):
+                    logits = sequence.step(token)
+
+
+def _negative_log_likelihood(predicted: torch.Tensor, targets: torch.Tensor) -> list[float]:
+    chosen = predicted.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    likelihoods: list[float] = (-chosen).tolist()
+    return likelihoods
+
+
+def _divergence(expected: torch.Tensor, predicted: torch.Tensor) -> list[float]:
+    probabilities = expected.exp()
+    # Tokens that a model rules out have log-probability -inf in both, and count nothing.
+    terms = torch.where(probabilities > 0, probabilities * (expected - predicted), 0.0)
+    # Float error makes the divergence of equal predictions a little less than nothing.
+    divergence: list[float] = terms.sum(-1, dtype=torch.float64).clamp_min(0.0).tolist()
+    return divergence

@@ -1,0 +1,160 @@
+"""A worker process: holds one model, and measures it when told to.
+
+Run as `python -m truthgpt_services.measuring.worker`. Requests and answers are
+lines of JSON on standard input and output; what libraries print goes to standard
+error, which `WorkerProcess` keeps in a file. It ends when its input ends, so it
+does not outlive the process that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from truthgpt_core.errors import TruthGPTError
+
+PROGRESS_EVERY = 0.1
+"""Seconds between two lines of progress; more would only be drawn over."""
+
+
+class Worker:
+    """What a worker can be asked to do: each public method is a request of that name.
+
+    Args:
+        progress: told about work that takes seconds.
+    """
+
+    def __init__(self, progress: Callable[[str, int, int], None]) -> None:
+        from truthgpt_services.models.service import ModelService
+
+        self._service = ModelService(progress=progress)
+        self._service.initialize()
+        self._bench: Any = None
+
+    def convert(self, spec: str, kind: str, path: str, file_bytes: int, device: str) -> dict[str, Any]:
+        """Convert a model to a transformers directory, unless the cache has it, and describe it."""
+        from truthgpt_services.measuring.machine import describe_machine, describe_versions
+        from truthgpt_services.models.convert import as_directory
+        from truthgpt_services.models.loading import load_config, load_tokenizer, pick_device
+        from truthgpt_services.models.sources import ResolvedModel
+
+        place = pick_device(device)
+        directory = as_directory(ResolvedModel(spec, kind, Path(path), file_bytes))
+        config = load_config(directory)
+        load_tokenizer(directory)
+        return {
+            "directory": str(directory),
+            "architecture": (getattr(config, "architectures", None) or [config.model_type])[0],
+            "machine": describe_machine(place).model_dump(),
+            "versions": describe_versions(),
+        }
+
+    def build(
+        self,
+        directory: str,
+        source: str,
+        steps: list[dict[str, Any]],
+        output: str,
+        dtype: str | None,
+        device: str,
+    ) -> dict[str, Any]:
+        """Load a model, apply steps to it and save the result."""
+        from truthgpt_services.measuring import memory
+        from truthgpt_services.models.loading import pick_device
+        from truthgpt_services.models.saved import SavedStep
+
+        place = pick_device(device)
+        memory.reset_peak(place)
+        model = self._service.load_model(directory, {"dtype": dtype, "device": device})
+        tokenizer = self._service.load_tokenizer(directory)
+        done, saved = [], []
+        for step in steps:
+            optimization = self._service.make_optimization(step["name"], step["options"])
+            began = time.perf_counter()
+            applied = self._service.apply(optimization, model)
+            seconds = time.perf_counter() - began
+            model = applied.model
+            saved.append(
+                SavedStep(
+                    step["name"],
+                    optimization.stage.name.lower(),
+                    applied.settings,
+                    step["distribution"],
+                )
+            )
+            done.append(
+                {
+                    "seconds": seconds,
+                    "settings": applied.settings,
+                    "notes": list(applied.notes),
+                    "unit": applied.coverage.unit,
+                    "covered": len(applied.coverage.covered),
+                    "total": applied.coverage.total,
+                    "skipped": applied.coverage.skipped,
+                }
+            )
+        self._service.save_model(model, tokenizer, Path(output), source=source, steps=saved)
+        return {"steps": done, "peak_memory_bytes": memory.peak(place)}
+
+    def open(self, directory: str, dtype: str | None, device: str) -> dict[str, Any]:
+        """Load the model to be measured."""
+        from truthgpt_services.measuring.bench import Bench
+
+        began = time.perf_counter()
+        model = self._service.load_model(directory, {"dtype": dtype, "device": device})
+        tokenizer = self._service.load_tokenizer(directory)
+        self._bench = Bench(model, tokenizer, self._service.hooks)
+        return {"load_seconds": time.perf_counter() - began, **self._bench.describe()}
+
+    def __getattr__(self, request: str) -> Any:
+        if request.startswith("_") or self._bench is None:
+            raise AttributeError(request)
+        return getattr(self._bench, request)
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until there are no more."""
+    last = 0.0
+
+    def answer(kind: str, value: Any) -> None:
+        answers.write(json.dumps({kind: value}) + "\n")
+        answers.flush()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > PROGRESS_EVERY or done == total:
+            last = now
+            answer("progress", [what, done, total])
+
+    worker: Worker | None = None
+    for line in requests:
+        request = json.loads(line)
+        try:
+            worker = worker or Worker(progress)
+            answer("result", getattr(worker, request["do"])(**request["with"]))
+        except TruthGPTError as error:
+            answer("error", [type(error).__name__, error.message, error.hint])
+        except Exception as error:
+            traceback.print_exc()
+            answer("crash", f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def main() -> None:
+    """Serve on standard input and output, keeping everything else off the latter."""
+    # Ctrl-C reaches the whole group; the process that started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

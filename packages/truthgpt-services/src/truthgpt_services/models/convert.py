@@ -1,0 +1,99 @@
+"""Turning a GGUF file into a transformers directory, once: the result is kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from truthgpt_core.optimization import Progress, no_progress
+from truthgpt_core.paths import cache_dir
+
+from truthgpt_services.errors import ModelError
+from truthgpt_services.models.loading import quiet
+from truthgpt_services.models.sources import ResolvedModel
+from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error
+
+_FORMAT = 1
+
+
+def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> Path:
+    """Return a transformers directory for a model, converting a GGUF file if need be.
+
+    A converted model is kept in the cache under a key made of the file's content
+    and of the versions that converted it.
+
+    Raises:
+        ModelError: the file cannot be converted.
+        OutputError: the cache cannot be written.
+    """
+    if not resolved.is_gguf:
+        return resolved.path
+    key = hashlib.sha256()
+    with resolved.path.open("rb") as file:
+        key.update(hashlib.file_digest(file, "sha256").digest())
+    for part in (str(_FORMAT), version("transformers"), version("gguf")):
+        key.update(part.encode())
+    target = cache_dir("converted", f"{resolved.path.stem}-{key.hexdigest()[:16]}")
+    if (target / MARKER).is_file():
+        return target
+    progress("Converting GGUF", 0, 0)
+    with StagedDirectory(target, overwrite=True) as staged:
+        _convert(resolved.path, staged.path)
+        (staged.path / MARKER).write_text(
+            json.dumps({"format": _FORMAT, "kind": "converted", "source": resolved.spec, "steps": []})
+        )
+        staged.commit()
+    return target
+
+
+def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
+    """Write a model from any source into `target` as an ordinary transformers directory.
+
+    Raises:
+        ModelError: it cannot be converted.
+        OutputError: the disk is full.
+    """
+    import shutil
+
+    source = as_directory(resolved)
+    try:
+        for file in sorted(source.iterdir()):
+            if file.is_file() and file.name != MARKER:
+                shutil.copyfile(file, target.path / file.name)
+    except OSError as error:
+        explained = explain_write_error(error, target.target)
+        raise explained or error from error
+    (target.path / MARKER).write_text(
+        json.dumps({"format": _FORMAT, "kind": "converted", "source": resolved.spec, "steps": []})
+    )
+
+
+def _convert(gguf: Path, directory: Path) -> None:
+    folder, name = str(gguf.parent), gguf.name
+    with quiet():
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, local_files_only=True
+            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, gguf_file=name, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"{gguf} cannot be converted: {lines[0]}") from error
+        # What transformers leaves on a model that it has already dequantized makes
+        # save_pretrained refuse it.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+        try:
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        except Exception as error:
+            explained = explain_write_error(error, directory)
+            raise explained or error from error

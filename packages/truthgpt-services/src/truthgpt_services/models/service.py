@@ -1,0 +1,223 @@
+"""ModelService: load, optimize and save models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from truthgpt_core.errors import did_you_mean
+from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.hookspecs import Hooks
+from truthgpt_core.optimization import (
+    Applied,
+    Optimization,
+    OptimizationContext,
+    Progress,
+    in_order,
+    no_progress,
+)
+from truthgpt_core.paths import cache_dir
+from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
+
+from truthgpt_services.errors import ModelError
+from truthgpt_services.models import saved, sources
+from truthgpt_services.models.convert import as_directory
+from truthgpt_services.models.loading import DTYPES, load_model, load_tokenizer, pick_device
+from truthgpt_services.models.saved import Recipe, SavedStep
+from truthgpt_services.models.sources import ResolvedModel
+from truthgpt_services.output import StagedDirectory
+
+_LOAD_OPTIONS = ("name_or_path", "torch_dtype", "dtype", "device", "gradient_checkpointing")
+
+
+class ModelService:
+    """Loads, optimizes and saves causal language models.
+
+    Args:
+        plugins: where optimizations and kinds of model sources come from; the
+            process's plugin manager if None.
+        progress: told about work that takes seconds.
+    """
+
+    def __init__(
+        self, plugins: PluginManager | None = None, *, progress: Progress = no_progress
+    ) -> None:
+        self._plugins = plugins or get_plugin_manager()
+        self._progress = progress
+
+    @property
+    def hooks(self) -> Hooks:
+        """The hooks of the active plugins."""
+        return self._plugins.hooks
+
+    def initialize(self) -> None:
+        """Activate the installed plugins now; otherwise that happens at first use."""
+        self._plugins.activate_all()
+
+    def resolve(self, spec: str) -> ResolvedModel:
+        """Find a model on disk, fetching it if it is on a hub.
+
+        Raises:
+            ModelError: it cannot be found, or may not be loaded.
+        """
+        self._plugins.activate_all()
+        return sources.resolve(spec, self._plugins.factories["model_source_factory"])
+
+    def load_model(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
+        """Load a model.
+
+        Args:
+            name: a directory, one that TruthGPT saved included; a `.gguf` file;
+                `package:PACKAGE/FILE`; or a hub id.
+            options: `dtype` (or `torch_dtype`; a `torch.dtype` or its name, default:
+                as stored), `device` (default: the first GPU or the CPU),
+                `gradient_checkpointing` (default: False). `name_or_path` is allowed
+                and ignored, so that a section of a configuration can be passed.
+
+        Returns:
+            A transformers model, in evaluation mode.
+
+        Raises:
+            ModelError: it cannot be found or loaded, or an option is wrong.
+        """
+        options = dict(options or {})
+        for option in options:
+            if option not in _LOAD_OPTIONS:
+                raise ModelError(
+                    f'There is no option "{option}" for loading a model',
+                    hint=did_you_mean(option, _LOAD_OPTIONS) or f"Known: {', '.join(_LOAD_OPTIONS)}.",
+                )
+        device = pick_device(str(options.get("device") or "auto"))
+        dtype = _as_dtype(options.get("dtype") or options.get("torch_dtype"))
+        if saved.is_saved(Path(name)):
+            if dtype is not None:
+                raise ModelError(f"{name} is an optimized model: its dtypes are part of it")
+            model = self.load_saved(Path(name), device)
+        else:
+            directory = as_directory(self.resolve(name), self._progress)
+            model = load_model(directory, dtype=dtype, device=device)
+        if options.get("gradient_checkpointing"):
+            model.gradient_checkpointing_enable()
+        emit_event(EventType.MODEL_LOADED, {"model": name, "device": str(device)})
+        return model
+
+    def load_tokenizer(self, name: str) -> Any:
+        """Load the tokenizer of a model, named as for `load_model`.
+
+        Raises:
+            ModelError: it has none.
+        """
+        if saved.is_saved(Path(name)):
+            return load_tokenizer(Path(name))
+        return load_tokenizer(as_directory(self.resolve(name), self._progress))
+
+    def optimize_model(
+        self, model: Any, optimizations: Sequence[str | Optimization[Any]]
+    ) -> Any:
+        """Apply optimizations to a model, in the order that they declare, and measure nothing.
+
+        Args:
+            model: changed in place where the optimization can.
+            optimizations: names, or optimizations with their options.
+
+        Returns:
+            The optimized model.
+
+        Raises:
+            OptimizationError: one is unknown, given twice, or cannot be done.
+        """
+        made = [
+            self._plugins.make_optimization(each, {}) if isinstance(each, str) else each
+            for each in optimizations
+        ]
+        self._plugins.activate_all()
+        for optimization in in_order(made):
+            model = self.apply(optimization, model).model
+        return model
+
+    def make_optimization(self, name: str, options: Mapping[str, Any]) -> Optimization[Any]:
+        """Create an optimization by its name or an alias.
+
+        Raises:
+            OptimizationError: there is none, or its options are wrong.
+        """
+        return self._plugins.make_optimization(name, options)
+
+    def apply(self, optimization: Optimization[Any], model: Any) -> Applied:
+        """Apply one optimization through the hook, so that plugins can take part.
+
+        Raises:
+            OptimizationError: it cannot be done to this model.
+        """
+        device = str(next(model.parameters()).device)
+        context = self._context(optimization.name, device)
+        applied = self._plugins.hooks.apply_optimization(
+            optimization=optimization, model=model, context=context
+        )
+        assert applied is not None, "the core's own implementation returns something"
+        return applied
+
+    def save_model(
+        self,
+        model: Any,
+        tokenizer: Any,
+        directory: Path,
+        *,
+        source: str,
+        steps: Sequence[SavedStep],
+    ) -> None:
+        """Save an optimized model into a directory that exists.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        dtype = str(model.dtype).removeprefix("torch.")
+        saved.save(model, tokenizer, directory, Recipe(source, dtype, tuple(steps)))
+        emit_event(EventType.MODEL_SAVED, {"directory": str(directory)})
+
+    def load_saved(self, directory: Path, device: torch.device) -> Any:
+        """Load a model that `save_model` saved.
+
+        Raises:
+            ModelError: it is damaged.
+            OptimizationError: it needs an optimization that is not installed.
+        """
+        return saved.load(
+            directory,
+            device=device,
+            make_optimization=self._plugins.make_optimization,
+            make_context=lambda name: self._context(name, str(device)),
+        )
+
+    def convert(self, name: str, directory: Path, *, overwrite: bool = False) -> None:
+        """Write a model from any source as an ordinary transformers directory.
+
+        Raises:
+            ModelError: it cannot be found or converted.
+            OutputError: the directory cannot be written.
+        """
+        from truthgpt_services.models.convert import write_directory
+
+        with StagedDirectory(directory, overwrite=overwrite) as staged:
+            write_directory(self.resolve(name), staged)
+            staged.commit()
+
+    def _context(self, name: str, device: str) -> OptimizationContext:
+        return OptimizationContext(
+            device=device, cache_dir=cache_dir("optimizations", name), progress=self._progress
+        )
+
+
+def _as_dtype(given: Any) -> torch.dtype | None:
+    if given is None or given == "auto" or isinstance(given, torch.dtype):
+        return given if isinstance(given, torch.dtype) else None
+    name = str(given).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ModelError(
+            f'There is no dtype "{given}" for weights', hint=f"Known: {', '.join(DTYPES)}."
+        )
+    return DTYPES[name]
+
+

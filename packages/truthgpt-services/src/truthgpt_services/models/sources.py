@@ -1,0 +1,229 @@
+"""Where a model comes from: a directory, a GGUF file, an installed package or a hub.
+
+Finding out needs neither torch nor transformers. Each kind of source is a
+component of the factory `model_source_factory`, so a plugin can add more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any, ClassVar
+
+from truthgpt_core.dynamic_factory import DynamicFactory
+from truthgpt_core.errors import did_you_mean
+
+from truthgpt_services.errors import ModelError
+from truthgpt_services.output import MARKER
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_FORMATS = "a directory, a .gguf file, package:PACKAGE/FILE or a hub id"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that was found on this machine's disk.
+
+    Attributes:
+        spec: as the person typed it.
+        kind: the name of the kind of source.
+        path: a transformers directory, or a GGUF file.
+        file_bytes: the size of its weight files.
+    """
+
+    spec: str
+    kind: str
+    path: Path
+    file_bytes: int
+
+    @property
+    def is_gguf(self) -> bool:
+        """True if it has to be converted before it can be loaded."""
+        return self.path.suffix == ".gguf"
+
+
+class ModelSource(ABC):
+    """One kind of place where models come from."""
+
+    name: ClassVar[str]
+
+    rank: ClassVar[int] = 0
+    """Sources are asked in order of rank, lowest first."""
+
+    @abstractmethod
+    def claims(self, spec: str) -> bool:
+        """Whether `spec` is meant for this source, be it there or not."""
+
+    @abstractmethod
+    def resolve(self, spec: str) -> ResolvedModel:
+        """Find the model, fetching it if that is what this source does.
+
+        Raises:
+            ModelError: it is not there, or it is not one that can be loaded.
+        """
+
+
+class PackageSource(ModelSource):
+    """`package:PACKAGE/FILE`: a file inside an installed package, which is not imported."""
+
+    name = "package"
+    rank = 10
+
+    def claims(self, spec: str) -> bool:
+        """Whether it begins with `package:`."""
+        return spec.startswith("package:")
+
+    def resolve(self, spec: str) -> ResolvedModel:
+        """Find the file by the package's import name."""
+        package, _, file = spec.removeprefix("package:").partition("/")
+        if not package.isidentifier() or not file:
+            raise ModelError(
+                f'"{spec}" does not name a file in a package', hint="Write package:PACKAGE/FILE."
+            )
+        # PathFinder looks a top-level name up on sys.path and runs none of its code.
+        found = PathFinder.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise ModelError(
+                f'No package "{package}" is installed', hint="Install the one that has the model."
+            )
+        for location in found.submodule_search_locations:
+            root = Path(location).resolve()
+            path = (root / file).resolve()
+            if path.is_relative_to(root) and path.exists():
+                return replace(_on_disk(path, spec), kind=self.name)
+        models = sorted(path.name for path in root.iterdir() if path.suffix == ".gguf")
+        has = f'It has {", ".join(models)}.' if models else "It has no .gguf file."
+        close = did_you_mean(file, models)
+        raise ModelError(
+            f'Package "{package}" has no file "{file}"', hint=f"{close} {has}" if close else has
+        )
+
+
+class LocalSource(ModelSource):
+    """A directory as transformers writes it, or a `.gguf` file."""
+
+    name = "local"
+    rank = 20
+
+    def claims(self, spec: str) -> bool:
+        """Whether it exists, or can be nothing but a path."""
+        looks_like_path = spec.startswith(("/", "./", "../", "~")) or spec.endswith(".gguf")
+        return looks_like_path or Path(spec).exists() or spec.count("/") > 1
+
+    def resolve(self, spec: str) -> ResolvedModel:
+        """Look at the directory or file."""
+        path = Path(spec).expanduser()
+        if path.exists():
+            return _on_disk(path.resolve(), spec)
+        siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ModelError(f'There is no model at "{spec}"', hint=did_you_mean(path.name, siblings))
+
+
+class HubSource(ModelSource):
+    """A model of the Hugging Face hub, downloaded to its cache."""
+
+    name = "hub"
+    rank = 90
+
+    def claims(self, spec: str) -> bool:
+        """Whether it has the form of a hub id."""
+        return _HUB_ID.fullmatch(spec) is not None
+
+    def resolve(self, spec: str) -> ResolvedModel:
+        """Download what is needed of it, without pickles."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import RepositoryNotFoundError as NotFound
+
+        close = did_you_mean(spec, [path.name for path in Path().iterdir()])
+        try:
+            path = snapshot_download(
+                spec,
+                allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
+            )
+        except NotFound:
+            raise ModelError(
+                f'There is no model "{spec}" on the hub, and nothing on disk by that name',
+                hint=close or f"A model is {_FORMATS}.",
+            ) from None
+        except LocalEntryNotFoundError:
+            raise ModelError(
+                f'"{spec}" is not on disk, and the hub cannot be reached to look for it there',
+                hint=close or f"A model is {_FORMATS}.",
+            ) from None
+        except (HfHubHTTPError, OSError) as error:
+            raise ModelError(f'"{spec}" could not be downloaded: {error}') from error
+        return replace(_on_disk(Path(path), spec), kind=self.name)
+
+
+def resolve(spec: str, sources: DynamicFactory[Any]) -> ResolvedModel:
+    """Find the model that `spec` names.
+
+    Args:
+        spec: what a person typed.
+        sources: the factory `model_source_factory`.
+
+    Raises:
+        ModelError: it cannot be found, or may not be loaded.
+    """
+    if not spec.strip():
+        raise ModelError("No model is named", hint=f"A model is {_FORMATS}.")
+    known: list[ModelSource] = [sources.create(name) for name in sources.names()]
+    for source in sorted(known, key=lambda source: source.rank):
+        if source.claims(spec):
+            return source.resolve(spec)
+    raise ModelError(f'"{spec}" names no model', hint=f"A model is {_FORMATS}.")
+
+
+def _on_disk(path: Path, spec: str) -> ResolvedModel:
+    if path.is_dir():
+        return _directory(path, spec)
+    if path.suffix == ".gguf":
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(
+                    f"{path} is not a GGUF file: it does not begin with GGUF",
+                    hint="It may be damaged, or a pointer left by Git LFS.",
+                )
+        return ResolvedModel(spec, "gguf", path, path.stat().st_size)
+    if any(path.match(pattern) for pattern in _PICKLES):
+        raise _pickle_error(path)
+    raise ModelError(f"{path} is no model", hint=f"A model is {_FORMATS}.")
+
+
+def _directory(path: Path, spec: str) -> ResolvedModel:
+    if (path / MARKER).is_file() and _is_optimized(path / MARKER):
+        raise ModelError(
+            f"{path} is a model that TruthGPT has optimized already",
+            hint="Start from the model that it was made from; `truthgpt generate` runs it.",
+        )
+    if not (path / "config.json").is_file():
+        ggufs = sorted(each.name for each in path.glob("*.gguf"))
+        hint = f"Name the file: {path / ggufs[0]}." if ggufs else f"A model is {_FORMATS}."
+        raise ModelError(f"{path} has no config.json, so it is no transformers model", hint=hint)
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        pickles = [each for pattern in _PICKLES for each in path.glob(pattern)]
+        if pickles:
+            raise _pickle_error(pickles[0])
+        raise ModelError(f"{path} has no weights: there is no .safetensors file in it")
+    return ResolvedModel(spec, "directory", path, sum(file.stat().st_size for file in weights))
+
+
+def _is_optimized(marker: Path) -> bool:
+    try:
+        return bool(json.loads(marker.read_text(encoding="utf-8"))["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _pickle_error(path: Path) -> ModelError:
+    return ModelError(
+        f"{path} is a pickle checkpoint, and loading a pickle runs whatever code is in it",
+        hint="Get the model as safetensors, or convert it on a machine that you can lose.",
+    )

@@ -1,0 +1,1 @@
+"""The main job: apply optimizations, measure each, keep what pays."""

@@ -1,0 +1,455 @@
+"""The main job: apply optimizations one after the other, measure each, keep what pays.
+
+This process only orchestrates and never imports torch. Each model that takes part
+is in a worker process of its own: the baseline, what has been kept so far, and the
+candidate. A candidate is always made from the source with the steps kept so far
+and the new one, saved, and measured as it was saved: a step that is taken back
+leaves nothing behind, and what was measured is what a person gets.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.optimization import Optimization, OptimizationError, Progress, in_order
+from truthgpt_core.plugin_system import PluginManager
+
+from truthgpt_services.errors import ModelError, WorkerError
+from truthgpt_services.measuring.contest import (
+    DECODE,
+    PREFILL,
+    Contestant,
+    Plan,
+    measure_quality,
+    ratio,
+    take_turns,
+    warm_up,
+    windows,
+)
+from truthgpt_services.measuring.gate import judge
+from truthgpt_services.measuring.process import WorkerProcess
+from truthgpt_services.measuring.statistics import CONFIDENCE
+from truthgpt_services.measuring.text import EvaluationText, evaluation_text
+from truthgpt_services.models.sources import ResolvedModel, resolve
+from truthgpt_services.optimizing.request import Applying, OptimizeFile
+from truthgpt_services.output import StagedDirectory
+from truthgpt_services.report.schema import (
+    Machine,
+    Measurements,
+    Outcome,
+    Ratio,
+    Report,
+    Result,
+    Settings,
+    Skipped,
+    Source,
+    Step,
+    StepCoverage,
+    Text,
+    Variant,
+)
+from truthgpt_services.report.storage import write_report
+
+BASELINE = "baseline"
+SAMPLE_PROMPT = "The future of AI is"
+WEIGHT_FILES = "*.safetensors"
+
+
+@dataclass
+class _Asked:
+    """A step that was asked for."""
+
+    optimization: Optimization[Any]
+    distribution: str
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.optimization.name
+
+    def for_worker(self) -> dict[str, Any]:
+        return {"name": self.name, "options": self.options, "distribution": self.distribution}
+
+
+@dataclass
+class _Made:
+    """A variant: how it was made, where it is saved, and the worker that holds it."""
+
+    contestant: Contestant
+    steps: list[_Asked] = field(default_factory=list)
+    directory: Path | None = None
+    build_peak: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.contestant.name
+
+
+def optimize(
+    request: OptimizeFile,
+    plugins: PluginManager,
+    *,
+    overwrite: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress,
+) -> Report:
+    """Optimize a model, measure what each step does, and keep what pays.
+
+    Args:
+        request: what to do; its model and output are given.
+        plugins: where optimizations come from.
+        overwrite: replace the output directory, if it is one that TruthGPT wrote.
+        command: the command line, for the report.
+        progress: told about work that takes seconds.
+
+    Returns:
+        The report, which was also written into the output directory.
+
+    Raises:
+        OptimizationError: an optimization is unknown, or its options are wrong.
+        ModelError: the model cannot be found or loaded.
+        OutputError: the output directory cannot be written.
+        WorkerError: the baseline itself could not be measured.
+    """
+    assert request.model is not None
+    assert request.output is not None
+    asked = _in_order(request.apply, plugins)
+    text = evaluation_text(request.text)
+    staged = StagedDirectory(request.output, overwrite=overwrite)
+    resolved = resolve(request.model, plugins.factories["model_source_factory"])
+    with staged, tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
+        job = _Job(request, resolved, text, staged.path, Path(scratch), stack, progress)
+        job.start()
+        for step in asked:
+            job.take(step)
+        report = job.report(command)
+        job.finish()
+        write_report(report, staged.path)
+        # Ends the workers before what they may still read is moved.
+        stack.close()
+        staged.commit()
+    return report
+
+
+class _Job:
+    """One run: the models that take part, and what is known of them so far."""
+
+    def __init__(
+        self,
+        request: OptimizeFile,
+        resolved: ResolvedModel,
+        text: EvaluationText,
+        output: Path,
+        scratch: Path,
+        stack: ExitStack,
+        progress: Progress,
+    ) -> None:
+        self._request = request
+        self._plan: Plan = request.plan
+        self._resolved = resolved
+        self._text = text
+        self._output = output
+        self._scratch = scratch
+        self._stack = stack
+        self._progress = progress
+        self._variants: list[Variant] = []
+        self._steps: list[Step] = []
+
+    def start(self) -> None:
+        """Convert the model if need be, and load the baseline."""
+        self._progress("Starting the baseline", 0, 0)
+        worker = self._worker(BASELINE)
+        resolved = self._resolved
+        if resolved.is_gguf:
+            self._progress("Converting GGUF, once: the result is kept in the cache", 0, 0)
+        found = worker.call(
+            "convert",
+            spec=resolved.spec,
+            kind=resolved.kind,
+            path=str(resolved.path),
+            file_bytes=resolved.file_bytes,
+            device=self._request.device,
+        )
+        self._directory: str = found["directory"]
+        self._architecture: str = found["architecture"]
+        self._versions: dict[str, str] = found["versions"]
+        self._machine = Machine(**found["machine"])
+        self._baseline = _Made(self._open(worker, BASELINE, self._directory))
+        self._kept = self._baseline
+        wanted = self._plan.windows * self._plan.window
+        self._ids: list[int] = worker.call("tokenize", text=self._text.text, limit=wanted)
+        least = self._plan.decode_prompt + 2
+        if len(self._ids) < least:
+            raise ModelError(
+                f"The text {self._text.name} has {len(self._ids)} tokens, "
+                f"and at least {least} are needed"
+            )
+        self._warm_up(self._baseline.contestant)
+
+    def take(self, step: _Asked) -> None:
+        """Try one step: make the model with it, measure it, keep it or not."""
+        verdict = step.optimization.check(self._machine.device)
+        if not verdict.ok:
+            reason = f"{verdict.reason}. {verdict.fix}".strip().rstrip(".") + "."
+            emit_event(
+                EventType.OPTIMIZATION_SKIPPED, {"optimization": step.name, "reason": reason}
+            )
+            self._note(step, Outcome.NOT_APPLIED, reason[0].upper() + reason[1:])
+            return
+        steps = [*self._kept.steps, step]
+        name = " + ".join(each.name for each in steps)
+        try:
+            self._try(name, step, steps)
+        except (OptimizationError, WorkerError) as error:
+            if isinstance(error, WorkerError) and error.worker not in (name, _builder(name)):
+                raise
+            emit_event(
+                EventType.OPTIMIZATION_FAILED, {"optimization": step.name, "reason": str(error)}
+            )
+            self._note(step, Outcome.FAILED, str(error))
+
+    def _try(self, name: str, step: _Asked, steps: list[_Asked]) -> None:
+        directory, built = self._build(name, steps)
+        worker = self._worker(name)
+        try:
+            candidate = self._open(worker, name, str(directory))
+            made = _Made(candidate, steps, directory, built["peak_memory_bytes"])
+            self._warm_up(candidate)
+            measure_quality(
+                candidate,
+                self._baseline.contestant,
+                self._ids,
+                self._plan,
+                self._scratch,
+                self._progress,
+            )
+            against = self._kept
+            kept = [] if against is self._baseline else [against.contestant]
+            take_turns(
+                [self._baseline.contestant, *kept, candidate], self._ids, self._plan, self._progress
+            )
+            self._judge(step, made, built["steps"][-1])
+        finally:
+            if self._kept.contestant.worker is not worker:
+                worker.end(at_once=True)
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _judge(self, step: _Asked, made: _Made, built: dict[str, Any]) -> None:
+        against = self._kept
+        measured = self._measurements(made)
+        decode = ratio(made.contestant, against.contestant, DECODE, self._plan)
+        prefill = ratio(made.contestant, against.contestant, PREFILL, self._plan)
+        decision = judge(
+            measured,
+            self._measurements(against),
+            self._measurements(self._baseline),
+            decode=decode,
+            prefill=prefill,
+            gate=self._request.gate,
+        )
+        self._variants.append(self._variant(made))
+        if decision.keep:
+            if against is not self._baseline:
+                against.contestant.worker.end()
+                assert against.directory is not None
+                shutil.rmtree(against.directory)
+            self._kept = made
+        outcome = Outcome.KEPT if decision.keep else Outcome.TAKEN_BACK
+        kind = EventType.OPTIMIZATION_FINISHED if decision.keep else EventType.OPTIMIZATION_REVERTED
+        emit_event(kind, {"optimization": step.name, "reason": decision.reason})
+        self._note(
+            step,
+            outcome,
+            decision.reason,
+            options=built["settings"],
+            seconds=built["seconds"],
+            coverage=StepCoverage(
+                unit=built["unit"],
+                covered=built["covered"],
+                total=built["total"],
+                skipped=[Skipped(name=name, reason=why) for name, why in built["skipped"]],
+            ),
+            notes=built["notes"],
+            variant=made.name,
+            against=against.name,
+            decode_ratio=decode,
+            prefill_ratio=prefill,
+        )
+
+    def report(self, command: Sequence[str]) -> Report:
+        """Everything that was found out."""
+        baseline = self._baseline.contestant
+        if not baseline.runs:
+            # No candidate came as far as being timed; the baseline still is reported.
+            measure_quality(baseline, baseline, self._ids, self._plan, self._scratch, self._progress)
+            take_turns([baseline], self._ids, self._plan, self._progress)
+        variants = [self._variant(self._baseline), *self._variants]
+        return Report(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=list(command),
+            seed=self._plan.seed,
+            sample_prompt=SAMPLE_PROMPT,
+            machine=self._machine,
+            versions=self._versions,
+            source=Source(
+                spec=self._resolved.spec,
+                kind=self._resolved.kind,
+                file_bytes=self._resolved.file_bytes,
+                architecture=self._architecture,
+                parameters=baseline.opened["parameters"],
+                dtype=baseline.opened["dtype"],
+                dtype_is_native=self._request.dtype == "auto",
+            ),
+            text=Text(
+                name=self._text.name,
+                sha256=self._text.sha256,
+                tokens=sum(len(each) - 1 for each in windows(self._ids, self._plan)),
+                window=self._plan.window,
+                decode_tokens=min(len(self._ids), self._plan.decode_tokens)
+                - self._plan.decode_prompt,
+            ),
+            settings=Settings(
+                rounds=self._plan.rounds,
+                prompt_tokens=min(len(self._ids), self._plan.prompt_tokens),
+                new_tokens=self._plan.new_tokens,
+                confidence=CONFIDENCE,
+                gate=self._request.gate,
+            ),
+            variants=variants,
+            steps=self._steps,
+            result=Result(
+                variant=self._kept.name,
+                steps=[each.name for each in self._kept.steps],
+                summary=_summary(variants, self._kept.name),
+            ),
+        )
+
+    def finish(self) -> None:
+        """Put the files of the model that was kept at the top of the output directory."""
+        directory = self._kept.directory
+        if directory is None:
+            directory, _ = self._build(BASELINE, [])
+        for file in directory.iterdir():
+            file.rename(self._output / file.name)
+        directory.rmdir()
+
+    def _build(self, name: str, steps: list[_Asked]) -> tuple[Path, dict[str, Any]]:
+        directory = self._output / f"variant-{len(self._variants) + len(self._steps)}"
+        directory.mkdir()
+        self._progress(f"Making {name}", 0, 0)
+        with self._worker(_builder(name)) as worker:
+            built: dict[str, Any] = worker.call(
+                "build",
+                directory=self._directory,
+                source=self._resolved.spec,
+                steps=[each.for_worker() for each in steps],
+                output=str(directory),
+                dtype=self._request.dtype,
+                device=self._request.device,
+            )
+        return directory, built
+
+    def _worker(self, name: str) -> WorkerProcess:
+        worker = WorkerProcess(name, self._scratch, self._progress)
+        self._stack.callback(worker.end, at_once=True)
+        return worker
+
+    def _open(self, worker: WorkerProcess, name: str, directory: str) -> Contestant:
+        self._progress(f"Loading {name}", 0, 0)
+        dtype = self._request.dtype if name == BASELINE else None
+        opened = worker.call(
+            "open", directory=directory, dtype=dtype, device=self._request.device
+        )
+        return Contestant(name, worker, opened)
+
+    def _warm_up(self, contestant: Contestant) -> None:
+        self._progress(f"Warming up {contestant.name}; compiling takes a minute the first time", 0, 0)
+        warm_up(contestant, self._ids, self._plan)
+        contestant.sample = contestant.worker.call(
+            "sample", prompt=SAMPLE_PROMPT, new_tokens=self._plan.sample_tokens
+        )
+
+    def _measurements(self, made: _Made) -> Measurements:
+        saved = sum(
+            file.stat().st_size for file in (made.directory.glob(WEIGHT_FILES) if made.directory else ())
+        )
+        return made.contestant.measurements(
+            saved_bytes=saved, build_peak=made.build_peak, seed=self._plan.seed
+        )
+
+    def _variant(self, made: _Made) -> Variant:
+        baseline = self._baseline.contestant
+        return Variant(
+            name=made.name,
+            steps=[each.name for each in made.steps],
+            measured=self._measurements(made),
+            decode_ratio=ratio(made.contestant, baseline, DECODE, self._plan),
+            prefill_ratio=ratio(made.contestant, baseline, PREFILL, self._plan),
+        )
+
+    def _note(self, step: _Asked, outcome: Outcome, reason: str, **found: Any) -> None:
+        unknown: dict[str, Any] = {
+            "options": step.options,
+            "seconds": 0.0,
+            "coverage": None,
+            "notes": [],
+            "variant": None,
+            "against": None,
+            "decode_ratio": None,
+            "prefill_ratio": None,
+        }
+        self._steps.append(
+            Step(
+                name=step.name,
+                distribution=step.distribution,
+                outcome=outcome,
+                reason=reason,
+                **(unknown | found),
+            )
+        )
+
+
+def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[_Asked]:
+    made = [plugins.make_optimization(each.name, each.options) for each in apply]
+    owners = {
+        name: f"{row.distribution.name} {row.version}"
+        for row in plugins.rows()
+        for name in row.optimizations
+        if row.distribution is not None
+    }
+    return [
+        _Asked(each, owners.get(each.name, ""), each.options.model_dump(mode="json"))
+        for each in in_order(made)
+    ]
+
+
+def _builder(name: str) -> str:
+    return f"making {name}"
+
+
+def _summary(variants: list[Variant], kept: str) -> str:
+    baseline = variants[0]
+    result = next(variant for variant in variants if variant.name == kept)
+    if result is baseline:
+        return "No step was kept: the output is the model as it was."
+    size = result.measured.weights_bytes / baseline.measured.weights_bytes
+    quality = result.measured.quality
+    speed: Ratio = result.decode_ratio
+    decodes = (
+        f"decodes {speed.median:.2f}× as fast as the baseline"
+        if speed.differs
+        else "decodes no faster or slower than the baseline"
+    )
+    return (
+        f"{kept} {decodes}, with weights {size:.2f}× the size, "
+        f"KL {quality.kl_mean:.4f} and the same first choice for {quality.top1_agreement:.1%} of tokens."
+    )

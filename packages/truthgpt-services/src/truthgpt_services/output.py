@@ -1,0 +1,187 @@
+"""Writing an output directory so that it is whole or not there.
+
+Everything is written into a hidden directory beside the target, which takes the
+target's name only when it is complete. What a killed run leaves behind never has
+that name, and the next run with the same target removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from truthgpt_services.errors import OutputError
+
+MARKER = "truthgpt.json"
+"""The file that says a directory was written by us, and is whole: it is written last."""
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+class StagedDirectory:
+    """A directory that is being written, to appear at `target` when `commit` is called.
+
+    Used as a context manager; leaving it without `commit` removes what was written.
+
+    Args:
+        target: where it shall appear.
+        overwrite: replace a directory that is there, if we wrote it.
+
+    Raises:
+        OutputError: something is there that may not be replaced, or the parent
+            directory cannot be written to.
+    """
+
+    def __init__(self, target: Path, *, overwrite: bool = False) -> None:
+        # Not resolve(): a link given as the target would be followed and replaced elsewhere.
+        self.target = Path(os.path.abspath(target))  # noqa: PTH100
+        self.overwrite = overwrite
+        self.path = self.target.parent / f".{self.target.name}.partial-{os.getpid()}"
+        self._check()
+
+    def __enter__(self) -> StagedDirectory:
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_abandoned()
+            self.path.mkdir()
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write beside {self.target}: {error.strerror or error}",
+                hint="Name another --output.",
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def commit(self) -> None:
+        """Make what was written appear at the target, replacing what may be replaced.
+
+        Raises:
+            OutputError: the marker is missing, or something appeared at the target meanwhile.
+        """
+        if not (self.path / MARKER).is_file():
+            raise OutputError(f"{self.path} has no {MARKER}: it is not complete")
+        _fsync_tree(self.path)
+        self._check()
+        try:
+            if not self.target.is_dir():
+                self.path.rename(self.target)
+            elif not _exchange(self.path, self.target):
+                self._replace_in_two_steps()
+        except OSError as error:
+            raise OutputError(f"Cannot write {self.target}: {error.strerror or error}") from error
+        _fsync(self.target.parent)
+
+    def _replace_in_two_steps(self) -> None:
+        old = self.path.with_name(f"{self.path.name}-old")
+        self.target.rename(old)
+        try:
+            self.path.rename(self.target)
+        except OSError:
+            old.rename(self.target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _check(self) -> None:
+        target = self.target
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise OutputError(
+                f"{target} exists and is not a directory", hint="Name another --output."
+            )
+        if not target.exists() or not any(target.iterdir()):
+            return
+        ours = (target / MARKER).is_file()
+        if not ours:
+            raise OutputError(
+                f"{target} is not empty, and nothing in it says that TruthGPT wrote it",
+                hint="Name another --output; --overwrite replaces only what TruthGPT wrote.",
+            )
+        if not self.overwrite:
+            raise OutputError(
+                f"{target} is not empty", hint="Use --overwrite to replace it, or another --output."
+            )
+
+    def _remove_abandoned(self) -> None:
+        pattern = re.compile(rf"\.{re.escape(self.target.name)}\.partial-(\d+)(-old)?")
+        for sibling in self.target.parent.iterdir():
+            match = pattern.fullmatch(sibling.name)
+            if match and not _is_running(int(match[1])):
+                shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step, where the system can."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    result = rename(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+    )
+    if result == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _fsync_tree(root: Path) -> None:
+    for directory, _, names in os.walk(root):
+        for name in names:
+            _fsync(Path(directory, name))
+        _fsync(Path(directory))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def explain_write_error(error: Exception, target: Path) -> OutputError | None:
+    """Say in one line that the disk is full or a limit was reached, if that is what `error` is.
+
+    Libraries written in Rust report it as text only.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
+        return OutputError(
+            f"The disk is full: {target} could not be written",
+            hint="Nothing was left behind. Free some space, or name another --output.",
+        )
+    if code == errno.EFBIG or "File too large" in text or "os error 27" in text:
+        return OutputError(
+            f"A file of {target} is larger than this system allows",
+            hint="Nothing was left behind. See `ulimit -f`.",
+        )
+    return None

@@ -1,0 +1,298 @@
+"""Shows a report as one page that needs no network and no script."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from truthgpt_services.report import plots, quantities
+from truthgpt_services.report.formatting import (
+    NO_DIFFERENCE,
+    TIMES,
+    bound,
+    moment,
+    number,
+    plus_minus,
+    ratio,
+    ratio_interval,
+    samples,
+    seconds,
+    share,
+    size,
+    visible,
+)
+from truthgpt_services.report.schema import Outcome, Ratio, Report, Variant
+
+_SYMBOLS = {
+    Outcome.KEPT: "\N{CHECK MARK}",
+    Outcome.TAKEN_BACK: "\N{LEFTWARDS ARROW WITH HOOK}",
+    Outcome.NOT_APPLIED: "\N{EN DASH}",
+    Outcome.FAILED: "\N{BALLOT X}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFigure:
+    """One of the result's figures, large, and under it what it stands against."""
+
+    label: str
+    figure: str
+    lines: list[str]
+
+
+def render_html(report: Report) -> str:
+    """Return the page of a report."""
+    result = quantities.find_variant(report, report.result.variant)
+    groups = quantities.groups(report)
+    cells = [cell for group in groups for row in group.rows for cell in row.cells]
+    judged = [cell for step in report.steps for _, cell in quantities.judged(report, step)]
+    return _template().render(
+        report=report,
+        style=Markup(_resource("report.css")),  # noqa: S704 - our own file
+        key_figures=_key_figures(report, result) if result else [],
+        groups=groups,
+        columns=[
+            {
+                "name": variant.name,
+                "mark": plots.lone_marker(index, marked=variant is result),
+                "is_result": variant is result,
+                "became": quantities.shown_by(report, variant),
+            }
+            for index, variant in enumerate(report.variants)
+        ],
+        some_same=any(cell.remark == NO_DIFFERENCE for cell in (*cells, *judged)),
+        no_difference=NO_DIFFERENCE,
+        source_note=quantities.source_note(report),
+        plots=_plots(report),
+        symbols=_SYMBOLS,
+        samples=_samples(report, result),
+        created=moment(report.created),
+        command=shlex.join(report.command),
+        facts=_facts(report),
+    )
+
+
+def common_start(one: str, other: str) -> int:
+    """Return how many characters two texts share at their start, cut back to a whole word."""
+    if one == other:
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    shared = next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    return max((match.end() for match in re.finditer(r"\s+", one[:shared])), default=0)
+
+
+def _key_figures(report: Report, result: Variant) -> list[KeyFigure]:
+    measured, first = result.measured, report.variants[0].measured
+    quality, gate = measured.quality, report.settings.gate
+    speed, spread = samples(measured.decode_tokens_per_second)
+    if result is report.variants[0]:
+        return [
+            KeyFigure("Decode speed", f"{speed} tok/s", [f"{_confidence(report)} {spread}"]),
+            KeyFigure("Weights in memory", size(measured.weights_bytes), []),
+            KeyFigure("Peak memory", size(measured.peak_memory_bytes), []),
+            KeyFigure("Perplexity", number(quality.perplexity, 4), []),
+        ]
+    before, _ = samples(first.decode_tokens_per_second)
+    return [
+        KeyFigure(
+            "Decode speed",
+            _told(result.decode_ratio),
+            [f"{speed} against {before} tok/s", _interval_line(report, result.decode_ratio)],
+        ),
+        _sizes("Weights in memory", measured.weights_bytes, first.weights_bytes),
+        _sizes("Peak memory", measured.peak_memory_bytes, first.peak_memory_bytes),
+        KeyFigure(
+            "Perplexity",
+            _over(quality.perplexity, first.quality.perplexity, 3),
+            [
+                f"{number(quality.perplexity, 4)} against {number(first.quality.perplexity, 4)}",
+                f"bound {bound(gate.max_perplexity_ratio)}{TIMES}",
+            ],
+        ),
+        KeyFigure(
+            "KL to the baseline",
+            number(quality.kl_mean, 2),
+            [
+                f"{' '.join(plus_minus(quality.kl_mean, quality.kl_mean_error))} nats per token",
+                f"bound {bound(gate.max_kl)}",
+            ],
+        ),
+        KeyFigure(
+            "Top-1 agreement",
+            share(quality.top1_agreement),
+            ["of tokens have the baseline's first choice"],
+        ),
+    ]
+
+
+def _sizes(label: str, after: int, before: int) -> KeyFigure:
+    return KeyFigure(label, _over(after, before), [f"{size(after)} against {size(before)}"])
+
+
+def _over(after: float, before: float, decimals: int | None = None) -> str:
+    return ratio(after / before, decimals) if before else number(after)
+
+
+def _told(measured: Ratio) -> str:
+    return ratio_interval(measured)[0] if measured.differs else NO_DIFFERENCE
+
+
+def _interval_line(report: Report, measured: Ratio) -> str:
+    middle, ends = ratio_interval(measured)
+    return f"{_confidence(report)} {ends}" if measured.differs else f"{middle} ({ends})"
+
+
+def _confidence(report: Report) -> str:
+    return f"{report.settings.confidence * 100:g} % interval"
+
+
+def _plots(report: Report) -> list[dict[str, Any]]:
+    variants = [(v, v.measured, v.name == report.result.variant) for v in report.variants]
+    speeds = [
+        plots.Speeds(v.name, rates.median, rates.low, rates.high, rates.values, marked)
+        for v, rates, marked in ((v, m.decode_tokens_per_second, r) for v, m, r in variants)
+    ]
+    sizes = [
+        plots.Memory(v.name, m.weights_bytes, m.peak_memory_bytes, marked)
+        for v, m, marked in variants
+    ]
+    tradeoffs = [
+        plots.Tradeoff(
+            v.name,
+            m.quality.kl_mean,
+            m.quality.kl_mean_error,
+            m.decode_tokens_per_second.median,
+            m.decode_tokens_per_second.low,
+            m.decode_tokens_per_second.high,
+            marked,
+        )
+        for v, m, marked in variants
+    ]
+    return [
+        {
+            "title": "Decode speed",
+            "drawn": plots.decode_speed(speeds),
+            "note": "Each dot is a round, the first at the top. "
+            f"The line is the median, the band its {_confidence(report)}.",
+        },
+        {
+            "title": "Memory",
+            "drawn": plots.memory(sizes),
+            "note": "Weights are what the model holds; the peak is all that the process used.",
+        },
+        {
+            "title": "Speed against divergence",
+            "drawn": plots.speed_against_kl(tradeoffs, report.settings.gate.max_kl),
+            "note": "Up is faster, left is closer to the baseline. "
+            "Bars are the interval of the speed and the standard error of the KL.",
+        },
+    ]
+
+
+def _samples(report: Report, result: Variant | None) -> dict[str, Any]:
+    first = report.variants[0]
+    shown = [first] if result is None or result is first else [first, result]
+    pieces: list[dict[str, str]] = []
+    for variant in shown:
+        text = variant.measured.sample
+        cut = common_start(first.measured.sample, text) if variant is not first else len(text)
+        pieces.append({"name": variant.name, "same": text[:cut], "other": text[cut:]})
+    return {
+        "shown": pieces,
+        "equal": len(shown) == 2 and first.measured.sample == shown[1].measured.sample,
+        "others": [variant for variant in report.variants if variant not in shown],
+    }
+
+
+def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    machine, source, text, settings = report.machine, report.source, report.text, report.settings
+    gate = settings.gate
+    return [
+        (
+            "Model",
+            [
+                ("Source", source.spec),
+                ("Kind", source.kind),
+                ("Architecture", source.architecture),
+                ("Parameters", f"{source.parameters:,}"),
+                ("Source file", size(source.file_bytes)),
+                (
+                    "Baseline dtype",
+                    source.dtype
+                    + (", the model's own" if source.dtype_is_native else ", asked for by --dtype"),
+                ),
+            ],
+        ),
+        (
+            "Machine",
+            [
+                ("CPU", machine.cpu),
+                ("Cores, threads", f"{machine.cores}, {machine.threads}"),
+                ("Instruction set", machine.cpu_capability),
+                ("Memory", size(machine.memory_bytes)),
+                ("Accelerators", ", ".join(machine.accelerators) or "none"),
+                ("Device used", machine.device),
+                ("System", machine.system),
+                ("Python", machine.python),
+            ],
+        ),
+        (
+            "Measuring",
+            [
+                ("Rounds", f"{settings.rounds:,}"),
+                ("Prompt tokens", f"{settings.prompt_tokens:,}"),
+                ("New tokens", f"{settings.new_tokens:,}"),
+                ("Intervals", f"{settings.confidence * 100:g} %, bootstrap"),
+                ("Seed", str(report.seed)),
+                ("Text", text.name),
+                (
+                    "Tokens of the text",
+                    f"{text.tokens:,} in windows of {text.window:,}; "
+                    f"{text.decode_tokens:,} one at a time",
+                ),
+                ("Text SHA-256", text.sha256),
+            ],
+        ),
+        (
+            "Bounds of a step",
+            [
+                ("Mean KL at most", f"{bound(gate.max_kl)} nats per token"),
+                ("Perplexity at most", f"{bound(gate.max_perplexity_ratio)}{TIMES} the baseline's"),
+                ("Faster or smaller by", f"{gate.min_gain * 100:g} % at least"),
+            ],
+        ),
+        ("Versions", sorted(report.versions.items())),
+    ]
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_finalized,
+    )
+    environment.filters["seconds"] = seconds
+    environment.filters["option"] = quantities.option_text
+    environment.globals["covered"] = quantities.covered
+    environment.globals["judged"] = quantities.judged
+    environment.globals["skipped_by_reason"] = quantities.skipped_by_reason
+    return environment.from_string(_resource("report.html.j2"))
+
+
+def _finalized(value: object) -> object:
+    return visible(str(value)) if isinstance(value, str) and type(value) is not Markup else value
+
+
+def _resource(name: str) -> str:
+    return files("truthgpt_services.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,171 @@
+"""Keeps a report in a directory, as `report.json` and `report.html`, and reads it back.
+
+`python -m truthgpt_services.report.storage` prints the JSON Schema of `report.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from truthgpt_core.errors import TruthGPTError
+from truthgpt_services.report.schema import SCHEMA_VERSION, Report
+
+JSON_NAME = "report.json"
+HTML_NAME = "report.html"
+_NON_FINITE = ("NaN", "Infinity", "-Infinity")
+_PROBLEMS_SHOWN = 5
+
+
+class ReportError(TruthGPTError):
+    """A report cannot be read or written."""
+
+
+def write_report(report: Report, directory: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Write `report.json`, then `report.html`; a reader never sees half of either.
+
+    The measurements come first: they are on disk before the page is drawn.
+
+    Returns:
+        The paths of both files.
+
+    Raises:
+        ReportError: a file cannot be written.
+    """
+    from truthgpt_services.report.html import render_html
+
+    folder = Path(directory)
+    json_path, html_path = folder / JSON_NAME, folder / HTML_NAME
+    _write(json_path, report_json(report))
+    _write(html_path, render_html(report))
+    return json_path, html_path
+
+
+def read_report(path: str | os.PathLike[str]) -> Report:
+    """Read a report from its JSON file, or from the directory that holds one.
+
+    Fields that a later TruthGPT added to this version of the schema are ignored.
+
+    Raises:
+        ReportError: there is none, it is not JSON, or not a report that this version reads.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file /= JSON_NAME
+    try:
+        data = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ReportError(
+            f"There is no report at {file}", hint="`truthgpt optimize` writes one beside the model."
+        ) from None
+    except OSError as error:
+        raise ReportError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{file} is not JSON: {error}") from None
+    if not isinstance(data, dict) or "schema_version" not in data:
+        raise ReportError(f'{file} is not a report: it has no "schema_version"')
+    version = data["schema_version"]
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise ReportError(
+            f"{file} is a report of schema version {json.dumps(version)}, "
+            f"and this TruthGPT reads version {SCHEMA_VERSION}",
+            hint="Read it with the TruthGPT that wrote it.",
+        )
+    return _validated(data, file)
+
+
+def report_json(report: Report) -> str:
+    """Return what `report.json` holds.
+
+    JSON has no NaN and no infinity; they stand as the strings that `float` reads.
+    """
+    data = _without_non_finite(report.model_dump(mode="json"))
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def report_schema() -> dict[str, Any]:
+    """Return the JSON Schema of `report.json`.
+
+    It allows fields that it does not know, because a version may gain fields.
+    """
+    schema = Report.model_json_schema(mode="serialization", schema_generator=_Schema)
+    schema["$schema"] = GenerateJsonSchema.schema_dialect
+    schema["title"] = f"TruthGPT report, version {SCHEMA_VERSION}"
+    return schema
+
+
+class _Schema(GenerateJsonSchema):
+    """Describes the file as it is written, and as a later one may be."""
+
+    def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
+        return {"anyOf": [super().float_schema(schema), {"enum": list(_NON_FINITE)}]}
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        described = super().model_schema(schema)
+        described.pop("additionalProperties", None)
+        described["required"] = list(described["properties"])
+        return described
+
+
+def _validated(data: dict[str, Any], file: Path) -> Report:
+    try:
+        return Report.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+    unknown = [problem["loc"] for problem in problems if problem["type"] == "extra_forbidden"]
+    if unknown:
+        for *parents, field in unknown:
+            holder: Any = data
+            for key in parents:
+                holder = holder[key]
+            del holder[field]
+        return _validated(data, file)
+    said = [
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        for problem in problems[:_PROBLEMS_SHOWN]
+    ]
+    if len(problems) > _PROBLEMS_SHOWN:
+        said.append(f"and {len(problems) - _PROBLEMS_SHOWN} more")
+    raise ReportError(f"{file} is not a report of version {SCHEMA_VERSION}: {'; '.join(said)}")
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_non_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return _NON_FINITE[0] if math.isnan(value) else _NON_FINITE[1 if value > 0 else 2]
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    # A lone surrogate, which a file name can hold, becomes the \uXXXX that JSON reads.
+    content = text.encode("utf-8", "backslashreplace")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise ReportError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(report_schema(), indent=2) + "\n")

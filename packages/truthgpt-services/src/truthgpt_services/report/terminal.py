@@ -1,0 +1,228 @@
+"""Shows a report in a terminal, at whatever width it has, and in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from truthgpt_services.report import quantities
+from truthgpt_services.report.formatting import (
+    DASH,
+    ELLIPSIS,
+    INFINITY,
+    PLUS_MINUS,
+    TIMES,
+    bound,
+    seconds,
+    visible,
+)
+from truthgpt_services.report.quantities import Cell, Row
+from truthgpt_services.report.schema import Outcome, Report, Step
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+_STYLES = {
+    Outcome.KEPT: "green",
+    Outcome.TAKEN_BACK: "yellow",
+    Outcome.NOT_APPLIED: "dim",
+    Outcome.FAILED: "red",
+}
+_PLAIN = str.maketrans(
+    {TIMES: "x", DASH: "-", PLUS_MINUS: "+/-", INFINITY: "inf", ELLIPSIS: "...", "\N{EM DASH}": "-"}
+)
+_GAP = 2
+_NAMES_SHOWN = 3
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the result, the steps with their reasons, and the table of what was measured.
+
+    Figures are never cut. If the variants do not fit beside each other, intervals
+    move to lines of their own; if that is not enough, the table is continued below.
+    """
+    printer = _Printer(report, console)
+    printer.print_result()
+    printer.print_steps()
+    printer.print_tables()
+
+
+class _Printer:
+    """Draws one report on one console."""
+
+    def __init__(self, report: Report, console: Console) -> None:
+        self.report = report
+        self.console = console
+
+    def print_result(self) -> None:
+        report, machine = self.report, self.report.machine
+        self._line(report.result.summary, "bold")
+        self._line(
+            f"{report.source.spec} as {report.source.dtype} on {machine.device} ({machine.cpu}), "
+            f"{report.settings.rounds} rounds",
+            "dim",
+        )
+
+    def print_steps(self) -> None:
+        from rich.table import Table
+
+        if not self.report.steps:
+            return
+        self.console.print()
+        grid = Table.grid(padding=(0, _GAP, 0, 0))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        for step in self.report.steps:
+            outcome = self._text(step.outcome.value, f"bold {_STYLES[step.outcome]}")
+            grid.add_row(outcome, self._step(step))
+        self.console.print(grid)
+
+    def print_tables(self) -> None:
+        rows = [row for group in quantities.groups(self.report) for row in group.rows]
+        stacked, chunks = self._layout(rows)
+        for chunk in chunks:
+            self.console.print()
+            self.console.print(self._table(chunk, stacked=stacked))
+        gate = self.report.settings.gate
+        self.console.print()
+        self._line(
+            f"{TIMES}: ratio to the baseline, with its {self.report.settings.confidence * 100:g} % "
+            f"interval where rounds were paired. KL in nats per token. Bounds: "
+            f"mean KL {bound(gate.max_kl)}, perplexity {bound(gate.max_perplexity_ratio)}{TIMES}.",
+            "dim",
+        )
+        self._line(quantities.source_note(self.report), "dim")
+
+    def _step(self, step: Step) -> Text:
+        told = self._text(step.name, "bold")
+        told.append_text(self._text(f"  {step.distribution}\n", "dim"))
+        told.append_text(self._text(step.reason))
+        ratios = quantities.judged(self.report, step)
+        if ratios:
+            judged = ", ".join(f"{name} {_ratio(cell)}" for name, cell in ratios)
+            told.append_text(self._text(f"\nagainst {step.against}: {judged}"))
+        for line in self._details(step):
+            told.append_text(self._text(f"\n{line}", "dim"))
+        return told
+
+    def _details(self, step: Step) -> list[str]:
+        lines = []
+        if covered := quantities.covered(step):
+            lines.append(f"{covered} changed")
+        for reason, names in quantities.skipped_by_reason(step):
+            listed = ", ".join(names[:_NAMES_SHOWN])
+            more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            lines.append(f"{len(names)} left alone, {reason}: {listed}{more}")
+        if step.options:
+            options = step.options.items()
+            lines.append(
+                "options: " + "; ".join(f"{k}={quantities.option_text(v)}" for k, v in options)
+            )
+        lines.extend(f"note: {note}" for note in step.notes)
+        if step.seconds:
+            lines.append(f"took {seconds(step.seconds)}")
+        return lines
+
+    def _layout(self, rows: Sequence[Row]) -> tuple[bool, list[list[int]]]:
+        """Choose which variants stand beside each other, and whether intervals go below."""
+        count = len(self.report.variants)
+        for stacked in (False, True):
+            widths = [self._width(rows, column, stacked=stacked) for column in range(count)]
+            room = self.console.width - self._label_width(rows)
+            if sum(width + _GAP for width in widths) <= room:
+                return stacked, [list(range(count))]
+        chunks: list[list[int]] = [[0]]
+        for column in range(1, count):
+            used = sum(widths[other] + _GAP for other in chunks[-1])
+            if used + widths[column] + _GAP <= room:
+                chunks[-1].append(column)
+            elif widths[0] + widths[column] + 2 * _GAP <= room:
+                chunks.append([0, column])
+            else:
+                chunks.append([column])
+        if len(chunks) > 1 and chunks[0] == [0] and chunks[1][0] == 0:
+            del chunks[0]
+        return True, chunks
+
+    def _width(self, rows: Sequence[Row], column: int, *, stacked: bool) -> int:
+        from rich.cells import cell_len
+
+        lines = [line for row in rows for line in _lines(row.cells[column], stacked=stacked)]
+        words = self._header(column).plain.split()
+        return max(
+            *(cell_len(line) for line in lines), *(min(cell_len(word), 18) for word in words), 1
+        )
+
+    def _label_width(self, rows: Sequence[Row]) -> int:
+        return max(len(line) for row in rows for line in _label(row).splitlines())
+
+    def _table(self, chunk: Sequence[int], *, stacked: bool) -> Table:
+        from rich import box
+        from rich.table import Table
+
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, _GAP - 1, 0, 0),
+            header_style="bold",
+        )
+        groups = quantities.groups(self.report)
+        rows = [row for group in groups for row in group.rows]
+        table.add_column("", overflow="fold", min_width=min(self._label_width(rows), 20))
+        for column in chunk:
+            width = self._width(rows, column, stacked=stacked)
+            table.add_column(
+                self._header(column), justify="right", overflow="fold", max_width=width
+            )
+        for group in groups:
+            table.add_row(self._text(group.name, "bold"))
+            for row in group.rows:
+                cells = [_lines(row.cells[column], stacked=stacked) for column in chunk]
+                table.add_row(
+                    self._text(_label(row)), *(self._text("\n".join(lines)) for lines in cells)
+                )
+            if group is not groups[-1]:
+                table.add_row()
+        return table
+
+    def _header(self, column: int) -> Text:
+        variant = self.report.variants[column]
+        became = quantities.shown_by(self.report, variant)
+        return self._text(f"{variant.name}\n({became})" if became else variant.name)
+
+    def _line(self, text: str, style: str = "") -> None:
+        self.console.print(self._text(text, style))
+
+    def _text(self, text: str, style: str = "") -> Text:
+        """Return text that is shown as it is: never markup, and in the console's encoding."""
+        from rich.text import Text
+
+        text, encoding = visible(text), self.console.encoding
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+        return Text(text, style=style)
+
+
+def _label(row: Row) -> str:
+    label = f"{row.name}, {row.unit}" if row.unit == "tok/s" else row.name
+    return label if row.against == quantities.BASELINE else f"{label}\n({TIMES} source file)"
+
+
+def _ratio(cell: Cell) -> str:
+    ends = f" ({cell.ratio_interval})" if cell.ratio_interval else ""
+    remark = f" {cell.remark}" if cell.remark else ""
+    return f"{cell.ratio}{ends}{remark}"
+
+
+def _lines(cell: Cell, *, stacked: bool) -> list[str]:
+    """Return the lines of a cell; stacked, its intervals have lines of their own."""
+    between = "\n" if stacked else " "
+    figure = f"{cell.figure}{between}({cell.interval})" if cell.interval else cell.figure
+    against = f"{cell.ratio}{between}({cell.ratio_interval})" if cell.ratio_interval else cell.ratio
+    remark = cell.remark.replace(" of ", "\nof ") if stacked else cell.remark
+    return [line for part in (figure, against, remark) if part for line in part.splitlines()]

@@ -1,0 +1,175 @@
+"""What a person can rely on in the page."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from truthgpt_services.report.formatting import NO_DIFFERENCE
+from truthgpt_services.report.html import common_start, render_html
+from truthgpt_services.report.schema import Outcome, Result, Skipped, StepCoverage
+
+KINDS = ["report", "mixed_report", "single_report"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_refers_to_nothing_outside_itself(kind, samples, parse):
+    """The page reads the same on a machine without a network, in ten years."""
+    page = parse(render_html(getattr(samples, kind)()))
+    assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            assert not attributes.get(name)
+        assert not any(name.startswith("on") for name in attributes)
+        assert "url(" not in (attributes.get("style") or "")
+    assert "@import" not in "".join(page.styles)
+    assert re.findall(r"url\(([^)]*)\)", "".join(page.styles)) == ["#hatch"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_is_well_formed(kind, samples, parse):
+    """Every tag is closed, every id is there once, and labels point at something."""
+    page = parse(render_html(getattr(samples, kind)()))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        assert set((attributes.get("aria-labelledby") or "").split()) <= set(ids)
+
+
+def test_everything_in_the_report_is_on_the_page(samples, parse):
+    """Every variant, step, outcome and reason can be found."""
+    report = samples.mixed_report()
+    text = parse(render_html(report)).text
+    for variant in report.variants:
+        assert variant.name in text
+        assert " ".join(variant.measured.sample.split()[-3:]) in text
+    for step in report.steps:
+        for said in (step.name, step.distribution, step.outcome.value, step.reason, *step.notes):
+            assert said in text
+    for fact in (report.text.sha256, report.machine.cpu, *report.versions, report.result.summary):
+        assert fact in text
+    assert "Schema version 1" in text
+
+
+def test_skipped_layers_stand_under_their_reason(samples, parse):
+    """What a step left alone can be unfolded, each reason once, the commonest first."""
+    text = parse(render_html(samples.mixed_report())).text
+    assert "180 of 211 linear layers" in text
+    often = text.index("30 left alone: in_features is not a multiple of 64")
+    assert often < text.index("1 left alone: shares its weight with the embedding")
+    assert "model.layers.29.mlp.down_proj" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "same"),
+    [(0.98, 1.02, True), (1, 1.1, True), (0.9, 1, True), (1.001, 1.1, False), (0.9, 0.99, False)],
+)
+def test_no_difference_is_said_exactly_when_the_interval_spans_one(low, high, same, samples, parse):
+    """A ratio that the noise explains is not presented as a gain or a loss."""
+    report = samples.unlike(median=(low + high) / 2, low=low, high=high)
+    assert (NO_DIFFERENCE in parse(render_html(report)).text) is same
+
+
+def test_a_result_without_a_difference_does_not_boast(samples):
+    """The large figure of the result says so if its speed-up is noise."""
+    report = samples.unlike(median=1.01, low=0.97, high=1.04)
+    result = Result(variant="quantize", steps=["quantize"], summary="Smaller, not faster.")
+    html = render_html(report.model_copy(update={"result": result}))
+    assert f'<span class="large words">{NO_DIFFERENCE}</span>' in html
+
+
+def test_a_result_that_is_the_baseline_is_not_compared_with_itself(samples, parse):
+    """With one variant there is no ratio to show."""
+    html = render_html(samples.single_report())
+    assert 'class="ratio"' not in html
+    assert NO_DIFFERENCE not in html
+    assert html.count('class="plot"') == 3
+
+
+def test_a_saved_model_is_compared_with_the_source_file(samples, parse):
+    """`smaller` says against which: the loaded baseline or the file it came from."""
+    text = parse(render_html(samples.report())).text
+    assert "Source file" in text
+    assert "\N{MULTIPLICATION SIGN} against the source file" in text
+    assert "The source file (hub) is 269 MB. Loaded as float32, the baseline takes 538 MB" in text
+
+
+def test_foreign_text_is_shown_and_never_acts(samples, parse, hostile):
+    """Markup in names, reasons and generated text is read as text, in the page and its plots."""
+    bad = samples.quantized(sample=f"a {hostile}").model_copy(update={"name": hostile})
+    step = samples.quantize_step(
+        name=hostile,
+        reason=hostile,
+        distribution=hostile,
+        variant=hostile,
+        notes=[hostile],
+        options={hostile: [hostile]},
+        coverage=StepCoverage(
+            unit=hostile, covered=1, total=2, skipped=[Skipped(name=hostile, reason=hostile)]
+        ),
+    )
+    base = samples.report()
+    html = render_html(
+        samples.report(
+            variants=[samples.baseline(sample=hostile), bad],
+            steps=[step],
+            result=Result(variant=hostile, steps=[hostile], summary=hostile),
+            source=base.source.model_copy(update={"spec": hostile, "dtype": hostile}),
+            versions={hostile: hostile},
+            command=[hostile],
+            sample_prompt=hostile,
+        )
+    )
+    page = parse(html)
+    assert "<script" not in html
+    assert "\x1b" not in html
+    assert "\u202e" not in html
+    assert "{{7*7}}" in html
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_a_measurement_that_is_not_a_number_is_shown_as_that(samples, parse):
+    """A variant whose perplexity overflowed still has its page, and is over the bounds."""
+    broken = samples.quantized(
+        quality=samples.quality(perplexity=math.inf, kl_mean=math.nan, kl_mean_error=math.nan)
+    )
+    text = parse(render_html(samples.report(variants=[samples.baseline(), broken]))).text
+    assert "NaN" in text
+    assert "over the bound of 0.05" in text
+    assert "not drawn" in text
+
+
+def test_every_outcome_has_a_word_and_not_only_a_colour(samples, parse):
+    """Outcomes can be told apart without colour."""
+    steps = [samples.unmeasured_step(f"s{i}", one, "Because.") for i, one in enumerate(Outcome)]
+    text = parse(render_html(samples.report(steps=steps))).text
+    assert all(outcome.value in text for outcome in Outcome)
+
+
+def test_the_table_names_its_rows_and_columns(samples, parse):
+    """A screen reader can say which quantity and which variant a figure belongs to."""
+    page = parse(render_html(samples.report()))
+    scopes = [attributes.get("scope") for attributes in page.named("th")]
+    assert set(scopes) == {"col", "row", "rowgroup"}
+    assert scopes.count("col") == 4
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "length"),
+    [("a cat sat", "a cat sat", 9), ("a cat sat", "a car", 2), ("a", "b", 0), ("a b", "a b c", 2)],
+)
+def test_samples_part_at_a_whole_word(one, other, length):
+    """The mark of what differs begins at the word that differs."""
+    assert common_start(one, other) == length
+
+
+def test_the_same_text_is_said_to_be_the_same(samples, parse):
+    """If the optimized model writes what the baseline writes, the page says it."""
+    report = samples.report()
+    same = samples.quantized(sample=report.variants[0].measured.sample)
+    result = Result(variant="quantize", steps=["quantize"], summary="Faster.")
+    page = parse(render_html(samples.report(variants=[samples.baseline(), same], result=result)))
+    assert "Both wrote the same, character by character." in page.text
+    assert not page.named("mark")

@@ -138,9 +138,7 @@ def judge(installed: Iterable[Installed]) -> dict[str, str]:
     return reasons
 
 
-def _owners(
-    installed: Iterable[Installed], group: str
-) -> Iterator[tuple[str, list[Installed]]]:
+def _owners(installed: Iterable[Installed], group: str) -> Iterator[tuple[str, list[Installed]]]:
     owners: dict[str, list[Installed]] = defaultdict(list)
     groups = (OPTIMIZATIONS, ALIASES) if group in (OPTIMIZATIONS, ALIASES) else (group,)
     for distribution in installed:

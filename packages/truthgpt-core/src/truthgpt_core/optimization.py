@@ -291,9 +291,7 @@ def _nonempty(name: str, text: str) -> str:
     return name
 
 
-def _options_error(
-    name: str, model: type[BaseModel], error: ValidationError
-) -> OptimizationError:
+def _options_error(name: str, model: type[BaseModel], error: ValidationError) -> OptimizationError:
     known = list(model.model_fields)
     said = []
     for problem in error.errors():

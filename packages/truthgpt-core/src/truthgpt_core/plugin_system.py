@@ -263,7 +263,9 @@ class PluginManager:
             for name, entry_point in entry_points.items():
                 state = State.BROKEN if reason else State.FOUND
                 row = PluginRow(name, state, reason, distribution, entry_point)
-                self._rows[name if name not in self._rows else f"{name} ({distribution.name})"] = row
+                self._rows[name if name not in self._rows else f"{name} ({distribution.name})"] = (
+                    row
+                )
             if reason and not entry_points:
                 row = PluginRow(distribution.name, State.BROKEN, reason, distribution)
                 self._rows[distribution.name] = row
@@ -343,7 +345,7 @@ _default: PluginManager | None = None
 
 def get_plugin_manager() -> PluginManager:
     """Return the process's plugin manager, which uses the default container."""
-    global _default  # noqa: PLW0603
+    global _default
     if _default is None:
         _default = PluginManager()
         for factory in _default.factories.values():

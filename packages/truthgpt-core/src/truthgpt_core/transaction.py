@@ -60,7 +60,7 @@ class Transaction:
             undo = self._undos.pop()
             try:
                 undo()
-            except Exception:  # noqa: BLE001 - one failing undo must not keep the others from running
+            except Exception:
                 logger.exception("Undoing a registration failed: %r", undo)
 
 

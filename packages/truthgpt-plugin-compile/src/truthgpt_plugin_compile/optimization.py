@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from truthgpt_core.optimization import (
@@ -79,16 +81,26 @@ class TorchCompile(Optimization[TorchCompileOptions]):
             raise OptimizationError(
                 f"{type(model).__name__} has no static key-value cache, which compiling needs"
             )
-        # For the whole process, as inductor reads it whenever it compiles; a place
-        # that somebody chose stays chosen.
-        context.cache_dir.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault(KERNEL_CACHE, str(context.cache_dir))
+        _keep_compiled_code_in(context.cache_dir)
         model.forward = DecodeForward(model.forward, self.options.mode)
         return Applied(
             model,
             Coverage("linear layers", tuple(linear_layers(model))),
             self.options.model_dump(),
         )
+
+
+def _keep_compiled_code_in(directory: Path) -> None:
+    """Set where inductor keeps what it compiles, for the whole process, as it reads it each time.
+
+    A place that a person chose stays chosen; torch's own default, which it writes
+    into the environment when it is imported, was not.
+    """
+    chosen = os.environ.get(KERNEL_CACHE)
+    default = Path(tempfile.gettempdir(), "torchinductor_")
+    if chosen is None or chosen.startswith(str(default)):
+        directory.mkdir(parents=True, exist_ok=True)
+        os.environ[KERNEL_CACHE] = str(directory)
 
 
 def _is_compiled(model: Model) -> bool:

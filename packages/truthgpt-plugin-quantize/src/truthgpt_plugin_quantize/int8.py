@@ -161,9 +161,7 @@ _library.define("int8_packed(Tensor x, Tensor qweight, Tensor scales, bool round
 
 def _int8_packed(x: Tensor, qweight: Tensor, scales: Tensor, rounded: bool) -> Tensor:
     dtype = torch.bfloat16 if rounded else x.dtype
-    out = torch.ops.aten._weight_int8pack_mm(
-        x.to(dtype).contiguous(), qweight, scales.to(dtype)
-    )
+    out = torch.ops.aten._weight_int8pack_mm(x.to(dtype).contiguous(), qweight, scales.to(dtype))
     return out.to(x.dtype)
 
 

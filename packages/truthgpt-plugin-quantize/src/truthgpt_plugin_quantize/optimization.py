@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
+
 from truthgpt_core.optimization import (
     Applied,
     Coverage,
@@ -85,7 +86,11 @@ class Quantize(Optimization[QuantizeOptions]):
             _replace(model, name, Int8Linear.from_linear(model.get_submodule(name), kernel))
         context.progress("Quantizing", len(covered), len(covered))
         _untie(model, covered)
-        chosen = self.options.model_copy(update={"kernel": kernel, "modules": covered})
+        # What cannot be seen from the names again when the model is restored.
+        refused = [name for name, reason in skipped if not self._why_left_alone(name)]
+        chosen = self.options.model_copy(
+            update={"kernel": kernel, "skip": [*self.options.skip, *refused]}
+        )
         notes = (f"kernel {kernel}",) if context.device == "cpu" else ()
         return Applied(
             model, Coverage("linear layers", tuple(covered), skipped), chosen.model_dump(), notes
@@ -95,14 +100,9 @@ class Quantize(Optimization[QuantizeOptions]):
         """Put quantized layers, still empty, in the place of the ones that `apply` covered."""
         from truthgpt_plugin_quantize.int8 import Int8Linear
 
-        for name in self.options.modules:
-            try:
-                linear = model.get_submodule(name)
-            except AttributeError:
-                raise OptimizationError(
-                    f'The model has no layer "{name}" to restore; it was saved from another one'
-                ) from None
-            _replace(model, name, Int8Linear.empty_like(linear, self.options.kernel))
+        for name, linear in _linear_layers(model):
+            if not self._why_left_alone(name):
+                _replace(model, name, Int8Linear.empty_like(linear, self.options.kernel))
         return model
 
     def _why_left_alone(self, name: str) -> str:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from truthgpt_core.dynamic_factory import DynamicFactory
     from truthgpt_core.optimization import Applied, Optimization
     from truthgpt_core.service_registry import ServiceRegistry
-
     from truthgpt_services.inference.service import InferenceService
     from truthgpt_services.models.service import ModelService
 

@@ -54,7 +54,6 @@ def optimize(
       truthgpt optimize MODEL --apply quantize:scheme=int8,skip=lm_head -o DIR
     """
     from truthgpt_core.plugin_system import get_plugin_manager
-
     from truthgpt_services.commands.progress import shown_progress
     from truthgpt_services.optimizing.pipeline import optimize as run
     from truthgpt_services.optimizing.request import applied_on_command_line, read_request

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, StaticCache
+
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.hookspecs import Hooks
 
@@ -199,9 +200,7 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens that end a text, as the model and its tokenizer declare them."""
     declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = declared if isinstance(declared, list) else [declared]
-    return frozenset(
-        token for token in [*listed, tokenizer.eos_token_id] if isinstance(token, int)
-    )
+    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if isinstance(token, int))
 
 
 def _last_logits_only(model: Any) -> dict[str, int]:

@@ -9,7 +9,6 @@ from typing import Any
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
-
 from truthgpt_services.inference.decoding import GenerationError, Sampling, stop_tokens, stream
 
 _SAMPLING = tuple(field.name for field in fields(Sampling))
@@ -61,7 +60,9 @@ class InferenceService:
                 range, or the model cannot hold the text.
         """
         if self._model is None:
-            raise GenerationError("There is no model to generate with", hint="Call configure first.")
+            raise GenerationError(
+                "There is no model to generate with", hint="Call configure first."
+            )
         options = dict(options or {})
         for option in options:
             if option not in _OPTIONS:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from truthgpt_core.hookspecs import Hooks
 
+from truthgpt_core.hookspecs import Hooks
 from truthgpt_services.inference.decoding import Sampling, Sequence, choose, stop_tokens, stream
 from truthgpt_services.measuring import memory
 from truthgpt_services.models.saved import weights_bytes
+
 
 class Bench:
     """Measures a model; every method takes and returns what JSON can hold.
@@ -135,15 +136,11 @@ class Bench:
             row += len(predicted)
             found["nll"].extend(_negative_log_likelihood(predicted, targets))
             found["kl"].extend(_divergence(expected, predicted))
-            found["agrees"].extend(
-                (expected.argmax(-1) == predicted.argmax(-1)).float().tolist()
-            )
+            found["agrees"].extend((expected.argmax(-1) == predicted.argmax(-1)).float().tolist())
         Path(path).unlink()
         return found
 
-    def _predict(
-        self, ids: list[int], prompt: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _predict(self, ids: list[int], prompt: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield log-probabilities, float32 of shape (tokens, vocabulary), and the true tokens."""
         tokens = torch.tensor([ids], device=self._device)
         with torch.inference_mode():

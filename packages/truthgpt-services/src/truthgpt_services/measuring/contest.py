@@ -10,7 +10,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from truthgpt_core.optimization import Progress
-
 from truthgpt_services.measuring.process import WorkerProcess
 from truthgpt_services.measuring.statistics import interval_of_median, paired_ratio
 from truthgpt_services.report.schema import Measurements, Quality, Ratio, Samples
@@ -146,9 +145,7 @@ def measure_quality(
     for done, window in enumerate(cut):
         progress(what, done, len(cut) + 1)
         reference += baseline.worker.call("write_reference", ids=window, path=path)
-        for name, values in candidate.worker.call(
-            "compare", ids=window, path=path
-        ).items():
+        for name, values in candidate.worker.call("compare", ids=window, path=path).items():
             found[name] += values
     progress(what, len(cut), len(cut) + 1)
     followed = cut[0][: plan.decode_tokens]

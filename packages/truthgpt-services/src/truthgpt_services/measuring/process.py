@@ -14,7 +14,6 @@ from typing import Any
 
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.optimization import OptimizationError, Progress, no_progress
-
 from truthgpt_services.errors import ModelError, OutputError, WorkerError
 
 _ERRORS: Mapping[str, type[TruthGPTError]] = {

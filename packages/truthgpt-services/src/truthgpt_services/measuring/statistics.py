@@ -28,9 +28,7 @@ def interval_of_median(
         The Annals of Statistics 7(1).
     """
     generator = random.Random(seed)  # noqa: S311 - statistics, not secrets
-    resampled = sorted(
-        median(generator.choices(values, k=len(values))) for _ in range(RESAMPLES)
-    )
+    resampled = sorted(median(generator.choices(values, k=len(values))) for _ in range(RESAMPLES))
     outside = (1.0 - confidence) / 2.0
     low = resampled[int(outside * RESAMPLES)]
     high = resampled[min(RESAMPLES - 1, int((1.0 - outside) * RESAMPLES))]

@@ -38,7 +38,9 @@ class Worker:
         self._service.initialize()
         self._bench: Any = None
 
-    def convert(self, spec: str, kind: str, path: str, file_bytes: int, device: str) -> dict[str, Any]:
+    def convert(
+        self, spec: str, kind: str, path: str, file_bytes: int, device: str
+    ) -> dict[str, Any]:
         """Convert a model to a transformers directory, unless the cache has it, and describe it."""
         from truthgpt_services.measuring.machine import describe_machine, describe_versions
         from truthgpt_services.models.convert import as_directory

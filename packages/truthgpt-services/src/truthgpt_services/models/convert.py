@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import cache_dir
-
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import quiet
 from truthgpt_services.models.sources import ResolvedModel
@@ -44,7 +44,9 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
     with StagedDirectory(target, overwrite=True) as staged:
         _convert(resolved.path, staged.path)
         (staged.path / MARKER).write_text(
-            json.dumps({"format": _FORMAT, "kind": "converted", "source": resolved.spec, "steps": []})
+            json.dumps(
+                {"format": _FORMAT, "kind": "converted", "source": resolved.spec, "steps": []}
+            )
         )
         staged.commit()
     return target

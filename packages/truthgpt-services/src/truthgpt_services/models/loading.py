@@ -75,7 +75,9 @@ def load_model(
                 local_files_only=True,
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise ModelError(f"The model in {directory} cannot be loaded: {_first(error)}") from error
+            raise ModelError(
+                f"The model in {directory} cannot be loaded: {_first(error)}"
+            ) from error
         except Exception as error:
             if type(error).__name__ != "SafetensorError":
                 raise

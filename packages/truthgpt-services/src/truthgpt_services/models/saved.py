@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
-from truthgpt_core.optimization import Optimization, OptimizationContext, Stage
 
+from truthgpt_core.optimization import Optimization, OptimizationContext, Stage
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import DTYPES, load_config, quiet
 from truthgpt_services.output import MARKER, explain_write_error
@@ -111,7 +111,9 @@ def read_recipe(directory: Path) -> Recipe:
         steps = tuple(SavedStep(**step) for step in raw.pop("steps"))
         return Recipe(**raw, steps=steps)
     except FileNotFoundError:
-        raise ModelError(f"{directory} is not a model that TruthGPT saved: it has no {MARKER}") from None
+        raise ModelError(
+            f"{directory} is not a model that TruthGPT saved: it has no {MARKER}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
 
@@ -167,7 +169,9 @@ def load(
     weights = directory / recipe.weights
     size = weights.stat().st_size if weights.is_file() else 0
     if size != recipe.weights_bytes:
-        raise ModelError(f"{weights} has {size} bytes and should have {recipe.weights_bytes}: it is damaged")
+        raise ModelError(
+            f"{weights} has {size} bytes and should have {recipe.weights_bytes}: it is damaged"
+        )
     steps = [make_optimization(step.name, step.settings) for step in recipe.steps]
     config = load_config(directory)
     with quiet(), no_init_weights():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.hookspecs import Hooks
@@ -20,7 +21,6 @@ from truthgpt_core.optimization import (
 )
 from truthgpt_core.paths import cache_dir
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
-
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models import saved, sources
 from truthgpt_services.models.convert import as_directory
@@ -87,7 +87,8 @@ class ModelService:
             if option not in _LOAD_OPTIONS:
                 raise ModelError(
                     f'There is no option "{option}" for loading a model',
-                    hint=did_you_mean(option, _LOAD_OPTIONS) or f"Known: {', '.join(_LOAD_OPTIONS)}.",
+                    hint=did_you_mean(option, _LOAD_OPTIONS)
+                    or f"Known: {', '.join(_LOAD_OPTIONS)}.",
                 )
         device = pick_device(str(options.get("device") or "auto"))
         dtype = _as_dtype(options.get("dtype") or options.get("torch_dtype"))
@@ -113,9 +114,7 @@ class ModelService:
             return load_tokenizer(Path(name))
         return load_tokenizer(as_directory(self.resolve(name), self._progress))
 
-    def optimize_model(
-        self, model: Any, optimizations: Sequence[str | Optimization[Any]]
-    ) -> Any:
+    def optimize_model(self, model: Any, optimizations: Sequence[str | Optimization[Any]]) -> Any:
         """Apply optimizations to a model, in the order that they declare, and measure nothing.
 
         Args:
@@ -219,5 +218,3 @@ def _as_dtype(given: Any) -> torch.dtype | None:
             f'There is no dtype "{given}" for weights', hint=f"Known: {', '.join(DTYPES)}."
         )
     return DTYPES[name]
-
-

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.errors import did_you_mean
-
 from truthgpt_services.errors import ModelError
 from truthgpt_services.output import MARKER
 
@@ -97,7 +96,7 @@ class PackageSource(ModelSource):
             if path.is_relative_to(root) and path.exists():
                 return replace(_on_disk(path, spec), kind=self.name)
         models = sorted(path.name for path in root.iterdir() if path.suffix == ".gguf")
-        has = f'It has {", ".join(models)}.' if models else "It has no .gguf file."
+        has = f"It has {', '.join(models)}." if models else "It has no .gguf file."
         close = did_you_mean(file, models)
         raise ModelError(
             f'Package "{package}" has no file "{file}"', hint=f"{close} {has}" if close else has

@@ -15,14 +15,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import Optimization, OptimizationError, Progress, in_order
 from truthgpt_core.plugin_system import PluginManager
-
 from truthgpt_services.errors import ModelError, WorkerError
 from truthgpt_services.measuring.contest import (
     DECODE,
@@ -290,7 +288,9 @@ class _Job:
         baseline = self._baseline.contestant
         if not baseline.runs:
             # No candidate came as far as being timed; the baseline still is reported.
-            measure_quality(baseline, baseline, self._ids, self._plan, self._scratch, self._progress)
+            measure_quality(
+                baseline, baseline, self._ids, self._plan, self._scratch, self._progress
+            )
             take_turns([baseline], self._ids, self._plan, self._progress)
         variants = [self._variant(self._baseline), *self._variants]
         return Report(
@@ -366,13 +366,13 @@ class _Job:
     def _open(self, worker: WorkerProcess, name: str, directory: str) -> Contestant:
         self._progress(f"Loading {name}", 0, 0)
         dtype = self._request.dtype if name == BASELINE else None
-        opened = worker.call(
-            "open", directory=directory, dtype=dtype, device=self._request.device
-        )
+        opened = worker.call("open", directory=directory, dtype=dtype, device=self._request.device)
         return Contestant(name, worker, opened)
 
     def _warm_up(self, contestant: Contestant) -> None:
-        self._progress(f"Warming up {contestant.name}; compiling takes a minute the first time", 0, 0)
+        self._progress(
+            f"Warming up {contestant.name}; compiling takes a minute the first time", 0, 0
+        )
         warm_up(contestant, self._ids, self._plan)
         contestant.sample = contestant.worker.call(
             "sample", prompt=SAMPLE_PROMPT, new_tokens=self._plan.sample_tokens
@@ -380,7 +380,8 @@ class _Job:
 
     def _measurements(self, made: _Made) -> Measurements:
         saved = sum(
-            file.stat().st_size for file in (made.directory.glob(WEIGHT_FILES) if made.directory else ())
+            file.stat().st_size
+            for file in (made.directory.glob(WEIGHT_FILES) if made.directory else ())
         )
         return made.contestant.measurements(
             saved_bytes=saved, build_peak=made.build_peak, seed=self._plan.seed

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
 from truthgpt_core.config import load_yaml_model
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.optimization import parse_applied
-
 from truthgpt_services.measuring.contest import Plan
 from truthgpt_services.measuring.gate import DEFAULT_GATE
 from truthgpt_services.report.schema import Gate
@@ -60,7 +60,7 @@ class OptimizeFile(BaseModel):
     @classmethod
     def _names_or_mappings(cls, value: Any) -> Any:
         if not isinstance(value, list):
-            raise ValueError("list the optimizations: names, or NAME: {OPTION: VALUE}")  # noqa: TRY004 - pydantic's way
+            raise ValueError("list the optimizations: names, or NAME: {OPTION: VALUE}")
         applying = []
         for each in value:
             if isinstance(each, str):

@@ -67,14 +67,14 @@ def services(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
-def quantize(session: nox.Session) -> None:
+def quantizing(session: nox.Session) -> None:
     """The quantize plugin, without the services."""
     install(session, CORE, QUANTIZE)
     run_tests(session, QUANTIZE / "tests")
 
 
 @nox.session(python=PYTHON)
-def compile(session: nox.Session) -> None:
+def compiling(session: nox.Session) -> None:
     """The compile plugin, without the services."""
     install(session, CORE, COMPILE)
     run_tests(session, COMPILE / "tests")

@@ -98,7 +98,7 @@ def _load_command(entry_point: EntryPoint) -> click.Command:
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("truthgpt-core"), prog_name="truthgpt")
 def cli() -> None:
-    """Make open language models faster and smaller, and see whether it worked.
+    r"""Make open language models faster and smaller, and see whether it worked.
 
     Every optimization is a plugin, and is measured on this machine against the
     model it started from.

@@ -60,7 +60,7 @@ class Installed:
     @cached_property
     def summary(self) -> str:
         """Its one-line description."""
-        return self._distribution.metadata.get("Summary", "")
+        return self._distribution.metadata["Summary"] or ""
 
     def names(self, group: str) -> list[str]:
         """The names that it declares in an entry-point group."""
@@ -151,7 +151,7 @@ def _api_reason(distribution: Installed) -> str:
     if normalized(distribution.name) == CORE:
         return ""
     if not distribution.api and CORE not in distribution.requires:
-        return f"its metadata does not say that it requires {CORE}, so what it was written for is not known"
+        return f"its metadata does not say which {CORE} it was written for"
     from packaging.specifiers import SpecifierSet
 
     have = installed_version(CORE)

@@ -20,7 +20,7 @@ implementations, and it returns the result, changed or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
@@ -37,7 +37,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def _hookspec(*, firstresult: bool = False, historic: bool = False) -> Callable[[_F], _F]:
     marker = pluggy.HookspecMarker(PROJECT)
-    return cast(Callable[[_F], _F], marker(firstresult=firstresult, historic=historic))
+    return marker(firstresult=firstresult, historic=historic)
 
 
 @_hookspec(historic=True)
@@ -65,7 +65,9 @@ def register_components(factories: Mapping[str, DynamicFactory[Any]]) -> None:
 def apply_optimization(
     optimization: Optimization[Any], model: Model, context: OptimizationContext
 ) -> Applied | None:
-    """Apply `optimization` to `model`; the first implementation that does not return None has done it.
+    """Apply `optimization` to `model`.
+
+    The first implementation that does not return None has done it.
 
     The core's own, called last, is `optimization.apply(model, context)`. Implement
     this to apply some optimization in another way; wrap it to see or change what

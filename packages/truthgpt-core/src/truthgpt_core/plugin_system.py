@@ -325,7 +325,7 @@ class PluginManager:
         for alias, entry_point in distribution.entry_points.get(ALIASES, {}).items():
             if entry_point.value not in by_value:
                 raise PluginError(
-                    f'the alias "{alias}" is for {entry_point.value}, which is no optimization of it'
+                    f'the alias "{alias}" is for {entry_point.value}, no optimization of it'
                 )
             factory.register_alias(alias, by_value[entry_point.value])
 

@@ -287,7 +287,7 @@ class ServiceContainer(Keeper):
         if spec.lifetime == "singleton":
             services = self._services
 
-            def resolve(at: Any) -> Any:  # noqa: ARG001 - all resolvers are called alike
+            def resolve(at: Any) -> Any:
                 service = services.get(name, _MISSING)
                 return self._build(self, spec, make, resolve) if service is _MISSING else service
 

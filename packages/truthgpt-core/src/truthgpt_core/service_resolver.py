@@ -40,7 +40,7 @@ def compile_call(
     """
     if not keyword and not positional:
 
-        def call(at: Any) -> Any:  # noqa: ARG001 - all resolvers are called alike
+        def call(at: Any) -> Any:
             try:
                 return factory()
             except Exception as error:

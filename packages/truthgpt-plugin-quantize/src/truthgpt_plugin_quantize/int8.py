@@ -128,7 +128,7 @@ class Int8Linear(nn.Module):
         # `model.to(dtype)` is for weights in floating point. The scales are part of
         # how the integers are read: they move with the layer and keep their dtype.
         exact = self.scales
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.scales.dtype != exact.dtype:
             self.scales = exact.to(self.scales.device)
         return self
@@ -143,7 +143,8 @@ class Int8Linear(nn.Module):
             out = functional.linear(rows, self.qweight.to(x.dtype)) * self.scales.to(x.dtype)
         if self.bias is not None:
             out = out + self.bias
-        return out.view(*x.shape[:-1], self.out_features)
+        shaped: Tensor = out.view(*x.shape[:-1], self.out_features)
+        return shaped
 
     def extra_repr(self) -> str:
         """Describe the layer in `print(model)`."""
@@ -161,7 +162,9 @@ _library.define("int8_packed(Tensor x, Tensor qweight, Tensor scales, bool round
 
 def _int8_packed(x: Tensor, qweight: Tensor, scales: Tensor, rounded: bool) -> Tensor:
     dtype = torch.bfloat16 if rounded else x.dtype
-    out = torch.ops.aten._weight_int8pack_mm(x.to(dtype).contiguous(), qweight, scales.to(dtype))
+    out: Tensor = torch.ops.aten._weight_int8pack_mm(
+        x.to(dtype).contiguous(), qweight, scales.to(dtype)
+    )
     return out.to(x.dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from truthgpt_core.optimization import (
     Applied,
@@ -43,8 +43,8 @@ class QuantizeOptions(Options):
     """
 
     scheme: Literal["int8"] = "int8"
-    modules: Patterns = ["*"]
-    skip: Patterns = []
+    modules: Patterns = Field(["*"])
+    skip: Patterns = Field([])
     kernel: Literal["auto", "packed", "packed-bfloat16", "dequantize"] = "auto"
 
 
@@ -78,9 +78,8 @@ class Quantize(Optimization[QuantizeOptions]):
             raise OptimizationError(
                 "quantize would cover none of the model's linear layers: " + _most_common(skipped)
             )
-        kernel = self.options.kernel
-        if kernel == "auto":
-            kernel = choose_kernel()
+        asked = self.options.kernel
+        kernel = choose_kernel() if asked == "auto" else asked
         for done, name in enumerate(covered):
             context.progress("Quantizing", done, len(covered))
             _replace(model, name, Int8Linear.from_linear(model.get_submodule(name), kernel))
@@ -156,11 +155,12 @@ def _replace(model: Model, name: str, module: Any) -> None:
 
 def _untie(model: Model, covered: list[str]) -> None:
     """Tell transformers that a quantized output embedding is no longer the input embedding."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
     config = getattr(model, "config", None)
-    if head is not None and config is not None and getattr(config, "tie_word_embeddings", False):
-        if any(model.get_submodule(name) is head for name in covered):
-            config.tie_word_embeddings = False
+    if config is None or not getattr(config, "tie_word_embeddings", False):
+        return
+    head = model.get_output_embeddings()
+    if any(model.get_submodule(name) is head for name in covered):
+        config.tie_word_embeddings = False
 
 
 def _most_common(skipped: tuple[tuple[str, str], ...]) -> str:

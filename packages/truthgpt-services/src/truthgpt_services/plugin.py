@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ServicesPlugin(Plugin):
-    """Registers the services and components of this package; imports torch only when one is used."""
+    """Registers the services and components of this package, without importing torch."""
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ import click
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 def generate(model: str, prompt: str, device: str, **options: float) -> None:
-    """Continue PROMPT with MODEL, which may be one that `truthgpt optimize` made.
+    r"""Continue PROMPT with MODEL, which may be one that `truthgpt optimize` made.
 
     \b
       truthgpt generate build/demo "The future of AI is"

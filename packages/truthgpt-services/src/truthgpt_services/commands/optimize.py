@@ -41,7 +41,7 @@ def optimize(
     config: Path | None,
     **given: Any,
 ) -> None:
-    """Make MODEL faster and smaller, and measure whether it worked.
+    r"""Make MODEL faster and smaller, and measure whether it worked.
 
     MODEL is a directory, a .gguf file, package:PACKAGE/FILE or a hub id.
 

@@ -13,7 +13,7 @@ from truthgpt_core.optimization import Progress as Callback
 
 @contextmanager
 def shown_progress() -> Iterator[Callback]:
-    """Show progress on standard error: as a bar on a terminal, else as a line for each piece of work."""
+    """Show progress on standard error: bars on a terminal, else a line for each piece of work."""
     if not sys.stderr.isatty():
         yield _lines()
         return

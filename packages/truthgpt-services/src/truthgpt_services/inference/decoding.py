@@ -132,7 +132,7 @@ class Sequence:
         """
         ids = ids.to(self._device)
         positions = torch.arange(ids.shape[1], device=self._device).unsqueeze(0)
-        logits = self._model(
+        logits: torch.Tensor = self._model(
             input_ids=ids,
             position_ids=positions,
             past_key_values=self.cache,

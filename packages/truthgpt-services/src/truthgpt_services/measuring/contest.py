@@ -119,7 +119,7 @@ def warm_up(contestant: Contestant, ids: Sequence[int], plan: Plan) -> None:
 
 
 def windows(ids: Sequence[int], plan: Plan) -> list[list[int]]:
-    """Cut a text into windows, the last of which may be shorter; none is too short to predict in."""
+    """Cut a text into windows; the last may be shorter, but something is predicted in each."""
     cut = [list(ids[at : at + plan.window]) for at in range(0, len(ids), plan.window)]
     return [window for window in cut[: plan.windows] if len(window) > 1]
 

@@ -8,6 +8,7 @@ does not outlive the process that started it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -144,7 +145,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
             answer("result", getattr(worker, request["do"])(**request["with"]))
         except TruthGPTError as error:
             answer("error", [type(error).__name__, error.message, error.hint])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told to whoever asked, and logged
             traceback.print_exc()
             answer("crash", f"{type(error).__name__}: {error}".splitlines()[0])
 
@@ -155,6 +156,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # Importing torch takes seconds; done now, it goes on while nobody waits for it yet.
+    importlib.import_module("truthgpt_services.measuring.bench")
     serve(sys.stdin, answers)
 
 

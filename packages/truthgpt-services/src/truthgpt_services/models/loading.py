@@ -67,7 +67,7 @@ def load_model(
     config = load_config(directory)
     with quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 config=config,
                 dtype=dtype or "auto",

@@ -216,9 +216,11 @@ class _Job:
             self._note(step, Outcome.FAILED, str(error))
 
     def _try(self, name: str, step: _Asked, steps: list[_Asked]) -> None:
-        directory, built = self._build(name, steps)
+        # Started first, so that it imports torch while the model is being made.
         worker = self._worker(name)
+        directory = self._new_directory()
         try:
+            built = self._build(name, steps, directory)
             candidate = self._open(worker, name, str(directory))
             made = _Made(candidate, steps, directory, built["peak_memory_bytes"])
             self._warm_up(candidate)
@@ -337,14 +339,18 @@ class _Job:
         """Put the files of the model that was kept at the top of the output directory."""
         directory = self._kept.directory
         if directory is None:
-            directory, _ = self._build(BASELINE, [])
+            directory = self._new_directory()
+            self._build(BASELINE, [], directory)
         for file in directory.iterdir():
             file.rename(self._output / file.name)
         directory.rmdir()
 
-    def _build(self, name: str, steps: list[_Asked]) -> tuple[Path, dict[str, Any]]:
-        directory = self._output / f"variant-{len(self._variants) + len(self._steps)}"
+    def _new_directory(self) -> Path:
+        directory = self._output / f"variant-{len(self._steps)}"
         directory.mkdir()
+        return directory
+
+    def _build(self, name: str, steps: list[_Asked], directory: Path) -> dict[str, Any]:
         self._progress(f"Making {name}", 0, 0)
         with self._worker(_builder(name)) as worker:
             built: dict[str, Any] = worker.call(
@@ -356,7 +362,7 @@ class _Job:
                 dtype=self._request.dtype,
                 device=self._request.device,
             )
-        return directory, built
+        return built
 
     def _worker(self, name: str) -> WorkerProcess:
         worker = WorkerProcess(name, self._scratch, self._progress)
@@ -452,5 +458,6 @@ def _summary(variants: list[Variant], kept: str) -> str:
     )
     return (
         f"{kept} {decodes}, with weights {size:.2f}× the size, "
-        f"KL {quality.kl_mean:.4f} and the same first choice for {quality.top1_agreement:.1%} of tokens."
+        f"KL {quality.kl_mean:.4f} "
+        f"and the same first choice for {quality.top1_agreement:.1%} of tokens."
     )

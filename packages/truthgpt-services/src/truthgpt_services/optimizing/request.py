@@ -61,7 +61,7 @@ class OptimizeFile(BaseModel):
     def _names_or_mappings(cls, value: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError("list the optimizations: names, or NAME: {OPTION: VALUE}")
-        applying = []
+        applying: list[dict[str, Any]] = []
         for each in value:
             if isinstance(each, str):
                 applying.append({"name": each})

@@ -285,6 +285,7 @@ def _template() -> Template:
     environment.filters["seconds"] = seconds
     environment.filters["option"] = quantities.option_text
     environment.globals["covered"] = quantities.covered
+    environment.globals["took"] = quantities.took
     environment.globals["judged"] = quantities.judged
     environment.globals["skipped_by_reason"] = quantities.skipped_by_reason
     return environment.from_string(_resource("report.html.j2"))

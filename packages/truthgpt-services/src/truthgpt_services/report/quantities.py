@@ -105,6 +105,15 @@ def shown_by(report: Report, variant: Variant) -> str:
     return outcomes[-1] if outcomes else ""
 
 
+def took(report: Report, step: Step) -> str:
+    """Say how long a step took, and how long its first use did; empty if it was not applied."""
+    if not step.seconds:
+        return ""
+    shown = find_variant(report, step.variant)
+    first = f", then {seconds(shown.measured.warmup_seconds)} of first use" if shown else ""
+    return f"{seconds(step.seconds)}{first}"
+
+
 def judged(report: Report, step: Step) -> list[tuple[str, Cell]]:
     """Return what a step was judged on, each as the ratio to the variant it was judged against."""
     found = [

@@ -13,7 +13,6 @@ from truthgpt_services.report.formatting import (
     PLUS_MINUS,
     TIMES,
     bound,
-    seconds,
     visible,
 )
 from truthgpt_services.report.quantities import Cell, Row
@@ -110,7 +109,7 @@ class _Printer:
     def _details(self, step: Step) -> list[str]:
         lines = []
         if covered := quantities.covered(step):
-            lines.append(f"{covered} changed")
+            lines.append(f"{covered} covered")
         for reason, names in quantities.skipped_by_reason(step):
             listed = ", ".join(names[:_NAMES_SHOWN])
             more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
@@ -121,8 +120,8 @@ class _Printer:
                 "options: " + "; ".join(f"{k}={quantities.option_text(v)}" for k, v in options)
             )
         lines.extend(f"note: {note}" for note in step.notes)
-        if step.seconds:
-            lines.append(f"took {seconds(step.seconds)}")
+        if took := quantities.took(self.report, step):
+            lines.append(f"took {took}")
         return lines
 
     def _layout(self, rows: Sequence[Row]) -> tuple[bool, list[list[int]]]:

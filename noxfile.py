@@ -41,7 +41,9 @@ def install(session: nox.Session, *packages: Path) -> None:
 
 def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
     """Run the tests of a folder, in random order, in parallel."""
-    session.run("pytest", "-n", "2", *options, str(folder), *session.posargs)
+    # Two workers with a thread each: with two each they would wait for one another.
+    environment = {"OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-n", "2", *options, str(folder), *session.posargs, env=environment)
 
 
 @nox.session(python=PYTHON)
@@ -84,7 +86,7 @@ def compiling(session: nox.Session) -> None:
 def workspace(session: nox.Session) -> None:
     """All packages together: types, the direction of imports, and the tests across packages."""
     install(session, *ALL)
-    session.install("--no-deps", DEMO_MODEL)
+    session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
     session.install("mypy>=1.14", "types-PyYAML", "import-linter>=2.1", "build>=1.2")
     for package in ALL:
         session.run("mypy", "--strict", str(package / "src"))

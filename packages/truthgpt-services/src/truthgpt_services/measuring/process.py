@@ -63,7 +63,8 @@ class WorkerProcess:
             arguments: for it, in JSON types.
 
         Raises:
-            TruthGPTError: the error that was raised there, of the same class.
+            TruthGPTError: the error that was raised there, of the same class or, if that
+                is a plugin's own, of the nearest class that it is derived from.
             WorkerError: it crashed or was killed.
         """
         assert self._process.stdin is not None
@@ -80,8 +81,9 @@ class WorkerProcess:
             if kind == "progress":
                 self._progress(*value)
             elif kind == "error":
-                raised, message, hint = value
-                raise _ERRORS.get(raised, TruthGPTError)(message, hint=hint)
+                kinds, message, hint = value
+                known = next(_ERRORS[kind] for kind in kinds if kind in _ERRORS)
+                raise known(message, hint=hint)
             else:
                 raise WorkerError(
                     f'The worker for "{self.name}" failed to {request}: {value}', worker=self.name

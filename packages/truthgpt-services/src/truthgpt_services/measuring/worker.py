@@ -144,7 +144,9 @@ def serve(requests: TextIO, answers: TextIO) -> None:
             worker = worker or Worker(progress)
             answer("result", getattr(worker, request["do"])(**request["with"]))
         except TruthGPTError as error:
-            answer("error", [type(error).__name__, error.message, error.hint])
+            # With its bases: a plugin's own class is not known to whoever asked.
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            answer("error", [kinds, error.message, error.hint])
         except Exception as error:  # noqa: BLE001 - told to whoever asked, and logged
             traceback.print_exc()
             answer("crash", f"{type(error).__name__}: {error}".splitlines()[0])

@@ -44,7 +44,7 @@ def load_config(directory: Path) -> Any:
     with quiet():
         try:
             return AutoConfig.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{directory}/config.json cannot be used: {_first(error)}") from error
 
 
@@ -97,7 +97,7 @@ def load_tokenizer(directory: Path) -> Any:
     with quiet():
         try:
             return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more special
             raise ModelError(f"{directory} has no tokenizer that works: {_first(error)}") from error
 
 

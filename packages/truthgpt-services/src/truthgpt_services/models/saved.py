@@ -26,7 +26,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
-from truthgpt_core.optimization import Optimization, OptimizationContext, Stage
+from truthgpt_core.optimization import (
+    Optimization,
+    OptimizationContext,
+    OptimizationError,
+    Stage,
+)
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import DTYPES, load_config, quiet
 from truthgpt_services.output import MARKER, explain_write_error
@@ -109,6 +114,8 @@ def read_recipe(directory: Path) -> Recipe:
                 hint="Update truthgpt-services.",
             )
         steps = tuple(SavedStep(**step) for step in raw.pop("steps"))
+        if raw["dtype"] not in DTYPES:
+            raise ValueError(f"there is no dtype {raw['dtype']}")
         return Recipe(**raw, steps=steps)
     except FileNotFoundError:
         raise ModelError(
@@ -172,7 +179,7 @@ def load(
         raise ModelError(
             f"{weights} has {size} bytes and should have {recipe.weights_bytes}: it is damaged"
         )
-    steps = [make_optimization(step.name, step.settings) for step in recipe.steps]
+    steps = [_remake(step, make_optimization) for step in recipe.steps]
     config = load_config(directory)
     with quiet(), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.dtype])
@@ -192,6 +199,15 @@ def load(
             else:
                 logger.warning("%s runs without %s: %s", directory, step.name, verdict.reason)
     return model
+
+
+def _remake(step: SavedStep, make_optimization: MakeOptimization) -> Optimization[Any]:
+    try:
+        return make_optimization(step.name, step.settings)
+    except OptimizationError as error:
+        origin = f"The model was saved with {step.distribution}." if step.distribution else ""
+        hint = f"{error.hint or ''} {origin}".strip()
+        raise OptimizationError(error.message, hint=hint or None) from error
 
 
 def weights_bytes(model: Any) -> int:

@@ -100,7 +100,9 @@ class ModelService:
             directory = as_directory(self.resolve(name), self._progress)
             model = load_model(directory, dtype=dtype, device=device)
         if options.get("gradient_checkpointing"):
-            model.gradient_checkpointing_enable()
+            # The name in newer releases of transformers, which warn of the older one.
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)()
         emit_event(EventType.MODEL_LOADED, {"model": name, "device": str(device)})
         return model
 

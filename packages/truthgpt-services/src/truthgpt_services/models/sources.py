@@ -136,7 +136,11 @@ class HubSource(ModelSource):
     def resolve(self, spec: str) -> ResolvedModel:
         """Download what is needed of it, without pickles."""
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
         from huggingface_hub.errors import RepositoryNotFoundError as NotFound
 
         close = did_you_mean(spec, [path.name for path in Path().iterdir()])
@@ -145,6 +149,12 @@ class HubSource(ModelSource):
                 spec,
                 allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
             )
+        except HFValidationError:
+            # The hub's rules for names change; only the hub's own code knows all of them.
+            raise ModelError(
+                f'"{spec}" is not on disk, and is no name that the hub allows',
+                hint=close or f"A model is {_FORMATS}.",
+            ) from None
         except NotFound:
             raise ModelError(
                 f'There is no model "{spec}" on the hub, and nothing on disk by that name',

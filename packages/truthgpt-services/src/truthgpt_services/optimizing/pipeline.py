@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_core.event_system import EventType, emit_event
-from truthgpt_core.optimization import Optimization, OptimizationError, Progress, in_order
+from truthgpt_core.optimization import Optimization, OptimizationError, Progress, Stage, in_order
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.errors import ModelError, WorkerError
 from truthgpt_services.measuring.contest import (
@@ -207,7 +207,8 @@ class _Job:
         name = " + ".join(each.name for each in steps)
         try:
             self._try(name, step, steps)
-        except (OptimizationError, WorkerError) as error:
+        except (ModelError, OptimizationError, WorkerError) as error:
+            # ModelError: what was saved does not load. The baseline was loaded long ago.
             if isinstance(error, WorkerError) and error.worker not in (name, _builder(name)):
                 raise
             emit_event(
@@ -223,7 +224,8 @@ class _Job:
             built = self._build(name, steps, directory)
             candidate = self._open(worker, name, str(directory))
             made = _Made(candidate, steps, directory, built["peak_memory_bytes"])
-            self._warm_up(candidate)
+            compiles = step.optimization.stage is Stage.EXECUTION
+            self._warm_up(candidate, first_use=compiles)
             measure_quality(
                 candidate,
                 self._baseline.contestant,
@@ -375,10 +377,9 @@ class _Job:
         opened = worker.call("open", directory=directory, dtype=dtype, device=self._request.device)
         return Contestant(name, worker, opened)
 
-    def _warm_up(self, contestant: Contestant) -> None:
-        self._progress(
-            f"Warming up {contestant.name}; compiling takes a minute the first time", 0, 0
-        )
+    def _warm_up(self, contestant: Contestant, *, first_use: bool = False) -> None:
+        slow = ": a first use that compiles can take minutes" if first_use else ""
+        self._progress(f"Warming up {contestant.name}{slow}", 0, 0)
         warm_up(contestant, self._ids, self._plan)
         contestant.sample = contestant.worker.call(
             "sample", prompt=SAMPLE_PROMPT, new_tokens=self._plan.sample_tokens

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from truthgpt_services.testing import write_tiny_model
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model that is optimized in seconds."""
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    write_tiny_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def truthgpt(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run the installed command in a process of its own, off line, with a cache of its own."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("truthgpt")), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            env=os.environ
+            | {"TRUTHGPT_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+            | environment,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def optimized(tiny_model: Path, truthgpt: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after quantize and compile, typed in the wrong order, kept in any case."""
+    output = tmp_path_factory.mktemp("optimized") / "out"
+    config = output.with_name("optimize.yaml")
+    # Random weights are quantized badly, and a tiny model gains nothing from compiling:
+    # these tests are about everything else.
+    config.write_text(
+        json.dumps({"max_kl": 100, "max_perplexity_ratio": 100, "min_gain": 0, "rounds": 2})
+    )
+    done = truthgpt(
+        "optimize", tiny_model, "--config", config, "--apply", "compile,quantize", "-o", output
+    )
+    assert done.returncode == 0, done.stderr
+    return output

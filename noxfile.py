@@ -87,7 +87,7 @@ def workspace(session: nox.Session) -> None:
     """All packages together: types, the direction of imports, and the tests across packages."""
     install(session, *ALL)
     session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
-    session.install("mypy>=1.14", "types-PyYAML", "import-linter>=2.1", "build>=1.2")
+    session.install("mypy>=1.14", "types-PyYAML", "import-linter>=2.1", "setuptools>=77", "wheel")
     for package in ALL:
         session.run("mypy", "--strict", str(package / "src"))
     session.run("lint-imports")

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from truthgpt_core import catalogue
-from truthgpt_core.errors import TruthGPTError, did_you_mean
+from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
 
 INTERRUPTED = 130
 
@@ -33,15 +33,24 @@ class CommandGroup(click.Group):
         """Import and return the command of this name.
 
         Raises:
-            TruthGPTError: it is installed but cannot be imported, or it is known
-                to exist and not installed.
+            TruthGPTError: it is installed but cannot be used or imported, or it is
+                known to exist and not installed, or there is none of that name.
         """
         own = super().get_command(ctx, cmd_name)
         if own is not None:
             return own
-        entry_point = self._entry_points().get(cmd_name)
-        if entry_point is not None:
-            return _load_command(entry_point)
+        from truthgpt_core import discovery
+
+        installed = discovery.discover()
+        for distribution in installed:
+            entry_point = distribution.entry_points.get(discovery.COMMANDS, {}).get(cmd_name)
+            if entry_point is not None:
+                reason = discovery.judge(installed).get(distribution.name)
+                if reason:
+                    raise TruthGPTError(
+                        f'The command "{cmd_name}" of {distribution.name} cannot be used: {reason}'
+                    )
+                return _load_command(entry_point)
         missing = catalogue.distribution_of("commands", cmd_name)
         if missing:
             raise TruthGPTError(
@@ -81,11 +90,11 @@ class CommandGroup(click.Group):
 def _load_command(entry_point: EntryPoint) -> click.Command:
     try:
         command = entry_point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         distribution = entry_point.dist.name if entry_point.dist else entry_point.module
         raise TruthGPTError(
             f'The command "{entry_point.name}" of {distribution} cannot be imported: '
-            f"{type(error).__name__}: {error}",
+            f"{in_one_line(error)}",
             hint=f"Reinstall it: pip install --force-reinstall {distribution}.",
         ) from error
     if not isinstance(command, click.Command):
@@ -112,10 +121,14 @@ def cli() -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--load", is_flag=True, help="Import and activate them, to see which work.")
-@click.option("--strict", is_flag=True, help="Exit with an error if one is broken.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with an error if one is broken; so does TRUTHGPT_STRICT=1.",
+)
 def plugins(as_json: bool, load: bool, strict: bool) -> None:
     """List the installed plugins and what they are good for."""
-    from truthgpt_core.plugin_system import PluginManager, State
+    from truthgpt_core.plugin_system import STRICT, PluginManager, State
 
     manager = PluginManager(strict=False)
     if load:
@@ -128,7 +141,7 @@ def plugins(as_json: bool, load: bool, strict: bool) -> None:
     else:
         click.echo("No plugins are installed. Try: pip install truthgpt-plugin-quantize")
     broken = [row.name for row in rows if row.state is State.BROKEN]
-    if broken and strict:
+    if broken and (strict or os.environ.get(STRICT) == "1"):
         raise TruthGPTError(f"Broken: {', '.join(broken)}")
 
 

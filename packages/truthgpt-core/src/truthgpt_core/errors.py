@@ -33,3 +33,9 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
     by_folded = {candidate.casefold(): candidate for candidate in candidates}
     close = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
     return f'Did you mean "{by_folded[close[0]]}"?' if close else None
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the type of an exception and what it says, with line breaks taken out."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

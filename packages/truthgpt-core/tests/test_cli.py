@@ -1,0 +1,311 @@
+"""The `truthgpt` command: what it imports, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from truthgpt_core import catalogue, cli, discovery
+
+COMMAND = """
+import click
+
+@click.command(short_help="Not shown: this is not imported.")
+@click.argument("words", nargs=-1)
+def command(words):
+    {body}
+"""
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """Run `truthgpt` in this process; return its exit code and what it wrote."""
+    monkeypatch.delenv("TRUTHGPT_STRICT", raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["truthgpt", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def with_command(site):
+    """Install a command `try-it` with a body of our own."""
+
+    def install(body: str) -> None:
+        site.install(
+            "trying",
+            {"truthgpt.commands": {"try-it": "trying_module:command"}},
+            {"trying_module.py": COMMAND.format(body=body)},
+        )
+
+    return install
+
+
+# Help
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_lists_commands_of_plugins(main, with_command, option: str) -> None:
+    """`truthgpt --help` lists installed commands; an unknown one says where it is from."""
+    with_command("pass")
+    code, out, _ = main(option)
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if "try-it" in line)
+    assert line.split() == ["try-it", "(from", "trying)"]
+    assert "List the installed plugins" in out
+
+
+def test_help_imports_nothing_of_plugins(site, truthgpt, tmp_path) -> None:
+    """Neither plugins nor commands are imported to list them."""
+    trace = tmp_path / "imported"
+    code = f"open({str(trace)!r}, 'w').close()"
+    site.install_plugin("noisy", code, commands={"noisy": "MODULE:command"})
+    for arguments in (["--help"], ["plugins"], ["plugins", "--json"], ["--version"], ["wrong"]):
+        truthgpt(*arguments)
+        assert not trace.exists(), arguments
+    truthgpt("noisy")
+    assert trace.exists()
+
+
+def test_known_commands_have_their_help(main, site) -> None:
+    """A command that the catalogue knows is listed with its line of help."""
+    site.install("other-services", {"truthgpt.commands": {"optimize": "nowhere:optimize"}})
+    _, out, _ = main("--help")
+    assert catalogue.help_of("commands", "optimize") in out
+
+
+def test_version(main) -> None:
+    """`truthgpt --version` prints the version of the core."""
+    assert main("--version") == (0, "truthgpt, version 0.1.0\n", "")
+
+
+# Commands
+
+
+def test_a_command_of_a_plugin_runs(main, with_command) -> None:
+    """An installed command gets its arguments."""
+    with_command("click.echo(' '.join(words))")
+    assert main("try-it", "a", "b") == (0, "a b\n", "")
+
+
+def test_an_unknown_command_suggests(main, with_command) -> None:
+    """A slip in a command's name is answered with the right one, in one line."""
+    with_command("pass")
+    assert main("tri-it") == (
+        1,
+        "",
+        'truthgpt: There is no command "tri-it". Did you mean "try-it"?\n',
+    )
+
+
+def test_a_known_command_is_suggested_though_not_installed(main) -> None:
+    """A slip in the name of a command that is not installed still gets the right name."""
+    assert main("optimise")[2] == (
+        'truthgpt: There is no command "optimise". Did you mean "optimize"?\n'
+    )
+
+
+def test_a_command_like_no_other_points_to_the_help(main) -> None:
+    """An unknown command that resembles none is told where to look."""
+    assert main("xyzzy")[2] == 'truthgpt: There is no command "xyzzy". See truthgpt --help.\n'
+
+
+@pytest.mark.parametrize("name", catalogue.known("commands"))
+def test_a_command_that_is_not_installed_says_what_to_install(main, monkeypatch, name) -> None:
+    """A known command that is not installed names its distribution."""
+    monkeypatch.setattr(discovery, "discover", list)
+    assert main(name, "--anything") == (
+        1,
+        "",
+        f'truthgpt: The command "{name}" is not installed. '
+        "It comes with truthgpt-services: pip install truthgpt-services.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise OSError('two\\nlines')", "cannot be imported: OSError: two lines. Reinstall it"),
+        ("raise SystemExit(0)", "cannot be imported: SystemExit: 0. Reinstall it"),
+        ("def f(:", "cannot be imported: SyntaxError: "),
+        ("import not_there_at_all", "No module named 'not_there_at_all'"),
+        ("command = 3", '"bad_module:command", the command "bad", is no click command'),
+    ],
+)
+def test_a_broken_command_is_one_line(main, site, code: str, said: str) -> None:
+    """A command that cannot be imported says why in one line, and other commands work."""
+    site.install(
+        "bad", {"truthgpt.commands": {"bad": "bad_module:command"}}, {"bad_module.py": code}
+    )
+    status, out, error = main("bad")
+    assert (status, out) == (1, "")
+    assert said in error
+    assert error.startswith("truthgpt: ")
+    assert error.count("\n") == 1
+    assert main("plugins", "--json")[0] == 0
+
+
+def test_a_command_for_another_core_is_not_imported(main, site) -> None:
+    """A command of a distribution that was written for another core is refused unseen."""
+    site.install(
+        "early",
+        {"truthgpt.commands": {"early": "early_module:command"}},
+        {"early_module.py": "raise AssertionError('imported')"},
+        requires=("truthgpt-core>=99",),
+    )
+    status, _, error = main("early")
+    assert (status, error) == (
+        1,
+        'truthgpt: The command "early" of early cannot be used: '
+        "it was written for truthgpt-core>=99, and 0.1.0 is installed\n",
+    )
+
+
+def test_a_command_that_two_have_is_neither(main, site) -> None:
+    """Of two commands of one name none is run, for it might be the wrong one."""
+    for name in ("one-dist", "other-dist"):
+        site.install(name, {"truthgpt.commands": {"same": "nowhere:command"}})
+    status, _, error = main("same")
+    assert status == 1
+    assert 'one-dist, other-dist all have a commands entry named "same"' in error
+
+
+# How it ends
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ("pass", 0, ""),
+        ("return 3", 3, ""),
+        ("return 'text'", 0, ""),
+        ("raise SystemExit(4)", 4, ""),
+        ("click.get_current_context().exit(5)", 5, ""),
+        (
+            "from truthgpt_core import TruthGPTError;"
+            " raise TruthGPTError('It is wrong', hint='Do so.')",
+            1,
+            "truthgpt: It is wrong. Do so.\n",
+        ),
+        ("raise OSError(28, 'No space left on device')", 1, "truthgpt: the disk is full: "),
+    ],
+)
+def test_exit_codes(main, with_command, body: str, status: int, error: str) -> None:
+    """A command ends with its code; an error of ours is one line and 1, and so is a full disk."""
+    with_command(body)
+    found, out, said = main("try-it")
+    assert (found, out) == (status, "")
+    assert said.startswith(error)
+    assert said.count("\n") == (1 if error else 0)
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "click.Abort"])
+def test_an_interruption_is_130(main, with_command, error: str) -> None:
+    """Ctrl-C ends with 130, as shells expect, and one word."""
+    with_command(f"raise {error}")
+    status, _, said = main("try-it")
+    assert (status, said.strip()) == (130, "truthgpt: interrupted")
+
+
+def test_wrong_usage_is_2(main) -> None:
+    """An option that does not exist ends with 2 and says so."""
+    status, _, said = main("plugins", "--lod")
+    assert status == 2
+    assert "No such option" in said
+    assert "--load" in said
+
+
+@pytest.mark.parametrize("error", ["ValueError('ours')", "OSError(5, 'Input/output error')"])
+def test_a_bug_keeps_its_traceback(monkeypatch, with_command, error: str) -> None:
+    """What is not an error of ours is not swallowed."""
+    with_command(f"raise {error}")
+    monkeypatch.setattr(sys, "argv", ["truthgpt", "try-it"])
+    with pytest.raises((ValueError, OSError), match=r"ours|Input/output error"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["[click.echo('x' * 99) for _ in range(9999)]", "[print('x' * 99) for _ in range(9999)]"],
+)
+def test_a_reader_that_went_away_is_no_error_to_tell(with_command, body: str) -> None:
+    """`truthgpt ... | head -1` says nothing on stderr."""
+    with_command(body)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from truthgpt_core.cli import main; main()", "try-it"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
+
+
+# plugins
+
+
+def test_plugins_as_json(main, site) -> None:
+    """`truthgpt plugins --json` has these keys for each plugin."""
+    site.install_plugin("shown", optimizations={"zz": "MODULE:Z"}, aliases={"yy": "MODULE:Z"})
+    status, out, error = main("plugins", "--json")
+    assert (status, error) == (0, "")
+    (row,) = (row for row in json.loads(out) if row["name"] == "shown")
+    assert set(row.pop("api").split(",")) == {">=0.1", "<0.2"}
+    assert row == {
+        "name": "shown",
+        "state": "found",
+        "reason": "",
+        "distribution": "shown-dist",
+        "version": "1.0",
+        "optimizations": ["zz"],
+    }
+
+
+def test_plugins_as_a_table(main, site, monkeypatch) -> None:
+    """The table has a line for each plugin, and reasons stand in full below it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    site.install_plugin("shown", optimizations={"zz": "MODULE:Z"})
+    site.install_plugin("early", requires=("truthgpt-core>=99",))
+    status, out, _ = main("plugins")
+    assert status == 0
+    (line,) = (line for line in out.splitlines() if line.split()[:1] == ["shown"])
+    assert line.split() == ["shown", "found", "shown-dist", "1.0", "zz"]
+    assert "early: it was written for truthgpt-core>=99, and 0.1.0 is installed" in " ".join(
+        out.split()
+    )
+
+
+def test_names_are_no_markup(main, site) -> None:
+    """What a plugin writes into its metadata is shown as it is, whatever rich makes of it."""
+    site.install("marked", {"truthgpt.plugins": {"[red]marked": "nowhere"}})
+    assert "[red]marked" in main("plugins")[1]
+
+
+def test_no_plugins_say_what_to_try(main, monkeypatch) -> None:
+    """With no plugin installed, the command says so and what to install."""
+    monkeypatch.setattr(discovery, "discover", list)
+    assert main("plugins") == (
+        0,
+        "No plugins are installed. Try: pip install truthgpt-plugin-quantize\n",
+        "",
+    )
+    assert main("plugins", "--json") == (0, "[]\n", "")
+
+
+def test_loading_activates(main, site) -> None:
+    """`truthgpt plugins --load` shows which plugins work."""
+    site.install_plugin("works")
+    rows = {row["name"]: row for row in json.loads(main("plugins", "--load", "--json")[1])}
+    assert rows["works"]["state"] == "active"

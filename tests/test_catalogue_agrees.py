@@ -1,0 +1,62 @@
+"""The catalogue, which is written by hand, agrees with what the four packages declare."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from importlib.metadata import EntryPoint
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CATALOGUE = json.loads(files("truthgpt_core").joinpath("catalogue.json").read_text("utf-8"))
+
+
+def declared(*groups: str) -> dict[str, tuple[str, str]]:
+    """Each name that a package of this workspace declares, with its distribution and its object."""
+    found: dict[str, tuple[str, str]] = {}
+    for file in sorted(ROOT.glob("packages/*/pyproject.toml")):
+        project: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))["project"]
+        for group in groups:
+            for name, value in project.get("entry-points", {}).get(group, {}).items():
+                found[name] = (project["name"], value)
+    return found
+
+
+COMMANDS = declared("truthgpt.commands")
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [
+        ("commands", ["truthgpt.commands"]),
+        ("optimizations", ["truthgpt.optimizations", "truthgpt.optimizations.aliases"]),
+    ],
+)
+def test_the_catalogue_names_what_is_declared(kind: str, groups: list[str]) -> None:
+    """Every declared name is in the catalogue with its distribution, and no other is."""
+    names = declared(*groups)
+    assert names
+    assert {name: entry["distribution"] for name, entry in CATALOGUE[kind].items()} == {
+        name: distribution for name, (distribution, _) in names.items()
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_in_the_catalogue_is_the_commands_own(name: str) -> None:
+    """The line that `truthgpt --help` shows is the one that the command gives itself."""
+    _, value = COMMANDS[name]
+    command = EntryPoint(name, value, "truthgpt.commands").load()
+    assert command.name == name
+    assert CATALOGUE["commands"][name]["help"] == command.get_short_help_str(limit=200)
+
+
+def test_aliases_are_for_optimizations_of_the_same_distribution() -> None:
+    """An alias stands for an object that its own distribution declares as an optimization."""
+    optimizations = set(declared("truthgpt.optimizations").values())
+    aliases = declared("truthgpt.optimizations.aliases")
+    assert aliases
+    assert set(aliases.values()) <= optimizations

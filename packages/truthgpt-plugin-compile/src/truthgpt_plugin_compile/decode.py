@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 
 class DecodeForward:
@@ -24,15 +25,25 @@ class DecodeForward:
     def __init__(self, forward: Callable[..., Any], mode: str) -> None:
         functools.update_wrapper(self, forward)
         self._eager = forward
+        self._mode = mode
         # Not dynamic: a decode step always has the same shapes, and code for any
         # shape is slower.
         self._compiled = torch.compile(forward, dynamic=False, fullgraph=True, mode=mode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run compiled if it is a decode step against a static cache, else as before."""
-        if not args and _is_decode_step(kwargs):
+        if args or not _is_decode_step(kwargs):
+            return self._eager(*args, **kwargs)
+        try:
             return self._compiled(**kwargs)
-        return self._eager(*args, **kwargs)
+        except FailOnRecompileLimitHit:
+            # Said before anything is computed. A process that has compiled as many
+            # shapes as torch allows goes on, slower.
+            return self._eager(**kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle without what is compiled: it has the weights of this one model."""
+        return DecodeForward, (self._eager, self._mode)
 
 
 def linear_layers(model: nn.Module) -> list[str]:

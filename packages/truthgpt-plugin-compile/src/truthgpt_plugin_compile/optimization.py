@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,8 @@ from truthgpt_core.optimization import (
 )
 
 CXX = "CXX"
-COMPILERS = ("g++", "clang++", "c++")
+COMPILERS = {"darwin": "clang++", "win32": "cl"}
+"""The one compiler that inductor looks for if CXX is not set; elsewhere it is g++."""
 KERNEL_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -52,12 +54,13 @@ class TorchCompile(Optimization[TorchCompileOptions]):
         """On a CPU inductor needs a C++ compiler; on a GPU, triton."""
         if device.partition(":")[0] == "cpu":
             wanted = os.environ.get(CXX)
-            if any(shutil.which(each) for each in ((wanted,) if wanted else COMPILERS)):
+            compiler = COMPILERS.get(sys.platform, "g++") if wanted is None else wanted
+            if shutil.which(compiler):
                 return Verdict.yes()
-            missing = f"{CXX}={wanted} is not there" if wanted else "this machine has none"
+            missing = f"there is no {compiler}" if wanted is None else f"{CXX}={wanted} is not one"
             return Verdict.no(
                 f"compiling for the CPU needs a C++ compiler, and {missing}",
-                fix="Install g++ (Debian, Ubuntu: apt install g++).",
+                fix=f"Install g++ (Debian, Ubuntu: apt install g++), or set {CXX} to another.",
             )
         if find_spec("triton") is None:
             return Verdict.no(

@@ -21,12 +21,19 @@ PACKED_ROWS = 4
 floating-point weights once and multiplying in full speed wins by far."""
 
 PACKED_MULTIPLE = 32
-"""`aten::_weight_int8pack_mm` reads rows in vectors without looking where they end:
-with bfloat16 and row lengths of 33 or 100 it killed the process."""
+"""`aten::_weight_int8pack_mm` reads rows in vectors without looking where they end.
+With bfloat16, rows that are no multiple of 8 (AVX2) or 16 (AVX-512) give wrong numbers
+or kill the process. It asks nothing of how many rows there are on either side."""
+
+ALIGNMENT = 32
+"""The same kernel loads bfloat16 activations and, with AVX-512, weights at aligned
+addresses only: a tensor that begins inside another one kills the process."""
 
 
 def why_not(module: Any) -> str:
     """Say why a layer cannot be quantized; empty if it can."""
+    if holds_several_layers(module):
+        return f"{type(module).__name__} keeps several layers in one tensor"
     if not isinstance(module, nn.Linear):
         return f"{type(module).__name__} keeps its weights transposed"
     if type(module) is not nn.Linear:
@@ -35,9 +42,19 @@ def why_not(module: Any) -> str:
         return f"its weights are {module.weight.dtype}"
     if module.weight.numel() == 0:
         return "it has no weights"
+    if type(module.weight) is not nn.Parameter:
+        return f"its weights are {type(module.weight).__name__}"
     if not bool(torch.isfinite(module.weight).all()):
         return "its weights are not all finite"
     return ""
+
+
+def holds_several_layers(module: Any) -> bool:
+    """Whether a module holds matrices stacked in one tensor, as a mixture of experts does."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return False
+    own = module.parameters(recurse=False)
+    return any(each.dim() == 3 and each.shape[0] > 1 and each.is_floating_point() for each in own)
 
 
 def choose_kernel() -> str:
@@ -133,16 +150,29 @@ class Int8Linear(nn.Module):
             self.scales = exact.to(self.scales.device)
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # A tensor that lies in a memory-mapped file begins anywhere. Copying it once
+        # here saves copying it for each token.
+        self.qweight = _aligned(self.qweight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer for `x` of shape (..., in_features), in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features)
-        if self.kernel != "dequantize" and rows.is_cpu and rows.shape[0] <= PACKED_ROWS:
+        few = rows.is_cpu and rows.shape[0] <= PACKED_ROWS
+        # The packed kernel has no derivative.
+        derived = x.requires_grad and torch.is_grad_enabled()
+        if self.kernel != "dequantize" and few and not derived:
             rounded = self.kernel == "packed-bfloat16"
             out = torch.ops.truthgpt_quantize.int8_packed(rows, self.qweight, self.scales, rounded)
+        elif x.dtype == torch.float16:
+            # It ends at 65504, which sums over integers reach: the scales come first.
+            weight = self.qweight * self.scales.unsqueeze(1)
+            out = functional.linear(rows, weight.to(x.dtype))
         else:
             out = functional.linear(rows, self.qweight.to(x.dtype)) * self.scales.to(x.dtype)
         if self.bias is not None:
-            out = out + self.bias
+            out = out + self.bias.to(x.dtype)
         shaped: Tensor = out.view(*x.shape[:-1], self.out_features)
         return shaped
 
@@ -161,11 +191,17 @@ _library.define("int8_packed(Tensor x, Tensor qweight, Tensor scales, bool round
 
 
 def _int8_packed(x: Tensor, qweight: Tensor, scales: Tensor, rounded: bool) -> Tensor:
-    dtype = torch.bfloat16 if rounded else x.dtype
+    # The kernel wants the scales in the dtype of the activations, and float16 has too
+    # few bits for small ones.
+    dtype = torch.bfloat16 if rounded or x.dtype == torch.bfloat16 else torch.float32
     out: Tensor = torch.ops.aten._weight_int8pack_mm(
-        x.to(dtype).contiguous(), qweight, scales.to(dtype)
+        _aligned(x.to(dtype).contiguous()), _aligned(qweight), scales.to(dtype)
     )
     return out.to(x.dtype)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def _int8_packed_shape(x: Tensor, qweight: Tensor, scales: Tensor, rounded: bool) -> Tensor:

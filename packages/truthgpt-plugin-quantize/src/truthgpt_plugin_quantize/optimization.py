@@ -34,7 +34,8 @@ class QuantizeOptions(Options):
             channel, symmetric; activations stay in floating point.
         modules: patterns (`*` matches anything) of the layers to quantize; a
             pattern also matches what is inside the module that it names.
-        skip: patterns of the layers to leave alone.
+        skip: patterns of the layers to leave alone; `=NAME` is the layer of exactly
+            that name.
         kernel: how a layer computes one token on a CPU: `packed` multiplies the
             integers as they are, with activations in the model's dtype;
             `packed-bfloat16` the same with activations rounded to bfloat16;
@@ -86,7 +87,8 @@ class Quantize(Optimization[QuantizeOptions]):
         context.progress("Quantizing", len(covered), len(covered))
         _untie(model, covered)
         # What cannot be seen from the names again when the model is restored.
-        refused = [name for name, reason in skipped if not self._why_left_alone(name)]
+        # By their whole names: as a pattern, `proj` would match all that end in it.
+        refused = [f"={name}" for name, _ in skipped if not self._why_left_alone(name)]
         chosen = self.options.model_copy(
             update={"kernel": kernel, "skip": [*self.options.skip, *refused]}
         )
@@ -99,9 +101,10 @@ class Quantize(Optimization[QuantizeOptions]):
         """Put quantized layers, still empty, in the place of the ones that `apply` covered."""
         from truthgpt_plugin_quantize.int8 import Int8Linear
 
-        for name, linear in _linear_layers(model):
-            if not self._why_left_alone(name):
-                _replace(model, name, Int8Linear.empty_like(linear, self.options.kernel))
+        layers = [pair for pair in _linear_layers(model) if not self._why_left_alone(pair[0])]
+        for name, linear in layers:
+            _replace(model, name, Int8Linear.empty_like(linear, self.options.kernel))
+        _untie(model, [name for name, _ in layers])
         return model
 
     def _why_left_alone(self, name: str) -> str:
@@ -114,7 +117,9 @@ class Quantize(Optimization[QuantizeOptions]):
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` matches a layer's name, the end of it, or a module that it is in."""
+    """Whether `pattern` matches a layer's name, a part of it between dots, or is `=` and it."""
+    if pattern.startswith("="):
+        return name == pattern[1:]
     parts = name.split(".")
     spans = (
         ".".join(parts[start:end])
@@ -127,11 +132,15 @@ def _matches(name: str, pattern: str) -> bool:
 def _linear_layers(model: Model) -> list[tuple[str, Any]]:
     import torch
 
+    from truthgpt_plugin_quantize.int8 import holds_several_layers
+
     # GPT-2's Conv1D is a linear layer in all but its name and the order of its weights.
     return [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+        if isinstance(module, torch.nn.Linear)
+        or type(module).__name__ == "Conv1D"
+        or holds_several_layers(module)
     ]
 
 
@@ -143,6 +152,7 @@ def _refuse_quantized(model: Model) -> None:
     method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
     if method is not None:
         how = getattr(method, "quant_method", "another library")
+        how = getattr(how, "value", how)
         raise OptimizationError(
             f"The model was loaded quantized by {how}", hint="Load it without, then quantize it."
         )

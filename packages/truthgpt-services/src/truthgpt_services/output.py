@@ -74,16 +74,19 @@ class StagedDirectory:
         """
         if not (self.path / MARKER).is_file():
             raise OutputError(f"{self.path} has no {MARKER}: it is not complete")
-        _fsync_tree(self.path)
         self._check()
         try:
+            _fsync_tree(self.path)
             if not self.target.is_dir():
                 self.path.rename(self.target)
             elif not _exchange(self.path, self.target):
                 self._replace_in_two_steps()
+            _fsync(self.target.parent)
         except OSError as error:
-            raise OutputError(f"Cannot write {self.target}: {error.strerror or error}") from error
-        _fsync(self.target.parent)
+            explained = explain_write_error(error, self.target)
+            raise explained or OutputError(
+                f"Cannot write {self.target}: {error.strerror or error}"
+            ) from error
 
     def _replace_in_two_steps(self) -> None:
         old = self.path.with_name(f"{self.path.name}-old")
@@ -118,7 +121,12 @@ class StagedDirectory:
         pattern = re.compile(rf"\.{re.escape(self.target.name)}\.partial-(\d+)(-old)?")
         for sibling in self.target.parent.iterdir():
             match = pattern.fullmatch(sibling.name)
-            if match and not _is_running(int(match[1])):
+            if not match or _is_running(int(match[1])):
+                continue
+            if match[2] and not self.target.exists():
+                # Killed between the two renames of a replacement: this is the only copy.
+                sibling.rename(self.target)
+            else:
                 shutil.rmtree(sibling, ignore_errors=True)
 
 

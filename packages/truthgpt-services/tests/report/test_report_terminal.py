@@ -59,7 +59,7 @@ def test_steps_are_told_with_outcome_and_reason(samples):
     for step in report.steps:
         assert step.outcome.value in text
         assert step.reason in text
-    assert "180 of 211 linear layers changed" in text
+    assert "180 of 211 linear layers covered" in text
     assert "and 27 more" in text
 
 

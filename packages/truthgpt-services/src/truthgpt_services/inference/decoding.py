@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -44,12 +45,21 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), Real):
+                raise GenerationError(f"{name} is {getattr(self, name)!r}: it must be a number")
+        for name in ("top_k", "seed"):
+            if not isinstance(getattr(self, name), Integral):
+                value = getattr(self, name)
+                raise GenerationError(f"{name} is {value!r}: it must be a whole number")
         if not 0.0 <= self.temperature < float("inf"):
             raise GenerationError(f"temperature is {self.temperature}: it must be 0 or more")
         if self.top_k < 0:
             raise GenerationError(f"top_k is {self.top_k}: it must be 0 or more")
         if not 0.0 < self.top_p <= 1.0:
             raise GenerationError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
+        if not -(2**63) <= self.seed < 2**64:
+            raise GenerationError(f"seed is {self.seed}: it must fit into 64 bits")
 
 
 def choose(
@@ -67,7 +77,10 @@ def choose(
     """
     if sampling.temperature == 0.0:
         return logits.argmax(-1, keepdim=True)
-    scores = logits.float() / sampling.temperature
+    scores = logits.float()
+    # From the highest down: divided by a small temperature it would be infinite.
+    scores = scores - scores.amax(-1, keepdim=True)
+    scores = scores / max(sampling.temperature, torch.finfo(scores.dtype).tiny)
     if 0 < sampling.top_k < scores.shape[-1]:
         least = scores.topk(sampling.top_k, dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)
@@ -175,8 +188,11 @@ def stream(
     """
     if prompt.shape[1] == 0:
         raise GenerationError("The prompt is empty")
-    if max_new_tokens < 1:
-        raise GenerationError(f"max_new_tokens is {max_new_tokens}: it must be 1 or more")
+    asked: Any = max_new_tokens
+    if not isinstance(asked, Integral) or int(asked) < 1:
+        raise GenerationError(
+            f"max_new_tokens is {max_new_tokens!r}: it must be a whole number, 1 or more"
+        )
     sampling = sampling or Sampling()
     sequence = Sequence(model, hooks, prompt.shape[1] + max_new_tokens)
     generator = torch.Generator(device=next(model.parameters()).device)
@@ -189,11 +205,12 @@ def stream(
         with torch.inference_mode():
             token = choose(logits, sampling, generator)
             number = int(token)
-            if number in stop:
-                return
-            if made < max_new_tokens:
-                logits = sequence.step(token)
+        if number in stop:
+            return
         yield number
+        if made < max_new_tokens:
+            with torch.inference_mode():
+                logits = sequence.step(token)
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

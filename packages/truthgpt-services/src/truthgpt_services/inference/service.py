@@ -70,7 +70,7 @@ class InferenceService:
                     f'There is no option "{option}" for generating',
                     hint=did_you_mean(option, _OPTIONS) or f"Known: {', '.join(_OPTIONS)}.",
                 )
-        max_new_tokens = int(options.pop("max_new_tokens", DEFAULT_NEW_TOKENS))
+        max_new_tokens = options.pop("max_new_tokens", DEFAULT_NEW_TOKENS)
         ids = self._tokenizer(prompt, return_tensors="pt").input_ids
         tokens = stream(
             self._model,

@@ -74,7 +74,9 @@ def _quality_lost(candidate: Measurements, baseline: Measurements, gate: Gate) -
     quality = candidate.quality
     divergence = max(quality.kl_mean, quality.decode_kl_mean)
     perplexity = quality.perplexity / baseline.quality.perplexity
-    if not (math.isfinite(divergence) and math.isfinite(perplexity)):
+    # Each by itself: the larger of a number and NaN can be the number.
+    measured = (quality.kl_mean, quality.decode_kl_mean, perplexity)
+    if not all(math.isfinite(each) for each in measured):
         return "Its predictions are not finite numbers."
     if divergence > gate.max_kl:
         return f"It loses quality: KL to the baseline is {divergence:.4f}, above {gate.max_kl:g}."

@@ -67,6 +67,7 @@ class Worker:
         output: str,
         dtype: str | None,
         device: str,
+        seed: int,
     ) -> dict[str, Any]:
         """Load a model, apply steps to it and save the result."""
         from truthgpt_services.measuring import memory
@@ -81,7 +82,7 @@ class Worker:
         for step in steps:
             optimization = self._service.make_optimization(step["name"], step["options"])
             began = time.perf_counter()
-            applied = self._service.apply(optimization, model)
+            applied = self._service.apply(optimization, model, seed=seed)
             seconds = time.perf_counter() - began
             model = applied.model
             saved.append(

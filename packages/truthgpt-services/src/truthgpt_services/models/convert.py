@@ -84,7 +84,7 @@ def _convert(gguf: Path, directory: Path) -> None:
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, gguf_file=name, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+        except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"{gguf} cannot be converted: {lines[0]}") from error
         # What transformers leaves on a model that it has already dequantized makes

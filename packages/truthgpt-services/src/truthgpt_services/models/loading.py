@@ -97,7 +97,7 @@ def load_tokenizer(directory: Path) -> Any:
     with quiet():
         try:
             return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more special
+        except Exception as error:
             raise ModelError(f"{directory} has no tokenizer that works: {_first(error)}") from error
 
 

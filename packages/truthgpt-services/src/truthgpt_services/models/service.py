@@ -146,14 +146,19 @@ class ModelService:
         """
         return self._plugins.make_optimization(name, options)
 
-    def apply(self, optimization: Optimization[Any], model: Any) -> Applied:
+    def apply(self, optimization: Optimization[Any], model: Any, *, seed: int = 0) -> Applied:
         """Apply one optimization through the hook, so that plugins can take part.
+
+        Args:
+            optimization: with its options.
+            model: changed in place where the optimization can.
+            seed: for whatever it does that is random.
 
         Raises:
             OptimizationError: it cannot be done to this model.
         """
         device = str(next(model.parameters()).device)
-        context = self._context(optimization.name, device)
+        context = self._context(optimization.name, device, seed)
         applied = self._plugins.hooks.apply_optimization(
             optimization=optimization, model=model, context=context
         )
@@ -205,9 +210,12 @@ class ModelService:
             write_directory(self.resolve(name), staged)
             staged.commit()
 
-    def _context(self, name: str, device: str) -> OptimizationContext:
+    def _context(self, name: str, device: str, seed: int = 0) -> OptimizationContext:
         return OptimizationContext(
-            device=device, cache_dir=cache_dir("optimizations", name), progress=self._progress
+            device=device,
+            cache_dir=cache_dir("optimizations", name),
+            progress=self._progress,
+            seed=seed,
         )
 
 

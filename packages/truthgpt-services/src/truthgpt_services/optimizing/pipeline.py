@@ -363,6 +363,7 @@ class _Job:
                 output=str(directory),
                 dtype=self._request.dtype,
                 device=self._request.device,
+                seed=self._request.seed,
             )
         return built
 

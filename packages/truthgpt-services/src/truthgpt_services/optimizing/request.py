@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from truthgpt_core.config import load_yaml_model
 from truthgpt_core.errors import TruthGPTError
@@ -24,10 +24,26 @@ class Applying(BaseModel):
         options: for it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Open, because in a file NAME stands where a key is expected; `_applying` lets
+    # nothing pass that is not one of the ways to write it.
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
     options: dict[str, Any] = {}
+
+
+def _applying(value: Any) -> Applying:
+    # Instances and not dicts, since files are read strictly.
+    if isinstance(value, Applying):
+        return value
+    name, options = value, None
+    if isinstance(value, dict) and set(value) == {"name", "options"}:
+        name, options = value["name"], value["options"]
+    elif isinstance(value, dict) and len(value) == 1:
+        ((name, options),) = value.items()
+    if isinstance(name, str) and isinstance(options, dict | None):
+        return Applying(name=name, options=options or {})
+    raise ValueError(f"{value!r} is neither a name nor NAME: {{OPTION: VALUE}}")
 
 
 class OptimizeFile(BaseModel):
@@ -45,7 +61,7 @@ class OptimizeFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = None
-    apply: list[Applying] = []
+    apply: list[Annotated[Applying, BeforeValidator(_applying)]] = []
     output: Path | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -55,24 +71,6 @@ class OptimizeFile(BaseModel):
     max_kl: float = Field(DEFAULT_GATE.max_kl, ge=0)
     max_perplexity_ratio: float = Field(DEFAULT_GATE.max_perplexity_ratio, gt=0)
     min_gain: float = Field(DEFAULT_GATE.min_gain, ge=0)
-
-    @field_validator("apply", mode="before")
-    @classmethod
-    def _names_or_mappings(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            raise ValueError("list the optimizations: names, or NAME: {OPTION: VALUE}")
-        applying: list[dict[str, Any]] = []
-        for each in value:
-            if isinstance(each, str):
-                applying.append({"name": each})
-            elif isinstance(each, dict) and set(each) == {"name", "options"}:
-                applying.append(each)
-            elif isinstance(each, dict) and len(each) == 1:
-                ((name, options),) = each.items()
-                applying.append({"name": name, "options": options or {}})
-            else:
-                raise ValueError(f"{each!r} is neither a name nor NAME: {{OPTION: VALUE}}")
-        return applying
 
     @property
     def gate(self) -> Gate:

@@ -1,0 +1,105 @@
+"""Compares one kernel of `Int8Linear` with float64, for many shapes, dtypes and layouts.
+
+Run by `test_kernels.py` in a process of its own, as `kernel_examples.py KERNEL FILE`: a
+kernel that reads past its data kills the process, and FILE then holds the example that
+was under way.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from truthgpt_plugin_quantize.int8 import PACKED_ROWS, Int8Linear
+
+KERNEL, UNDER_WAY = sys.argv[1], Path(sys.argv[2])
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+LAYOUTS = ("contiguous", "transposed", "every other", "same row", "begins at 1")
+
+
+def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """Return numbers like those of `x`, of its shape, in another place or order in memory."""
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "every other":
+        return x.repeat_interleave(2, dim=-1)[..., ::2]
+    if layout == "same row":
+        first = x.reshape(-1, x.shape[-1])[0]
+        return first.expand(x.shape)
+    if layout == "begins at 1":
+        room = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
+        return room.copy_(x)
+    return x
+
+
+@given(
+    in_features=st.one_of(st.integers(1, 200), st.integers(1, 6).map(lambda n: n * 32)),
+    out_features=st.integers(1, 130),
+    rows=st.integers(1, 9),
+    dimensions=st.integers(1, 4),
+    dtype=st.sampled_from(sorted(DTYPES)),
+    layout=st.sampled_from(LAYOUTS),
+    bias=st.booleans(),
+    shifted=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@example(33, 8, 2, 2, "bfloat16", "contiguous", False, False, 0)
+@example(100, 8, 4, 2, "bfloat16", "contiguous", False, False, 0)
+@example(32, 1, 1, 1, "bfloat16", "begins at 1", False, True, 0)
+@settings(
+    max_examples=200,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+def check(
+    in_features: int,
+    out_features: int,
+    rows: int,
+    dimensions: int,
+    dtype: str,
+    layout: str,
+    bias: bool,
+    shifted: bool,
+    seed: int,
+) -> None:
+    """The layer is what its integers and scales say, within the rounding of its dtype."""
+    UNDER_WAY.write_text(repr(dict(locals())))
+    torch.manual_seed(seed)
+    linear = torch.nn.Linear(in_features, out_features, bias=bias, dtype=DTYPES[dtype])
+    layer = Int8Linear.from_linear(linear, KERNEL)
+    if shifted:
+        # As a tensor of a memory-mapped file may lie.
+        room = torch.empty(layer.qweight.numel() + 8, dtype=torch.int8)[8:]
+        layer.qweight = room.view(layer.qweight.shape).copy_(layer.qweight)
+    rows = 1 if dimensions == 1 else rows
+    shape = {1: (), 2: (rows,), 3: (1, rows), 4: (rows, 1, 1)}[dimensions]
+    x = lay_out(torch.randn(*shape, in_features).to(DTYPES[dtype]), layout)
+
+    with torch.inference_mode():
+        out = layer(x)
+
+    weight = layer.qweight.double() * layer.scales.double().unsqueeze(1)
+    added = torch.zeros(out_features) if layer.bias is None else layer.bias
+    exact = x.double() @ weight.T + added.double()
+    size = x.double().abs() @ weight.abs().T + added.double().abs()
+    # Rounded are the activations, the scales, the product, its scaling and the sum with
+    # the bias; sums are made in float32. Numbers below the normal ones of float16 are
+    # rounded to multiples of 2**-24.
+    rounded = KERNEL == "packed-bfloat16" and rows <= PACKED_ROWS and in_features % 32 == 0
+    relative = 5 * ROUNDOFF["bfloat16" if rounded else dtype] + (in_features + 4) * 2.0**-23
+    absolute = 2.0**-24 * (1 + x.double().abs().sum(-1, keepdim=True)) * (dtype == "float16")
+    assert out.dtype == x.dtype
+    assert out.shape == (*shape, out_features)
+    assert ((out.double() - exact).abs() <= relative * size + absolute + 1e-30).all()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    check()
+    print("done")

@@ -1,0 +1,62 @@
+"""The kernels, each in a process of its own, because a wrong one would kill it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from truthgpt_plugin_quantize.int8 import Int8Linear
+
+SCRIPT = Path(__file__).with_name("kernel_examples.py")
+
+
+@pytest.mark.parametrize("capability", [None, "default"])
+@pytest.mark.parametrize("kernel", ["packed", "packed-bfloat16", "dequantize"])
+def test_computes_what_the_integers_and_scales_say(
+    kernel: str, capability: str | None, tmp_path: Path
+) -> None:
+    """Any shape, dtype and layout comes out within rounding of float64, with and without SIMD."""
+    under_way = tmp_path / "example"
+    environment = dict(os.environ)
+    if capability is not None:
+        environment["ATEN_CPU_CAPABILITY"] = capability
+    process = subprocess.run(
+        [sys.executable, str(SCRIPT), kernel, str(under_way)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    example = under_way.read_text() if under_way.exists() else "none: it did not begin"
+    if process.returncode < 0:
+        pytest.fail(f"killed by signal {-process.returncode}; the example under way was {example}")
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert process.stdout.strip() == "done"
+
+
+def test_sums_beyond_float16_are_not_infinite() -> None:
+    """float16 activations of real models, in the thousands, do not overflow before scaling."""
+    linear = torch.nn.Linear(64, 4, bias=False, dtype=torch.float16)
+    torch.nn.init.constant_(linear.weight, 0.01)
+    for kernel in ("packed", "packed-bfloat16", "dequantize"):
+        for rows in (1, 9):
+            out = Int8Linear.from_linear(linear, kernel)(torch.full((rows, 64), 2000.0).half())
+            assert out.flatten().tolist() == pytest.approx([1280.0] * 4 * rows, rel=0.02), kernel
+
+
+def test_scales_below_float16_are_not_lost() -> None:
+    """A float16 layer with small weights keeps its accuracy: scales are never float16."""
+    linear = torch.nn.Linear(64, 4, bias=False)
+    torch.nn.init.constant_(linear.weight, 3e-6)
+    x = torch.full((1, 64), 1000.0)
+    out = Int8Linear.from_linear(linear, "packed")(x.half())
+    assert out.flatten().tolist() == pytest.approx([64 * 1000.0 * 3e-6] * 4, rel=1e-3)
+
+
+# X * 1000.0 * 3e-6, rel=1e-3)

@@ -1,0 +1,61 @@
+"""The commands as a person types them."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from truthgpt_services.commands.convert import convert
+from truthgpt_services.commands.generate import generate
+from truthgpt_services.commands.optimize import optimize
+from truthgpt_services.commands.progress import shown_progress
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (optimize, ["--apply", "--output", "--overwrite", "--config", "--max-kl"]),
+        (generate, ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed"]),
+        (convert, ["--overwrite"]),
+    ],
+)
+def test_help_names_every_option(command, options):
+    """What can be said is found without reading the code."""
+    done = CliRunner().invoke(command, ["--help"])
+    assert done.exit_code == 0
+    for option in options:
+        assert option in done.output
+
+
+def test_convert_writes_a_directory_and_generate_runs_it(tiny, tmp_path, truthgpt):
+    """Two processes: one writes the model, the other streams text with it, the prompt first."""
+    out = tmp_path / "out"
+    done = truthgpt("convert", tiny, out)
+    assert (done.returncode, done.stdout) == (0, f"Wrote {out}\n"), done.stderr
+    assert done.stderr.splitlines()[0] == f"Converting {tiny} ..."
+    done = truthgpt(
+        *("generate", out, "The é ", "--max-new-tokens", 5, "--temperature", 0.8, "--top-k", 9)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The é ")
+    assert len(done.stdout) > len("The é \n")
+    # Some releases of torch and torchao add advice of their own.
+    assert done.stderr.splitlines()[0] == "Loading the model ..."
+
+
+def test_what_goes_wrong_is_one_line_and_no_traceback(tiny, truthgpt):
+    """Beside the progress there is the error, and the exit code is 1."""
+    done = truthgpt("generate", tiny, "x", "--top-p", 7)
+    assert done.returncode == 1
+    line = "truthgpt: top_p is 7.0: it must be above 0 and at most 1"
+    assert done.stderr.splitlines()[-1] == line
+    assert "Traceback" not in done.stderr
+
+
+def test_progress_that_is_not_on_a_terminal_is_a_line_for_each_piece(capsys):
+    """A log file gets one line, and not one for every percent."""
+    with shown_progress() as progress:
+        for done in range(100):
+            progress("Reading", done, 100)
+        progress("Writing", 0, 0)
+    assert capsys.readouterr().err == "Reading ...\nWriting ...\n"

@@ -1,0 +1,130 @@
+"""Taking turns, and what is made of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from truthgpt_core.optimization import no_progress
+from truthgpt_services.measuring.contest import (
+    DECODE,
+    Contestant,
+    Plan,
+    measure_quality,
+    ratio,
+    take_turns,
+    windows,
+)
+
+IDS = list(range(300))
+
+
+class FakeWorker:
+    """Answers like a worker process, and notes who was asked when."""
+
+    def __init__(self, name, log, rates=()):
+        self.name, self.log, self.rates = name, log, iter(rates)
+        self.given = []
+
+    def call(self, request, **arguments):
+        self.log.append((self.name, request))
+        self.given.append(arguments)
+        if request == "run":
+            return {DECODE: next(self.rates, 1.0)}
+        count = len(arguments["ids"]) - (arguments.get("prompt") or 1)
+        if request == "write_reference":
+            return [2.0] * count
+        if arguments.get("prompt"):
+            return {"nll": [9.0] * count, "kl": [0.5] * count, "agrees": [0.0] * count}
+        kl = [0.001] * (count - 1) + [0.1]
+        return {"nll": [3.0] * count, "kl": kl, "agrees": [1.0, 0.0] * (count // 2)}
+
+
+@pytest.fixture
+def log():
+    return []
+
+
+def contestant(name, log, rates=()):
+    return Contestant(name, FakeWorker(name, log, rates), {})
+
+
+def test_who_begins_changes_from_round_to_round(log):
+    """Whoever runs after another may find a warm or a busy machine; each does in turn."""
+    three = [contestant(name, log) for name in "abc"]
+    take_turns(three, IDS, Plan(rounds=4), no_progress)
+    assert "".join(name for name, _ in log) == "abcbcacababc"
+    assert [len(each.runs) for each in three] == [4, 4, 4]
+
+
+def test_all_read_the_same_prompt(log):
+    """The beginning of the text, as long as the plan says."""
+    two = [contestant(name, log) for name in "ab"]
+    take_turns(two, IDS, Plan(rounds=2, prompt_tokens=20, new_tokens=7), no_progress)
+    for each in two:
+        assert each.worker.given == [{"ids": IDS[:20], "new_tokens": 7}] * 2
+
+
+def test_a_ratio_pairs_the_rounds_that_both_took_part_in(log):
+    """A baseline that has run before is compared by its last rounds only."""
+    plan = Plan(rounds=3)
+    baseline = contestant("baseline", log, [1.0, 1.0, 1.0, 10.0, 20.0, 40.0])
+    take_turns([baseline], IDS, plan, no_progress)
+    candidate = contestant("candidate", log, [20.0, 40.0, 80.0])
+    take_turns([baseline, candidate], IDS, plan, no_progress)
+    found = ratio(candidate, baseline, DECODE, plan)
+    assert (found.low, found.median, found.high) == (2.0, 2.0, 2.0)
+
+
+@given(st.integers(0, 500), st.integers(1, 9), st.integers(2, 64))
+def test_windows_cut_a_text_without_overlap_or_loss(length, count, window):
+    """In order from the beginning; only one in which nothing could be predicted is dropped."""
+    cut = windows(range(length), Plan(windows=count, window=window))
+    flat = [token for each in cut for token in each]
+    assert flat == list(range(len(flat)))
+    assert len(flat) in (min(length, count * window), min(length, count * window) - 1)
+    assert all(len(each) == window for each in cut[:-1])
+    assert all(2 <= len(each) <= window for each in cut)
+
+
+def test_quality_is_put_together_from_all_windows(log, tmp_path):
+    """Means over tokens of every window; the tail is not averaged away; decoding stands apart."""
+    baseline, candidate = contestant("baseline", log), contestant("candidate", log)
+    plan = Plan(windows=2, window=101, decode_prompt=10, decode_tokens=40)
+    measure_quality(candidate, baseline, IDS, plan, tmp_path, no_progress)
+    quality = candidate.quality
+    assert quality.perplexity == pytest.approx(math.exp(3.0))
+    assert quality.kl_mean == pytest.approx((99 * 0.001 + 0.1) / 100)
+    assert quality.kl_p999 == 0.1
+    assert quality.top1_agreement == 0.5
+    assert (quality.decode_kl_mean, quality.decode_top1_agreement) == (0.5, 0.0)
+    assert baseline.quality.perplexity == pytest.approx(math.exp(2.0))
+    assert baseline.quality.kl_mean == 0.0
+    lengths = [len(each["ids"]) for each in baseline.worker.given]
+    assert lengths == [101, 101, 40]
+    error = math.sqrt(2 * (0.1 - quality.kl_mean) ** 2 + 198 * (0.001 - quality.kl_mean) ** 2)
+    assert quality.kl_mean_error == pytest.approx(error / math.sqrt(199) / math.sqrt(200))
+
+
+def test_the_baseline_writes_before_the_candidate_reads(log, tmp_path):
+    """Window by window, so that one file is enough."""
+    baseline, candidate = contestant("baseline", log), contestant("candidate", log)
+    measure_quality(candidate, baseline, IDS, Plan(windows=2, window=100), tmp_path, no_progress)
+    assert log == [("baseline", "write_reference"), ("candidate", "compare")] * 3
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite(log, tmp_path):
+    """A ruined model ends as a row in the report, and not as an overflow."""
+    baseline, candidate = contestant("baseline", log), contestant("candidate", log)
+    call = candidate.worker.call
+
+    def ruined(request, **arguments):
+        found = call(request, **arguments)
+        return found | {"nll": [1e6] * len(found["nll"])}
+
+    candidate.worker.call = ruined
+    measure_quality(candidate, baseline, IDS, Plan(), tmp_path, no_progress)
+    assert candidate.quality.perplexity == math.inf

@@ -1,0 +1,160 @@
+"""The gate: what makes a step stay, and what takes it back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from truthgpt_services.measuring.gate import DEFAULT_GATE, judge
+from truthgpt_services.report.schema import Gate, Measurements, Quality, Ratio, Samples
+
+SAME = Ratio(median=1.0, low=0.97, high=1.03)
+FASTER = Ratio(median=1.3, low=1.1, high=1.5)
+SLOWER = Ratio(median=0.5, low=0.4, high=0.6)
+
+
+def measured(size=1000, *, perplexity=10.0, kl=0.0, decode_kl=0.0):
+    one = Samples(median=1.0, low=1.0, high=1.0, values=[1.0])
+    return Measurements(
+        load_seconds=1.0,
+        warmup_seconds=1.0,
+        decode_tokens_per_second=one,
+        prefill_tokens_per_second=one,
+        first_token_seconds=one,
+        weights_bytes=size,
+        saved_bytes=size,
+        peak_memory_bytes=size,
+        build_peak_memory_bytes=size,
+        quality=Quality(
+            perplexity=perplexity,
+            kl_mean=kl,
+            kl_mean_error=0.0,
+            kl_p999=kl,
+            top1_agreement=1.0,
+            decode_kl_mean=decode_kl,
+            decode_top1_agreement=1.0,
+        ),
+        sample="",
+    )
+
+
+def decide(
+    candidate=None, *, before=None, baseline=None, decode=SAME, prefill=SAME, gate=DEFAULT_GATE
+):
+    return judge(
+        candidate or measured(),
+        before or measured(),
+        baseline or measured(),
+        decode=decode,
+        prefill=prefill,
+        gate=gate,
+    )
+
+
+@pytest.mark.parametrize("which", ["decode", "prefill"])
+def test_faster_beyond_noise_is_kept(which):
+    """Faster decoding is enough, and faster reading of prompts is enough."""
+    decision = decide(**{which: FASTER})
+    assert decision.keep
+    assert "1.30× as fast (1.10 to 1.50×)" in decision.reason
+
+
+def test_smaller_is_kept_though_slower():
+    """A step that halves the weights pays in memory, and the reason tells its price."""
+    decision = decide(measured(500), decode=SLOWER)
+    assert decision.keep
+    assert "decodes 0.50× as fast" in decision.reason
+    assert "weights are 0.50× the size" in decision.reason
+
+
+def test_no_difference_is_taken_back():
+    """A step that does nothing is not kept for having been asked for."""
+    decision = decide()
+    assert not decision.keep
+    assert decision.reason.startswith("Neither faster nor smaller beyond noise")
+
+
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        Ratio(median=1.4, low=0.9, high=2.0),
+        Ratio(median=1.4, low=1.0, high=2.0),
+        Ratio(median=1.019, low=1.01, high=1.03),
+        SLOWER,
+    ],
+    ids=["noisy", "touches 1", "too little", "slower"],
+)
+def test_a_speed_that_is_no_gain_is_taken_back(ratio):
+    """The interval must lie above 1, and the median reach the gain that was asked for."""
+    assert not decide(decode=ratio, prefill=ratio).keep
+
+
+@pytest.mark.parametrize(
+    ("size", "keep"), [(980, True), (981, False), (1000, False), (1200, False)]
+)
+def test_a_size_counts_from_the_gain_asked_for(size, keep):
+    """2 % smaller is kept by default, and less is not."""
+    assert decide(measured(size)).keep is keep
+
+
+def test_size_is_compared_with_what_was_there_before():
+    """A step does not live on what an earlier step has saved."""
+    assert not decide(measured(500), before=measured(500), baseline=measured(1000)).keep
+
+
+@pytest.mark.parametrize("where", ["kl", "decode_kl"])
+def test_a_divergence_above_the_bound_is_taken_back(where):
+    """Measured in one pass or token by token: either one is enough, whatever was gained."""
+    decision = decide(measured(100, **{where: 0.06}), decode=FASTER)
+    assert not decision.keep
+    assert decision.reason == ("It loses quality: KL to the baseline is 0.0600, above 0.05.")
+
+
+def test_a_perplexity_above_the_bound_is_taken_back():
+    """Compared with the baseline's, not with that of the step before."""
+    candidate = measured(100, perplexity=10.21)
+    decision = decide(candidate, before=measured(perplexity=10.2))
+    assert not decision.keep
+    assert "perplexity is 1.021× the baseline's, above 1.02×" in decision.reason
+
+
+def test_quality_on_the_bound_is_kept():
+    """A bound is the last value that is allowed."""
+    assert decide(measured(100, kl=0.05, decode_kl=0.05, perplexity=10.2)).keep
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["kl", "decode_kl", "perplexity"])
+def test_what_is_not_finite_is_taken_back(where, value):
+    """NaN is below no bound and above none; it must not slip through."""
+    decision = decide(measured(100, **{where: value}), decode=FASTER)
+    assert not decision.keep
+    assert "finite" in decision.reason
+
+
+def test_bounds_can_be_chosen():
+    """A person who accepts more loss, or asks for more gain, gets that."""
+    lossy = measured(500, kl=0.3)
+    assert decide(lossy, gate=Gate(max_kl=0.5, max_perplexity_ratio=2, min_gain=0.1)).keep
+    greedy = Gate(max_kl=0.5, max_perplexity_ratio=2, min_gain=0.6)
+    assert not decide(lossy, gate=greedy).keep
+
+
+@given(
+    st.integers(1, 2000),
+    st.floats(0, 0.2) | st.just(math.nan),
+    st.floats(0, 0.2) | st.just(math.nan),
+    st.floats(5, 15),
+    st.floats(0.5, 2),
+)
+def test_nothing_is_kept_that_breaks_a_bound(size, kl, decode_kl, perplexity, speed):
+    """Whatever was measured: kept means within every bound, and gained something."""
+    ratio = Ratio(median=speed, low=speed * 0.9, high=speed * 1.1)
+    candidate = measured(size, kl=kl, decode_kl=decode_kl, perplexity=perplexity)
+    if decide(candidate, decode=ratio).keep:
+        assert max(kl, decode_kl) <= 0.05
+        assert perplexity / 10 <= 1.02
+        assert size <= 980 or (speed >= 1.02 and ratio.low > 1)

@@ -1,0 +1,247 @@
+"""Optimized models on disk: what was measured is what a person gets back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from truthgpt_core.optimization import OptimizationError, Stage
+from truthgpt_services import ModelService
+from truthgpt_services.errors import ModelError
+from truthgpt_services.models.saved import SavedStep, read_recipe, weights_bytes
+
+IDS = list(range(5, 45))
+
+
+@pytest.fixture
+def service(plugins):
+    return ModelService(plugins)
+
+
+@pytest.fixture
+def save(service, tokenizer, tmp_path):
+    """Load a model, apply optimizations, save; returns the directory and the model."""
+
+    def run(source, *names, name="saved"):
+        model = service.load_model(str(source))
+        steps = []
+        for each in names:
+            optimization = service.make_optimization(each, {})
+            applied = service.apply(optimization, model)
+            model = applied.model
+            stage = optimization.stage.name.lower()
+            steps.append(SavedStep(each, stage, applied.settings, "truthgpt-example 1.0"))
+        directory = tmp_path / name
+        directory.mkdir()
+        service.save_model(model, tokenizer, directory, source=str(source), steps=steps)
+        return directory, model
+
+    return run
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([IDS])).logits
+
+
+RELOAD = """
+import sys, torch
+from truthgpt_services import ModelService
+for directory in sys.argv[1:]:
+    model = ModelService().load_model(directory)
+    with torch.inference_mode():
+        torch.save(model(input_ids=torch.tensor([list(range(5, 45))])).logits, directory + "/out")
+"""
+
+
+def test_logits_in_a_new_process_equal_those_before_saving(save, tiny, tied, example_installed):
+    """Bit for bit: with changed weights, with a tied matrix, and with no step at all."""
+    saved = [
+        save(tiny, "halve", name="halved"),
+        save(tied, "halve", name="tied"),
+        save(tiny, "idle", name="idle"),
+    ]
+    directories = [str(directory) for directory, _ in saved]
+    subprocess.run([sys.executable, "-P", "-c", RELOAD, *directories], check=True)
+    for directory, model in saved:
+        assert torch.equal(torch.load(directory / "out"), logits(model))
+
+
+def test_the_settings_chosen_here_are_what_is_used_again(save, tiny):
+    """An `auto` that was resolved when saving is not resolved anew on another machine."""
+    directory, _ = save(tiny, "halve")
+    assert read_recipe(directory).steps[0].settings == {"note": "chosen here"}
+
+
+def test_weights_that_a_step_changed_have_a_name_transformers_ignores(save, tiny):
+    """An ordinary model of transformers would be filled with them and answer nonsense."""
+    from transformers import AutoModelForCausalLM
+
+    directory, _ = save(tiny, "halve")
+    assert (directory / "weights.safetensors").is_file()
+    with pytest.raises(OSError, match="model"):
+        AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
+
+
+def test_weights_that_no_step_changed_are_for_transformers_too(save, tiny, tied):
+    """What only changes how a model is run leaves an ordinary directory, tied or not."""
+    from transformers import AutoModelForCausalLM
+
+    for source in (tiny, tied):
+        directory, model = save(source, "idle", name=f"{source.name}-idle")
+        theirs = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
+        assert torch.equal(logits(theirs), logits(model))
+
+
+def test_a_tied_matrix_is_stored_once_and_tied_again(save, service, tied):
+    """Neither the file nor the model in memory holds it twice."""
+    directory, model = save(tied, "halve")
+    again = service.load_model(str(directory))
+    assert again.lm_head.weight.data_ptr() == again.model.embed_tokens.weight.data_ptr()
+    assert weights_bytes(again) == weights_bytes(model)
+    stored = (directory / "weights.safetensors").stat().st_size
+    assert stored < weights_bytes(model) + 5000
+
+
+def test_bytes_of_weights_are_those_of_the_dtypes(save, service, tiny):
+    """Half the linear layers' bytes are gone, and all others are still there."""
+    before = service.load_model(str(tiny))
+    linear = sum(
+        layer.weight.numel()
+        for name, layer in before.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head"
+    )
+    directory, _ = save(tiny, "halve")
+    after = service.load_model(str(directory))
+    assert weights_bytes(before) - weights_bytes(after) == 2 * linear
+
+
+def test_truncated_weights_are_said_to_be_damaged(save, service, tiny):
+    """A copy that broke off is recognized before it answers nonsense."""
+    directory, _ = save(tiny, "halve")
+    weights = directory / "weights.safetensors"
+    size = weights.stat().st_size
+    with weights.open("r+b") as file:
+        file.truncate(size - 1)
+    with pytest.raises(ModelError, match=f"has {size - 1} bytes and should have {size}"):
+        service.load_model(str(directory))
+
+
+def test_missing_weights_are_said_to_be_damaged(save, service, tiny):
+    """A directory without its weights is not filled with random ones."""
+    directory, _ = save(tiny, "halve")
+    (directory / "weights.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has 0 bytes and should have"):
+        service.load_model(str(directory))
+
+
+def test_noise_of_the_right_size_is_said_to_be_damaged(save, service, tiny):
+    """The size alone is not believed."""
+    directory, _ = save(tiny, "halve")
+    weights = directory / "weights.safetensors"
+    weights.write_bytes(b"\xff" * weights.stat().st_size)
+    with pytest.raises(ModelError, match="is damaged"):
+        service.load_model(str(directory))
+
+
+def change(directory, **values):
+    path = directory / "truthgpt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_newer_format_says_to_update(save, service, tiny):
+    """A model that a later TruthGPT saved is not guessed at."""
+    directory, _ = save(tiny)
+    change(directory, format=99)
+    with pytest.raises(ModelError, match=r"has format 99.*reads up to 1.*Update truthgpt-services"):
+        service.load_model(str(directory))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"steps": 3},
+        {"steps": [{"name": "halve"}]},
+        {"format": "one"},
+        {"surprise": 1},
+        {"dtype": "float12"},
+    ],
+)
+def test_a_damaged_recipe_is_named(save, service, tiny, values):
+    """An edited file gives one line and no traceback."""
+    directory, _ = save(tiny, "halve")
+    change(directory, **values)
+    with pytest.raises(ModelError, match=r"truthgpt\.json is damaged"):
+        service.load_model(str(directory))
+
+
+def test_a_directory_that_was_not_saved_by_us_says_so(tmp_path):
+    """Asked for a recipe, a directory without one says that it has none."""
+    with pytest.raises(ModelError, match=r"has no truthgpt\.json"):
+        read_recipe(tmp_path)
+
+
+def test_a_recipe_of_other_weights_is_noticed(save, service, tiny):
+    """Tensors that do not fit what the steps made are counted and one is named."""
+    directory, _ = save(tiny, "idle")
+    halve = {"name": "forget", "stage": "weights", "settings": {}, "distribution": ""}
+    weights = (directory / "model.safetensors").rename(directory / "weights.safetensors")
+    change(directory, steps=[halve], shared={"forgotten": "lm_head.weight"})
+    assert weights.is_file()
+    with pytest.raises(ModelError, match="does not fit its recipe: 1 tensors are missing"):
+        service.load_model(str(directory))
+
+
+def test_an_optimization_that_is_missing_says_what_to_install(save, tiny, bare_plugins):
+    """A model that came from another machine names the distribution it needs."""
+    directory, _ = save(tiny, "halve")
+    recipe = json.loads((directory / "truthgpt.json").read_text())
+    recipe["steps"][0]["name"] = "quantize"
+    change(directory, steps=recipe["steps"])
+    with pytest.raises(OptimizationError, match="pip install truthgpt-plugin-quantize"):
+        ModelService(bare_plugins).load_model(str(directory))
+
+
+def test_an_optimization_nobody_knows_names_where_it_came_from(save, tiny, bare_plugins):
+    """The recipe knows the distribution of a stranger's step, and the error says it."""
+    directory, _ = save(tiny, "halve")
+    with pytest.raises(OptimizationError, match=r"truthgpt-example 1\.0"):
+        ModelService(bare_plugins).load_model(str(directory))
+
+
+def test_a_dtype_cannot_be_asked_of_an_optimized_model(save, service, tiny):
+    """Its dtypes are part of what was measured."""
+    directory, _ = save(tiny, "halve")
+    with pytest.raises(ModelError, match="its dtypes are part of it"):
+        service.load_model(str(directory), {"dtype": "bfloat16"})
+
+
+def test_a_step_that_cannot_run_here_is_left_out_with_a_warning(save, service, tiny, caplog):
+    """A model compiled elsewhere still runs on a machine without a compiler."""
+    directory, model = save(tiny)
+    refused = {"name": "refuse", "stage": "execution", "settings": {}, "distribution": ""}
+    change(directory, steps=[refused])
+    kind = type(service.make_optimization("refuse", {}))
+    stage = kind.stage
+    try:
+        kind.stage = Stage.EXECUTION
+        again = service.load_model(str(directory))
+    finally:
+        kind.stage = stage
+    assert torch.equal(logits(again), logits(model))
+    assert "runs without refuse: no cpu is ever good enough" in caplog.text
+
+
+def test_optimize_model_applies_in_the_order_that_is_declared(service, tiny):
+    """What changes weights comes first, whatever order was typed."""
+    from truthgpt_core.event_system import EventType, on_event
+
+    order = []
+    on_event(EventType.OPTIMIZATION_APPLIED, lambda event: order.append(event.data["optimization"]))
+    model = service.load_model(str(tiny))
+    service.optimize_model(model, ["idle", service.make_optimization("halve", {})])
+    assert order[-2:] == ["halve", "idle"]

@@ -1,0 +1,217 @@
+"""Where a model is found, and what is said when it is not."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from truthgpt_services.errors import ModelError
+from truthgpt_services.models.sources import HubSource, LocalSource, PackageSource, resolve
+
+
+@pytest.fixture
+def find(bare_plugins):
+    factory = bare_plugins.factories["model_source_factory"]
+    return lambda spec: resolve(str(spec), factory)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with a model in it, whose code must never run."""
+    root = tmp_path / "site" / "some_weights"
+    root.mkdir(parents=True)
+    (root / "__init__.py").write_text("raise RuntimeError('imported')")
+    (root / "Model-135M.gguf").write_bytes(b"GGUF rest")
+    (root.parent / "outside.gguf").write_bytes(b"GGUF secret")
+    monkeypatch.syspath_prepend(str(root.parent))
+    return root
+
+
+def test_a_directory_is_found_with_the_size_of_its_weights(find, tiny):
+    """The report's row for the source's bytes comes from here."""
+    found = find(tiny)
+    assert (found.kind, found.path, found.spec) == ("directory", tiny.resolve(), str(tiny))
+    assert found.file_bytes == (tiny / "model.safetensors").stat().st_size
+    assert not found.is_gguf
+
+
+def test_a_gguf_file_is_known_by_what_it_begins_with(find, tmp_path):
+    """A file that git-lfs left as a pointer is not taken for a model."""
+    good, bad = tmp_path / "good.gguf", tmp_path / "bad.gguf"
+    good.write_bytes(b"GGUF and so on")
+    bad.write_text("version https://git-lfs.github.com/spec/v1")
+    assert find(good).is_gguf
+    with pytest.raises(ModelError, match=r"is not a GGUF file.*Git LFS"):
+        find(bad)
+
+
+def test_a_file_in_a_package_is_found_without_importing_it(find, package):
+    """Looking for weights must not run the code that lies beside them."""
+    found = find("package:some_weights/Model-135M.gguf")
+    assert (found.kind, found.path) == ("package", (package / "Model-135M.gguf").resolve())
+    assert "some_weights" not in sys.modules
+
+
+@pytest.mark.parametrize("file", ["../outside.gguf", "/etc/passwd", "x/../../outside.gguf"])
+def test_a_package_s_file_is_inside_the_package(find, package, file):
+    """A path that leads out of the package is refused, though there is a file."""
+    with pytest.raises(ModelError, match="has no file"):
+        find(f"package:some_weights/{file}")
+
+
+def test_a_link_out_of_a_package_is_not_followed(find, package):
+    """A link is as good as dots to get out, and is refused as they are."""
+    (package / "link.gguf").symlink_to(package.parent / "outside.gguf")
+    with pytest.raises(ModelError, match="has no file"):
+        find("package:some_weights/link.gguf")
+
+
+def test_a_mistyped_file_of_a_package_is_suggested(find, package):
+    """The error names the file that was meant, and what there is."""
+    with pytest.raises(ModelError) as caught:
+        find("package:some_weights/Model-135.gguf")
+    assert 'Did you mean "Model-135M.gguf"?' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spec", ["package:", "package:some_weights", "package:a-b/x", "package:/x"]
+)
+def test_half_a_package_name_says_how_to_write_it(find, spec):
+    """The form is shown to whoever got it wrong."""
+    with pytest.raises(ModelError, match="Write package:PACKAGE/FILE"):
+        find(spec)
+
+
+@pytest.mark.parametrize("name", ["surely_not_installed", "json.decoder", "sys"])
+def test_a_package_that_is_not_there_is_named(find, name):
+    """The error says which package to install, and a module without files is none."""
+    with pytest.raises(ModelError, match=name.split(".")[0]):
+        find(f"package:{name}/m.gguf")
+
+
+def test_a_mistyped_path_is_suggested(find, tiny):
+    """A directory that almost has the name is what was meant."""
+    with pytest.raises(ModelError, match=r'There is no model at .*Did you mean "tiny"\?'):
+        find(tiny.with_name("tyny"))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-2.bin", "m.pt"])
+def test_a_directory_of_pickles_is_refused_with_the_reason(find, tmp_path, name):
+    """Loading a pickle runs code: that is said, and not only that it is unsupported."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).touch()
+    with pytest.raises(ModelError, match=r"pickle checkpoint, and loading a pickle runs whatever"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.ckpt", "pytorch_model.bin"])
+def test_a_pickle_file_is_refused_with_the_reason(find, tmp_path, name):
+    """A pickle that is named itself is refused as well."""
+    (tmp_path / name).touch()
+    with pytest.raises(ModelError, match="is a pickle checkpoint"):
+        find(tmp_path / name)
+
+
+def test_pickles_beside_safetensors_do_no_harm(find, tiny, tmp_path):
+    """A repository that has both is loaded from what is safe."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").touch()
+    (tmp_path / "model.safetensors").write_bytes(b"12345678")
+    assert find(tmp_path).file_bytes == 8
+
+
+def test_an_optimized_directory_is_refused_as_a_source(find, tmp_path):
+    """Optimizing twice would be measured against a model that is optimized already."""
+    (tmp_path / "truthgpt.json").write_text(json.dumps({"kind": "optimized", "steps": [{}]}))
+    with pytest.raises(ModelError, match=r"has optimized already\. Start from the model"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("marker", ["", "[]", '{"kind": "converted", "steps": []}'])
+def test_a_converted_directory_is_a_source(find, tmp_path, marker):
+    """What `truthgpt convert` writes can be optimized."""
+    (tmp_path / "truthgpt.json").write_text(marker)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    assert find(tmp_path).kind == "directory"
+
+
+def test_a_directory_without_a_configuration_points_at_its_gguf_file(find, tmp_path):
+    """Who names the folder of a GGUF file is told the file."""
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(ModelError, match=r"has no config\.json.*Name the file: .*a\.gguf"):
+        find(tmp_path)
+
+
+def test_a_directory_without_weights_says_so(find, tmp_path):
+    """A download that broke off after its configuration is recognized."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="has no weights"):
+        find(tmp_path)
+
+
+def test_some_other_file_is_no_model(find, tmp_path):
+    """The error lists what a model can be."""
+    (tmp_path / "song.mp3").touch()
+    with pytest.raises(ModelError, match=r"is no model\. A model is a directory"):
+        find(tmp_path / "song.mp3")
+
+
+def test_a_hub_id_that_cannot_be_looked_up_gives_one_line(find):
+    """Without a network there is neither a traceback nor a long wait."""
+    with pytest.raises(ModelError, match="is not on disk, and the hub cannot be reached") as caught:
+        find("no-one/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["my--model", "a..b", "-x", "x" * 97, "model.git"])
+def test_what_cannot_be_a_hub_id_gives_one_line(find, spec):
+    """The hub's own rules for names end as an error of ours too."""
+    with pytest.raises(ModelError) as caught:
+        find(spec)
+    assert "\n" not in str(caught.value)
+    assert spec in str(caught.value)
+
+
+def test_a_mistyped_directory_that_looks_like_a_hub_id_is_suggested(find, tmp_path, monkeypatch):
+    """A name without a slash is most likely a directory beside the person."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").mkdir()
+    with pytest.raises(ModelError, match=r'Did you mean "my-model"\?'):
+        find("my-modle")
+
+
+@pytest.mark.parametrize("spec", ["", "  ", "what is this?", "a b"])
+def test_what_names_no_model_is_told_what_does(find, spec):
+    """Nothing at all, and something that no source claims."""
+    with pytest.raises(ModelError, match="A model is a directory"):
+        find(spec)
+
+
+def test_a_plugin_can_add_a_kind_of_source(bare_plugins, find):
+    """A source of a plugin takes part by its rank, before the ones that would refuse."""
+
+    class Memory(LocalSource):
+        name = "memory"
+        rank = 1
+
+        def claims(self, spec):
+            return spec.startswith("memory:")
+
+        def resolve(self, spec):
+            raise ModelError("asked the plugin")
+
+    bare_plugins.factories["model_source_factory"].register("memory", Memory)
+    with pytest.raises(ModelError, match="asked the plugin"):
+        find("memory:package:x")
+
+
+@given(st.text(max_size=40))
+def test_every_word_is_claimed_by_a_source_or_by_none_without_a_crash(spec):
+    """Whatever a person types is judged without touching more than its form."""
+    for source in (PackageSource(), LocalSource(), HubSource()):
+        assert source.claims("x" + spec.replace("\0", "")) in (True, False)

@@ -1,0 +1,354 @@
+"""The main job, from the command line to the files, with workers and a plugin that are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from truthgpt_services.report.schema import Outcome
+from truthgpt_services.report.storage import read_report
+
+
+@pytest.fixture(scope="session")
+def report(optimized):
+    assert (optimized / "code").read_text() == "0", (optimized / "stderr").read_text()
+    return read_report(optimized / "out")
+
+
+@pytest.fixture(scope="session")
+def steps(report):
+    return {step.name: step for step in report.steps}
+
+
+def test_stages_go_first_and_then_the_order_typed(report):
+    """`idle` was typed first and changes no weights: it comes last; an alias is what it names."""
+    names = [step.name for step in report.steps]
+    assert names == ["refuse", "halve", "ruin", "forget", "die", "idle"]
+
+
+def test_a_step_that_pays_is_kept(steps, report):
+    """Smaller and as good: its settings, its coverage and where it came from are told."""
+    step = steps["halve"]
+    assert step.outcome is Outcome.KEPT
+    assert step.against == "baseline"
+    assert step.distribution == "truthgpt-example 1.0"
+    assert step.options == {"note": "mine"}
+    assert step.notes == ["Halves are whole enough, with seed 5."]
+    assert (step.coverage.covered, step.coverage.total) == (14, 15)
+    assert [(each.name, each.reason) for each in step.coverage.skipped] == [
+        ("lm_head", "it makes the logits")
+    ]
+    assert report.result.steps == ["halve"]
+
+
+def test_a_step_that_does_nothing_is_taken_back(steps):
+    """It is compared with what was kept before it, and not with the baseline."""
+    step = steps["idle"]
+    assert step.outcome is Outcome.TAKEN_BACK
+    assert step.reason.startswith("Neither faster nor smaller beyond noise")
+    assert (step.variant, step.against) == ("halve + idle", "halve")
+
+
+def test_a_step_that_ruins_the_model_is_taken_back(steps, report):
+    """The reason is its quality, and the variant still stands in the report to be seen."""
+    step = steps["ruin"]
+    assert step.outcome is Outcome.TAKEN_BACK
+    assert step.reason.startswith("It loses quality: KL to the baseline is")
+    ruined = report.variant("halve + ruin").measured.quality
+    assert ruined.kl_mean > 0.05
+    assert ruined.top1_agreement < 0.1
+
+
+def test_a_step_that_cannot_work_here_is_not_applied(steps):
+    """Its own words say why and what to do, and no model was made with it."""
+    step = steps["refuse"]
+    assert step.outcome is Outcome.NOT_APPLIED
+    assert step.reason == "No cpu is ever good enough. Buy another."
+    assert step.variant is None
+
+
+def test_a_step_whose_process_dies_has_failed(steps):
+    """Killed for memory, say: what was asked of it and the signal are told, the rest goes on."""
+    step = steps["die"]
+    assert (step.outcome, step.variant) == (Outcome.FAILED, None)
+    assert 'The worker for "making halve + die" ended with SIGKILL' in step.reason
+
+
+def test_a_step_that_saves_what_it_cannot_load_has_failed(steps):
+    """A mistake in one plugin does not cost the steps that others bring."""
+    step = steps["forget"]
+    assert step.outcome is Outcome.FAILED
+    assert "does not fit its recipe: 1 tensors are missing or too many" in step.reason
+    assert "forgotten" in step.reason
+
+
+def test_every_variant_that_was_measured_is_reported(report):
+    """The baseline first; each with a value for every round that it took part in."""
+    names = [variant.name for variant in report.variants]
+    assert names == ["baseline", "halve", "halve + ruin", "halve + idle"]
+    rounds = [len(each.measured.decode_tokens_per_second.values) for each in report.variants]
+    # The baseline takes part in every contest, and what is kept in those after it.
+    assert rounds == [27, 9, 9, 9]
+    for variant in report.variants:
+        assert all(value > 0 for value in variant.measured.first_token_seconds.values)
+        assert variant.measured.peak_memory_bytes > 10_000_000
+
+
+def test_the_baseline_is_compared_with_itself(report):
+    """Its ratios are 1 and its divergence 0."""
+    baseline = report.variants[0]
+    assert (baseline.decode_ratio.low, baseline.decode_ratio.high) == (1.0, 1.0)
+    assert baseline.measured.quality.kl_mean == 0.0
+
+
+def test_quality_in_the_report_is_that_of_the_models(report, tiny, tokenizer):
+    """The perplexity of the baseline is what transformers computes for the same windows."""
+    import math
+
+    from transformers import AutoModelForCausalLM
+
+    from truthgpt_services.measuring.text import evaluation_text
+
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    text = evaluation_text(None)
+    assert report.text.sha256 == text.sha256
+    ids = torch.tensor(tokenizer(text.text[:30_000]).input_ids[: 8 * 256]).view(8, 256)
+    with torch.inference_mode():
+        losses = [float(model(input_ids=row[None], labels=row[None]).loss) for row in ids]
+    expected = math.exp(sum(losses) / 8)
+    assert report.variants[0].measured.quality.perplexity == pytest.approx(expected, rel=1e-3)
+    assert report.text.tokens == 8 * 255
+
+
+def test_sizes_in_the_report_are_those_of_the_files(report, optimized, tiny):
+    """Source, baseline in memory and result on disk are three different numbers."""
+    weights = optimized / "out" / "weights.safetensors"
+    halved = report.variant("halve").measured
+    assert halved.saved_bytes == weights.stat().st_size
+    assert report.source.file_bytes == (tiny / "model.safetensors").stat().st_size
+    ratio = halved.weights_bytes / report.variants[0].measured.weights_bytes
+    assert 0.55 < ratio < 0.7
+
+
+def test_how_it_was_measured_stands_in_the_report(report, tiny):
+    """Command, seed, bounds, machine and versions: enough to do it again."""
+    assert report.command[:3] == ["truthgpt", "optimize", str(tiny)]
+    assert report.seed == 5
+    assert report.settings.rounds == 9
+    assert report.settings.gate.min_gain == 0.3
+    assert report.machine.device == "cpu"
+    assert {"torch", "transformers", "truthgpt-services"} <= set(report.versions)
+    assert (report.source.kind, report.source.dtype) == ("directory", "float32")
+    assert report.source.dtype_is_native
+
+
+def test_the_output_holds_the_model_and_the_report_and_nothing_else(optimized):
+    """Nothing of the candidates that were taken back, and no working directory beside it."""
+    assert sorted(path.name for path in (optimized / "out").iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "report.html",
+        "report.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "truthgpt.json",
+        "weights.safetensors",
+    ]
+    assert not [path for path in optimized.iterdir() if path.name.startswith(".")]
+
+
+def test_the_recipe_is_that_of_the_step_kept(optimized, tiny):
+    """A step that was taken back left nothing in it."""
+    recipe = json.loads((optimized / "out" / "truthgpt.json").read_text())
+    assert recipe["source"] == str(tiny)
+    assert [(step["name"], step["settings"]) for step in recipe["steps"]] == [
+        ("halve", {"note": "mine"})
+    ]
+
+
+def test_the_command_shows_what_it_does_and_what_came_of_it(optimized):
+    """Progress on standard error; the table and where to look on standard output."""
+    said, progress = (optimized / "stdout").read_text(), (optimized / "stderr").read_text()
+    for word in ("halve", "idle", "taken back", "not applied", "failed"):
+        assert word in said
+    assert said.rstrip().endswith(f"report.html are in {optimized / 'out'}")
+    for line in ("Loading baseline ...", "Making halve ...", "Timing baseline, halve ..."):
+        assert line in progress.splitlines()
+    assert "Traceback" not in progress
+
+
+def test_the_result_generates_in_a_new_process(
+    optimized, truthgpt, example_installed, plugins, tokenizer
+):
+    """`truthgpt generate` streams what the saved model says, and nothing else."""
+    from truthgpt_services import InferenceService, ModelService
+
+    done = truthgpt("generate", optimized / "out", "The future", "--max-new-tokens", 20)
+    assert done.returncode == 0, done.stderr
+    service = InferenceService(plugins)
+    model = ModelService(plugins).load_model(str(optimized / "out"))
+    service.configure(model, tokenizer)
+    expected = service.generate("The future", {"max_new_tokens": 20})
+    assert done.stdout == f"The future{expected}\n"
+
+
+def test_a_file_asks_for_the_same_and_an_earlier_output_is_replaced(
+    tiny, tmp_path, truthgpt, example_installed
+):
+    """YAML with the command line's keys; no step kept leaves the model as it was, for all to load.
+
+    What the command line says goes before the file.
+    """
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "truthgpt.json").write_text("{}")
+    (out / "earlier").touch()
+    (tmp_path / "text.txt").write_text("The lambda is a function without a name. " * 40)
+    (tmp_path / "job.yaml").write_text(
+        f"model: {tiny}\napply:\n  - refuse\n  - picky: {{}}\noutput: {tmp_path / 'unused'}\n"
+        f"rounds: 3\nmax_kl: 0.25\ndevice: cpu\ndtype: float32\ntext: {tmp_path / 'text.txt'}\n"
+    )
+    done = truthgpt(
+        *("optimize", "--config", tmp_path / "job.yaml", "-o", out, "--overwrite", "--rounds", 2)
+    )
+    assert done.returncode == 0, done.stderr
+    report = read_report(out)
+    assert [step.outcome for step in report.steps] == [Outcome.NOT_APPLIED, Outcome.FAILED]
+    # In its own words, though the error is of a class that only the plugin knows.
+    assert report.steps[1].reason == "This model has no knobs. Take one with knobs."
+    assert report.result.steps == []
+    assert report.result.summary == "No step was kept: the output is the model as it was."
+    assert (report.settings.rounds, report.settings.gate.max_kl) == (2, 0.25)
+    assert report.text.name == str(tmp_path / "text.txt")
+    assert not report.source.dtype_is_native
+    assert len(report.variants[0].measured.decode_tokens_per_second.values) == 2
+    assert not (out / "earlier").exists()
+    assert not (tmp_path / "unused").exists()
+    ours = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(tiny).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def running(group):
+    """Processes of a group that are still at work."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp, *_ = path.read_text().rpartition(")")[2].split()
+        except (OSError, ValueError):
+            continue
+        if int(pgrp) == group and state != "Z":
+            found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_ctrl_c_ends_it_with_one_line_and_leaves_nothing(
+    tiny, tmp_path, truthgpt, example_installed
+):
+    """In the middle of the work, with two workers busy: no output and no process is left."""
+    (tmp_path / "scratch").mkdir()
+    process = subprocess.Popen(
+        [*truthgpt.command, "optimize", str(tiny), "--apply", "halve", "-o", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(tmp_path / "scratch")},
+    )
+    for line in process.stderr:
+        if line.startswith("Making halve"):
+            break
+    assert len(running(process.pid)) >= 3
+    os.killpg(process.pid, signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == ""
+    assert errors.strip() == "truthgpt: interrupted"
+    deadline = time.monotonic() + 20
+    while running(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running(process.pid) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_full_disk_in_the_middle_ends_the_run_and_leaves_nothing(
+    tiny, small_disk, truthgpt, example_installed
+):
+    """It is no fault of the step: it is not reported as failed, and the disk is free again."""
+    place = small_disk(200)
+    done = truthgpt("optimize", tiny, "--apply", "halve", "-o", place / "out")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("truthgpt: The disk is full")
+    assert "Traceback" not in done.stderr
+    assert list(place.iterdir()) == []
+
+
+def refused(truthgpt, *arguments):
+    """Run what must fail at once; return the one line that it says."""
+    done = truthgpt("optimize", *arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line.removeprefix("truthgpt: ")
+
+
+def test_wrong_input_is_refused_in_one_line_before_any_work(
+    tiny, tmp_path, truthgpt, example_installed
+):
+    """Through the real command: an option of a step, a model, a text, an output."""
+    out = ("-o", tmp_path / "out")
+    line = refused(truthgpt, tiny, "--apply", "halve:nite=x", *out)
+    assert line == '"halve": there is no option "nite" (Did you mean "note"?)'
+    line = refused(truthgpt, tiny.with_name("tyny"), "--apply", "halve", *out)
+    assert line.endswith('Did you mean "tiny"?')
+    line = refused(truthgpt, tiny, "--apply", "halve", *out, "--text", tmp_path / "no.txt")
+    assert "no.txt cannot be read" in line
+    shutil.copytree(tiny, tmp_path / "theirs")
+    line = refused(truthgpt, tiny, "--apply", "halve", "-o", tmp_path / "theirs", "--overwrite")
+    assert "nothing in it says that TruthGPT wrote it" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
+
+
+def test_a_text_that_is_too_short_says_how_much_is_needed(
+    tiny, tmp_path, truthgpt, example_installed
+):
+    """Quality on three words would be no quality."""
+    (tmp_path / "short.txt").write_text("Too short.")
+    done = truthgpt(
+        *("optimize", tiny, "--apply", "idle", "-o", tmp_path / "out"),
+        *("--text", tmp_path / "short.txt"),
+    )
+    assert done.returncode == 1
+    assert "tokens, and at least 34 are needed" in done.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "truthgpt_services.optimizing.pipeline, truthgpt_services.commands.optimize, "
+        "truthgpt_services.commands.generate, truthgpt_services.commands.convert",
+        "truthgpt_services, truthgpt_services.plugin, truthgpt_services.models.sources",
+    ],
+)
+def test_the_process_that_a_person_starts_never_imports_torch(modules):
+    """It answers at once, and the memory it takes is not that of a model."""
+    code = (
+        f"import sys, {modules}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,140 @@
+"""What a person asks for, from the command line and from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.optimization import OptimizationError
+from truthgpt_services.optimizing.request import (
+    Applying,
+    applied_on_command_line,
+    read_request,
+)
+
+SAID = {"model": "m", "output": "o"}
+HALVE = [Applying(name="halve")]
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        path = tmp_path / "job.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_file_lists_names_and_names_with_options(file):
+    """All the ways to write a step in YAML, in the order written."""
+    path = file(
+        "model: m\noutput: build/demo\napply:\n"
+        "  - quantize: {scheme: int8, skip: [lm_head]}\n"
+        "  - compile\n"
+        "  - idle:\n"
+        "  - {name: halve, options: {note: x}}\n"
+    )
+    request = read_request(path, {}, [])
+    assert [(each.name, each.options) for each in request.apply] == [
+        ("quantize", {"scheme": "int8", "skip": ["lm_head"]}),
+        ("compile", {}),
+        ("idle", {}),
+        ("halve", {"note": "x"}),
+    ]
+    assert request.output == Path("build/demo")
+
+
+def test_the_command_line_goes_before_the_file(file):
+    """Key by key; and steps that were typed replace all of the file's."""
+    path = file("model: m\noutput: o\napply: [compile]\nrounds: 3\nmax_kl: 0.5\n")
+    request = read_request(path, {"rounds": 5, "output": "p"}, HALVE)
+    assert (request.model, request.output) == ("m", Path("p"))
+    assert (request.plan.rounds, request.gate.max_kl) == (5, 0.5)
+    assert [each.name for each in request.apply] == ["halve"]
+
+
+def test_the_seed_and_the_rounds_reach_the_plan(file):
+    """What is measured is what was asked for."""
+    request = read_request(None, SAID | {"seed": 9, "rounds": 4}, HALVE)
+    assert (request.plan.seed, request.plan.rounds) == (9, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "said"),
+    [
+        ("model: m\nrounds: many\n", 2, 9, "rounds"),
+        ("model: m\n  bad: [\n", 2, 6, ""),
+        ("model: m\nmax_lk: 0.1\n", 2, 1, "max_kl"),
+        ("apply:\n  - quantize\n  - [a, b]\n", 3, 5, "neither a name nor"),
+        ("apply:\n  - {quantize: {}, compile: {}}\n", 2, 5, "neither a name nor"),
+        ("apply:\n  - quantize: int8\n", 2, 5, "neither a name nor"),
+        ("apply:\n  - {name: x, optoins: {}}\n", 2, 5, "neither a name nor"),
+        ("apply: quantize\n", 1, 8, "apply"),
+        ("model: m\ndtype: int8\n", 2, 8, "dtype"),
+        ("rounds: 1\n", 1, 9, "greater than or equal to 2"),
+    ],
+)
+def test_a_wrong_file_says_where(file, text, line, column, said):
+    """The line, and the column where an editor can jump to, and what is wrong there."""
+    path = file(text)
+    with pytest.raises(TruthGPTError) as caught:
+        read_request(path, SAID, HALVE)
+    place = f"{path}:{line}:{column}" if line else f"{path}:"
+    assert place in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    """One line, and no traceback."""
+    with pytest.raises(TruthGPTError, match=r"job\.yaml"):
+        read_request(tmp_path / "job.yaml", SAID, HALVE)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"rounds": 1}, "--rounds 1: "),
+        ({"max_kl": -1.0}, "--max-kl -1.0: "),
+        ({"dtype": "int8"}, "--dtype int8: "),
+        ({"max_perplexity_ratio": 0.0}, "--max-perplexity-ratio 0.0: "),
+        ({"min_gain": -0.5}, "--min-gain -0.5: "),
+    ],
+)
+def test_a_wrong_option_is_called_as_it_was_typed(said, expected):
+    """A person finds it again on the command line."""
+    with pytest.raises(TruthGPTError) as caught:
+        read_request(None, SAID | said, HALVE)
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("said", "applied", "expected"),
+    [
+        ({"output": "o"}, HALVE, "No model is named"),
+        ({"model": "m"}, HALVE, "No output directory is named. Add --output DIR."),
+        (SAID, [], "No optimization is named"),
+    ],
+)
+def test_what_is_missing_is_asked_for(said, applied, expected):
+    """Each of the three things that have no default."""
+    with pytest.raises(TruthGPTError, match=expected):
+        read_request(None, said, applied)
+
+
+def test_the_command_line_names_steps_with_their_options():
+    """One --apply with several, or several with one."""
+    found = applied_on_command_line(["quantize:scheme=int8,skip=a,skip=b,compile", "idle"])
+    assert [(each.name, each.options) for each in found] == [
+        ("quantize", {"scheme": "int8", "skip": ["a", "b"]}),
+        ("compile", {}),
+        ("idle", {}),
+    ]
+
+
+def test_a_step_that_cannot_be_read_is_refused():
+    """An option before any name belongs to nothing."""
+    with pytest.raises(OptimizationError, match="begins with an option"):
+        applied_on_command_line(["scheme=int8"])

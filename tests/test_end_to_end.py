@@ -152,6 +152,31 @@ else:
     assert run("", saved, logits) == "equal"
 
 
+def test_generating_and_measuring_share_one_compiled_step(optimized: Path) -> None:
+    """Whoever decodes, the step is compiled once for a length of the cache."""
+    script = """
+import sys, torch
+from torch._dynamo.utils import counters
+from truthgpt_services.measuring.bench import Bench
+from truthgpt_services.models.service import ModelService
+service = ModelService()
+model, tokenizer = service.load_model(sys.argv[1]), service.load_tokenizer(sys.argv[1])
+bench = Bench(model, tokenizer, service.hooks)
+bench.run(list(range(100, 164)), 4)
+bench.sample("The future of AI is", 4)
+bench.write_reference(list(range(100, 164)), sys.argv[2], prompt=32)
+print("graphs:", counters["stats"]["unique_graphs"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(optimized), str(optimized.with_name("reference.npy"))],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert "graphs: 1" in done.stdout, done.stdout + done.stderr
+
+
 def test_convert_writes_what_transformers_loads(
     truthgpt: Run, tiny_model: Path, tmp_path: Path
 ) -> None:

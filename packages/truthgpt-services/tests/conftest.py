@@ -31,7 +31,6 @@ settings.register_profile("services", deadline=None, database=None)
 settings.load_profile("services")
 
 HERE = Path(__file__).parent
-END = "<|endoftext|>"
 CONTEXT = 512
 OURS = {"truthgpt-core", "truthgpt-services"}
 
@@ -68,27 +67,6 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
     return make
 
 
-def train_tokenizer() -> Any:
-    """A byte-level BPE of real text: what it was not trained on falls apart into bytes."""
-    from pydoc_data.topics import topics
-
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    text = [topics[key] for key in sorted(topics)[:20]]
-    tokenizer.train_from_iterator(text, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
-
-
 def make_model(vocabulary: int, *, tied: bool = False, seed: int = 0) -> Any:
     """A random Llama that is sure of what it says: a flat one would hide what ruins it."""
     import torch
@@ -119,7 +97,9 @@ def tiny(once: Once) -> Path:
     """A model directory as transformers writes it, in float32."""
 
     def fill(directory: Path) -> None:
-        tokenizer = train_tokenizer()
+        from truthgpt_services.testing import tiny_tokenizer
+
+        tokenizer = tiny_tokenizer(320)
         make_model(len(tokenizer)).save_pretrained(directory)
         tokenizer.save_pretrained(directory)
 

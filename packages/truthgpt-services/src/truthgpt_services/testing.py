@@ -16,7 +16,7 @@ from truthgpt_services.measuring.text import evaluation_text
 from truthgpt_services.models.loading import quiet
 
 VOCABULARY = 512
-END = "<|end|>"
+END = "<|endoftext|>"
 
 
 def write_tiny_model(directory: Path, *, seed: int = 0, tied: bool = True) -> None:
@@ -47,15 +47,20 @@ def write_tiny_model(directory: Path, *, seed: int = 0, tied: bool = True) -> No
             )
         )
         model.save_pretrained(directory)
-        _tokenizer().save_pretrained(directory)
+        tiny_tokenizer().save_pretrained(directory)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer(vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on real text; what it was not trained on falls apart into bytes.
+
+    Args:
+        vocabulary: how many tokens, the 256 bytes and `END` among them.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

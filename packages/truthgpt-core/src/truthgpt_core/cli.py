@@ -128,12 +128,16 @@ def cli() -> None:
 )
 def plugins(as_json: bool, load: bool, strict: bool) -> None:
     """List the installed plugins and what they are good for."""
-    from truthgpt_core.plugin_system import STRICT, PluginManager, State
+    from truthgpt_core.plugin_base import STRICT, State, installed_rows
 
-    manager = PluginManager(strict=False)
     if load:
+        from truthgpt_core.plugin_system import PluginManager
+
+        manager = PluginManager(strict=False)
         manager.activate_all()
-    rows = manager.rows()
+        rows = manager.rows()
+    else:
+        rows = [row for _, row in sorted(installed_rows().items())]
     if as_json:
         click.echo(json.dumps([_as_json(row) for row in rows], indent=2))
     elif rows:

@@ -8,11 +8,15 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from truthgpt_core.discovery import OPTIMIZATIONS, Installed
+from truthgpt_core.discovery import OPTIMIZATIONS, PLUGINS, Installed, discover, judge
 from truthgpt_core.errors import TruthGPTError
 
 if TYPE_CHECKING:
     from truthgpt_core.service_registry import ServiceRegistry
+
+
+STRICT = "TRUTHGPT_STRICT"
+"""The environment variable that, set to 1, makes a broken plugin fatal."""
 
 
 class PluginError(TruthGPTError):
@@ -85,3 +89,28 @@ class PluginRow:
     def optimizations(self) -> list[str]:
         """The names of the optimizations that its distribution has, aliases left out."""
         return self.distribution.names(OPTIMIZATIONS) if self.distribution else []
+
+
+def add_row(rows: dict[str, PluginRow], row: PluginRow) -> PluginRow:
+    """Add a row under the plugin's name or, if that is taken, also its origin's."""
+    key = row.name
+    if key in rows:
+        key = f"{row.name} ({row.distribution.name if row.distribution else row.file})"
+    rows[key] = row
+    return row
+
+
+def installed_rows() -> dict[str, PluginRow]:
+    """Find the plugins that are installed and judge them; imports none, and little of the core."""
+    rows: dict[str, PluginRow] = {}
+    installed = discover()
+    reasons = judge(installed)
+    for distribution in installed:
+        reason = reasons.get(distribution.name, "")
+        state = State.BROKEN if reason else State.FOUND
+        entry_points = distribution.entry_points.get(PLUGINS, {})
+        for name, entry_point in entry_points.items():
+            add_row(rows, PluginRow(name, state, reason, distribution, entry_point))
+        if reason and not entry_points:
+            add_row(rows, PluginRow(distribution.name, state, reason, distribution))
+    return rows

@@ -18,7 +18,7 @@ from typing import Any, cast
 import pluggy
 
 from truthgpt_core import catalogue, discovery, hookspecs
-from truthgpt_core.discovery import ALIASES, OPTIMIZATIONS, PLUGINS, Installed
+from truthgpt_core.discovery import ALIASES, OPTIMIZATIONS, Installed
 from truthgpt_core.dynamic_factory import DynamicFactory, publish_factory
 from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
 from truthgpt_core.event_system import EventType, emit_event
@@ -29,7 +29,15 @@ from truthgpt_core.optimization import (
     OptimizationContext,
     OptimizationError,
 )
-from truthgpt_core.plugin_base import Plugin, PluginError, PluginRow, State
+from truthgpt_core.plugin_base import (
+    STRICT,
+    Plugin,
+    PluginError,
+    PluginRow,
+    State,
+    add_row,
+    installed_rows,
+)
 from truthgpt_core.plugin_files import LoadedFile, PluginFile, find_files, load_file
 from truthgpt_core.service_registry import ServiceContainer, get_container
 from truthgpt_core.transaction import Transaction, record_undo
@@ -46,8 +54,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-STRICT = "TRUTHGPT_STRICT"
 
 
 def make_factories() -> dict[str, DynamicFactory[Any]]:
@@ -254,16 +260,7 @@ class PluginManager:
         if self._discovered:
             return
         self._discovered = True
-        installed = discovery.discover()
-        reasons = discovery.judge(installed)
-        for distribution in installed:
-            reason = reasons.get(distribution.name, "")
-            entry_points = distribution.entry_points.get(PLUGINS, {})
-            for name, entry_point in entry_points.items():
-                state = State.BROKEN if reason else State.FOUND
-                self._add(PluginRow(name, state, reason, distribution, entry_point))
-            if reason and not entry_points:
-                self._add(PluginRow(distribution.name, State.BROKEN, reason, distribution))
+        self._rows.update(installed_rows())
 
     def _activate_or_break(self, row: PluginRow, load: Callable[[], object] | None = None) -> None:
         try:
@@ -311,7 +308,7 @@ class PluginManager:
         try:
             loaded = load_file(file)
         except PluginError as error:
-            row = self._add(PluginRow(file.name, file=file.path))
+            row = add_row(self._rows, PluginRow(file.name, file=file.path))
             self._break(row, error)
             return [row]
         try:
@@ -321,18 +318,11 @@ class PluginManager:
 
     def _add_from_file(self, name: str, plugin: object, loaded: LoadedFile) -> PluginRow:
         taken = name in self._rows
-        row = self._add(PluginRow(name, file=loaded.file.path))
+        row = add_row(self._rows, PluginRow(name, file=loaded.file.path))
         if taken:
             self._break(row, PluginError(f'there is a plugin named "{name}" already'))
         else:
             self._activate_or_break(row, partial(loaded.use, plugin))
-        return row
-
-    def _add(self, row: PluginRow) -> PluginRow:
-        key = row.name
-        if key in self._rows:
-            key = f"{row.name} ({row.distribution.name if row.distribution else row.file})"
-        self._rows[key] = row
         return row
 
     def _set_up(self, row: PluginRow, plugin: object) -> None:

@@ -105,6 +105,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rounds", type=int, default=7)
     arguments.add_argument("--no-compile", action="store_true", help="eager only")
+    arguments.add_argument("--no-eager", action="store_true", help="compiled only")
+    arguments.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     given = arguments.parse_args()
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     plugins = get_plugin_manager()
@@ -117,12 +119,17 @@ def main() -> None:
     print(f"{Path(MODEL).name}, float32, prompt {PROMPT}, {NEW} tokens, {given.rounds} rounds\n")
     tokenizer = service.load_tokenizer(MODEL)
     ids = tokenizer(evaluation_text(None).text[:4000]).input_ids[: max(PROMPT, TEXT)]
-    models = {name: way(service.load_model(MODEL), service) for name, way in WAYS.items()}
-    measure(models, service.hooks, ids, given.rounds, "eager")
+    models = {
+        name: way(service.load_model(MODEL), service)
+        for name, way in WAYS.items()
+        if name in given.ways or name == "float32"
+    }
+    if not given.no_eager:
+        measure(models, service.hooks, ids, given.rounds, "eager")
     if given.no_compile:
         return
     # Eager, a kernel that loses by this much is not worth a minute of compiling.
-    del models["aten packed, float32 activations"]
+    models.pop("aten packed, float32 activations", None)
     compiled = {
         name: service.optimize_model(model, ["torch_compile"]) for name, model in models.items()
     }

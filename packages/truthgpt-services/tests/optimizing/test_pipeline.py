@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,8 @@ def test_ctrl_c_ends_it_with_one_line_and_leaves_nothing(
         text=True,
         start_new_session=True,
         env=os.environ | {"TMPDIR": str(tmp_path / "scratch")},
+        # Tests that run in the background of a shell inherit that Ctrl-C is ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stderr:
         if line.startswith("Making halve"):

@@ -66,12 +66,14 @@ class CommandGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands, those from entry points without importing them."""
         rows = []
-        for name in self.list_commands(ctx):
+        # Once: each call reads the metadata of everything that is installed.
+        installed = self._entry_points()
+        for name in sorted({*self.commands, *installed}):
             own = self.commands.get(name)
             if own is not None:
                 rows.append((name, own.get_short_help_str(limit=80)))
                 continue
-            entry_point = self._entry_points()[name]
+            entry_point = installed[name]
             distribution = entry_point.dist.name if entry_point.dist else entry_point.module
             rows.append((name, catalogue.help_of("commands", name) or f"(from {distribution})"))
         with formatter.section("Commands"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,7 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
     progress("Converting GGUF", 0, 0)
     with StagedDirectory(target, overwrite=True) as staged:
         _convert(resolved.path, staged.path)
-        (staged.path / MARKER).write_text(
-            json.dumps(
-                {"format": _FORMAT, "kind": "converted", "source": resolved.spec, "steps": []}
-            )
-        )
+        _mark(staged.path, resolved.spec)
         staged.commit()
     return target
 
@@ -59,19 +56,20 @@ def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
         ModelError: it cannot be converted.
         OutputError: the disk is full.
     """
-    import shutil
-
     source = as_directory(resolved)
     try:
         for file in sorted(source.iterdir()):
             if file.is_file() and file.name != MARKER:
                 shutil.copyfile(file, target.path / file.name)
+        _mark(target.path, resolved.spec)
     except OSError as error:
         explained = explain_write_error(error, target.target)
         raise explained or error from error
-    (target.path / MARKER).write_text(
-        json.dumps({"format": _FORMAT, "kind": "converted", "source": resolved.spec, "steps": []})
-    )
+
+
+def _mark(directory: Path, source: str) -> None:
+    marker = {"format": _FORMAT, "kind": "converted", "source": source, "steps": []}
+    (directory / MARKER).write_text(json.dumps(marker))
 
 
 def _convert(gguf: Path, directory: Path) -> None:

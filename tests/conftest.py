@@ -35,7 +35,8 @@ def truthgpt(tmp_path_factory: pytest.TempPathFactory) -> Run:
             timeout=600,
             check=False,
             env=os.environ
-            | {"TRUTHGPT_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+            | {"TRUTHGPT_CACHE": str(cache), "TRUTHGPT_SETTINGS": str(cache / "settings")}
+            | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
             | environment,
         )
 

@@ -192,6 +192,7 @@ class Environment:
             COLUMNS="200",
             HF_HUB_OFFLINE="1",
             TRUTHGPT_CACHE=str(self.cache),
+            TRUTHGPT_SETTINGS=str(self.cache / "settings"),
         )
 
     def plugins(self) -> dict[str, object]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from truthgpt_core import cli
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.service_registry import ServiceContainer
 
@@ -43,6 +44,7 @@ class Site:
         *,
         requires: Sequence[str] = (CORE,),
         version: str = "1.0",
+        python: str = "",
         metadata: str | bytes | None = None,
     ) -> None:
         """Write a distribution: its metadata, its entry points and its modules."""
@@ -50,6 +52,7 @@ class Site:
         folder.mkdir()
         if metadata is None:
             lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+            lines += [f"Requires-Python: {python}"] if python else []
             metadata = "\n".join([*lines, *(f"Requires-Dist: {each}" for each in requires), ""])
         if isinstance(metadata, str):
             metadata = metadata.encode()
@@ -95,6 +98,14 @@ class Site:
         )
 
 
+@pytest.fixture(autouse=True)
+def settings_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is switched off but by the test, and what it switches off is forgotten."""
+    monkeypatch.setenv("TRUTHGPT_SETTINGS", str(tmp_path / "settings"))
+    for variable in ("TRUTHGPT_PLUGINS", "TRUTHGPT_PLUGINS_BLOCK", "TRUTHGPT_STRICT"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.fixture
 def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Site] | object]:
     """Make directories of distributions, each before the earlier ones on `sys.path`."""
@@ -124,9 +135,8 @@ def site(make_site) -> Site:
 
 
 @pytest.fixture
-def manager(monkeypatch: pytest.MonkeyPatch) -> PluginManager:
+def manager() -> PluginManager:
     """A plugin manager with a container of its own, not strict."""
-    monkeypatch.delenv("TRUTHGPT_STRICT", raising=False)
     return PluginManager(ServiceContainer())
 
 
@@ -139,7 +149,6 @@ def unique() -> str:
 @pytest.fixture
 def truthgpt(site: Site, monkeypatch: pytest.MonkeyPatch):
     """Run `truthgpt` in a process of its own, with the distributions of `site`."""
-    monkeypatch.delenv("TRUTHGPT_STRICT", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -154,5 +163,19 @@ def truthgpt(site: Site, monkeypatch: pytest.MonkeyPatch):
             check=False,
             timeout=60,
         )
+
+    return run
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """Run `truthgpt` in this process; return its exit code and what it wrote."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["truthgpt", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
 
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -18,21 +17,6 @@ import click
 def command(words):
     {body}
 """
-
-
-@pytest.fixture
-def main(monkeypatch, capsys):
-    """Run `truthgpt` in this process; return its exit code and what it wrote."""
-    monkeypatch.delenv("TRUTHGPT_STRICT", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["truthgpt", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -251,61 +235,3 @@ def test_a_reader_that_went_away_is_no_error_to_tell(with_command, body: str) ->
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=60) == 1
-
-
-# plugins
-
-
-def test_plugins_as_json(main, site) -> None:
-    """`truthgpt plugins --json` has these keys for each plugin."""
-    site.install_plugin("shown", optimizations={"zz": "MODULE:Z"}, aliases={"yy": "MODULE:Z"})
-    status, out, error = main("plugins", "--json")
-    assert (status, error) == (0, "")
-    (row,) = (row for row in json.loads(out) if row["name"] == "shown")
-    assert set(row.pop("api").split(",")) == {">=0.1", "<0.2"}
-    assert row == {
-        "name": "shown",
-        "state": "found",
-        "reason": "",
-        "distribution": "shown-dist",
-        "version": "1.0",
-        "optimizations": ["zz"],
-    }
-
-
-def test_plugins_as_a_table(main, site, monkeypatch) -> None:
-    """The table has a line for each plugin, and reasons stand in full below it."""
-    monkeypatch.setenv("COLUMNS", "80")
-    site.install_plugin("shown", optimizations={"zz": "MODULE:Z"})
-    site.install_plugin("early", requires=("truthgpt-core>=99",))
-    status, out, _ = main("plugins")
-    assert status == 0
-    (line,) = (line for line in out.splitlines() if line.split()[:1] == ["shown"])
-    assert line.split() == ["shown", "found", "shown-dist", "1.0", "zz"]
-    assert "early: it was written for truthgpt-core>=99, and 0.1.0 is installed" in " ".join(
-        out.split()
-    )
-
-
-def test_names_are_no_markup(main, site) -> None:
-    """What a plugin writes into its metadata is shown as it is, whatever rich makes of it."""
-    site.install("marked", {"truthgpt.plugins": {"[red]marked": "nowhere"}})
-    assert "[red]marked" in main("plugins")[1]
-
-
-def test_no_plugins_say_what_to_try(main, monkeypatch) -> None:
-    """With no plugin installed, the command says so and what to install."""
-    monkeypatch.setattr(discovery, "discover", list)
-    assert main("plugins") == (
-        0,
-        "No plugins are installed. Try: pip install truthgpt-plugin-quantize\n",
-        "",
-    )
-    assert main("plugins", "--json") == (0, "[]\n", "")
-
-
-def test_loading_activates(main, site) -> None:
-    """`truthgpt plugins --load` shows which plugins work."""
-    site.install_plugin("works")
-    rows = {row["name"]: row for row in json.loads(main("plugins", "--load", "--json")[1])}
-    assert rows["works"]["state"] == "active"

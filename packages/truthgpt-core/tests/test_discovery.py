@@ -1,4 +1,4 @@
-"""What is installed is found and judged from metadata, with no plugin imported."""
+"""What is installed is found from metadata, with no plugin imported."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ import pytest
 
 from truthgpt_core import discovery
 from truthgpt_core.plugin_system import PluginRow, State
-
-CORE = "truthgpt-core>=0.1,<0.2"
-
-
-def reason_for(name: str) -> str:
-    installed = discovery.discover()
-    assert name in {each.name for each in installed}
-    return discovery.judge(installed).get(name, "")
 
 
 def row_named(manager, name: str) -> PluginRow:
@@ -107,155 +99,6 @@ def test_a_newer_one_without_plugins_hides_an_older_one(make_site) -> None:
 def test_names_are_normalized(name: str) -> None:
     """Spellings that pip takes for one distribution are one for us."""
     assert discovery.normalized(name) == "my-plugin"
-
-
-# Judging what was written for which core
-
-
-@pytest.mark.parametrize(
-    "requires",
-    [
-        ("truthgpt-core",),
-        (CORE,),
-        ("Truthgpt_Core >=0.1",),
-        ("truthgpt-core @ https://example.org/core.whl",),
-        ("numpy>=1; python_version < '3'", "truthgpt-core>=0.1; python_version >= '3.11'"),
-        ("truthgpt-core>=99; python_version < '3'", CORE),
-    ],
-)
-def test_a_requirement_that_this_core_meets_is_fine(site, requires) -> None:
-    """A distribution that requires this core, however it writes that, can be used."""
-    site.install("fine", {"truthgpt.plugins": {"fine": "nowhere"}}, requires=requires)
-    assert reason_for("fine") == ""
-
-
-@pytest.mark.parametrize(
-    "requires",
-    [("truthgpt-core>=99",), ("truthgpt-core<0.1",), ("truthgpt-core>=0.1", "truthgpt-core<0.1")],
-)
-def test_a_plugin_for_another_core_is_refused(site, requires) -> None:
-    """A plugin that was written for another core is refused, with both versions named."""
-    site.install("early", {"truthgpt.plugins": {"early": "nowhere"}}, requires=requires)
-    reason = reason_for("early")
-    assert "it was written for truthgpt-core" in reason
-    assert requires[-1].removeprefix("truthgpt-core") in reason
-    assert "0.1.0 is installed" in reason
-
-
-@pytest.mark.parametrize(
-    "requires",
-    [(), ("numpy",), ("truthgpt-core>=0.1; extra == 'all'",), ("truthgpt-core !! what",)],
-)
-def test_a_plugin_that_does_not_say_its_core_is_refused(site, requires) -> None:
-    """A requirement that is missing, optional or unreadable says nothing about the core."""
-    site.install("silent", {"truthgpt.plugins": {"silent": "nowhere"}}, requires=requires)
-    assert reason_for("silent") == (
-        "its metadata does not say which truthgpt-core it was written for"
-    )
-
-
-def test_one_unreadable_requirement_does_not_hide_the_others(site) -> None:
-    """A requirement with a marker that makes no sense is passed over."""
-    site.install(
-        "odd",
-        {"truthgpt.plugins": {"odd": "nowhere"}},
-        requires=("numpy; os_name ~= 'posix'", "=== nonsense", CORE),
-    )
-    assert reason_for("odd") == ""
-
-
-def test_optimizations_need_a_plugin(site) -> None:
-    """A distribution that declares optimizations and no plugin is told what is missing."""
-    site.install("bare", {"truthgpt.optimizations": {"bare": "nowhere:Bare"}})
-    assert 'no entry in the group "truthgpt.plugins"' in reason_for("bare")
-
-
-# Judging names
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("truthgpt.plugins", "truthgpt.plugins"),
-        ("truthgpt.commands", "truthgpt.commands"),
-        ("truthgpt.optimizations", "truthgpt.optimizations"),
-        ("truthgpt.optimizations.aliases", "truthgpt.optimizations.aliases"),
-        ("truthgpt.optimizations", "truthgpt.optimizations.aliases"),
-    ],
-)
-def test_a_name_that_two_distributions_have_breaks_both(site, one: str, other: str) -> None:
-    """Neither of two distributions with one name is used, and each reason names both."""
-    for name, group in (("first-dist", one), ("second-dist", other)):
-        groups = {"truthgpt.plugins": {f"of_{name[0]}": "nowhere"}}
-        groups[group] = groups.get(group, {}) | {"same": "nowhere:Same"}
-        site.install(name, groups)
-    for name in ("first-dist", "second-dist"):
-        reason = reason_for(name)
-        assert "first-dist, second-dist" in reason
-        assert '"same"' in reason
-        assert "uninstall all but one" in reason
-
-
-def test_an_optimization_and_a_command_may_share_a_name(site) -> None:
-    """Names clash within what they name: a plugin, its command and its optimization do not."""
-    site.install(
-        "first-dist",
-        {
-            "truthgpt.plugins": {"same": "nowhere"},
-            "truthgpt.optimizations": {"same": "nowhere:Same"},
-        },
-    )
-    site.install("second-dist", {"truthgpt.commands": {"same": "nowhere:same"}})
-    assert reason_for("first-dist") == ""
-    assert reason_for("second-dist") == ""
-
-
-def test_both_plugins_of_one_name_are_rows(site, manager) -> None:
-    """Two plugins of one name are two broken rows, and none of them is lost."""
-    for name in ("first-dist", "second-dist"):
-        site.install(name, {"truthgpt.plugins": {"same": "nowhere"}})
-    rows = [row for row in manager.rows() if row.name == "same"]
-    assert [row.state for row in rows] == [State.BROKEN, State.BROKEN]
-    assert {row.distribution.name for row in rows} == {"first-dist", "second-dist"}
-
-
-def test_a_distribution_without_plugins_can_be_a_row(site, manager) -> None:
-    """Something that is only a command and cannot be used is listed under its distribution."""
-    site.install("bad-command", {"truthgpt.commands": {"bad": "nowhere:bad"}}, requires=())
-    row = row_named(manager, "bad-command")
-    assert row.state is State.BROKEN
-    assert "does not say which truthgpt-core" in row.reason
-
-
-def test_plugins_that_require_each_other_are_named(site, manager) -> None:
-    """A circle of requirements is a reason that shows the circle, and others are not in it."""
-    site.install_plugin("ring_a", requires=(CORE, "ring-b-dist"))
-    site.install_plugin("ring_b", requires=(CORE, "ring_c.dist"))
-    site.install_plugin("ring_c", requires=(CORE, "ring-a-dist"))
-    site.install_plugin("leans", requires=(CORE, "ring-a-dist"))
-    circle = "ring_a-dist -> ring_b-dist -> ring_c-dist -> ring_a-dist"
-    reason = row_named(manager, "ring_b").reason
-    assert reason.startswith("plugins require each other: ")
-    names = reason.partition(": ")[2].split(" -> ")
-    assert names[0] == names[-1]
-    assert " -> ".join([*names[:-1], *names]).count(circle) == 1
-    assert row_named(manager, "leans").state is State.FOUND
-
-
-def test_every_circle_is_named(site) -> None:
-    """Two circles are two reasons."""
-    for pair in ("ab", "cd"):
-        for one, other in (pair, pair[::-1]):
-            site.install_plugin(f"ring_{one}", requires=(CORE, f"ring-{other}-dist"))
-    reasons = discovery.judge(discovery.discover())
-    for name in "abcd":
-        assert f"ring_{name}-dist" in reasons[f"ring_{name}-dist"]
-
-
-def test_a_distribution_may_require_itself(site) -> None:
-    """Requiring oneself, as `name[all]` does for extras, is no circle."""
-    site.install_plugin("selfish", requires=(CORE, "selfish-dist"))
-    assert reason_for("selfish-dist") == ""
 
 
 # Damage

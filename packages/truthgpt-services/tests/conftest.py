@@ -40,6 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """A cache directory of the test's own."""
     directory = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("TRUTHGPT_CACHE", str(directory))
+    monkeypatch.setenv("TRUTHGPT_SETTINGS", str(directory / "settings"))
     return directory
 
 

@@ -8,16 +8,17 @@ the same however many there are.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
-from importlib.metadata import EntryPoint, version
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from truthgpt_core import catalogue
+from truthgpt_core import catalogue, commands
 from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 INTERRUPTED = 130
 
@@ -27,7 +28,7 @@ class CommandGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, without importing any."""
-        return sorted({*self.commands, *self._entry_points()})
+        return sorted({*commands.OWN, *self._entry_points()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return the command of this name.
@@ -36,16 +37,16 @@ class CommandGroup(click.Group):
             TruthGPTError: it is installed but cannot be used or imported, or it is
                 known to exist and not installed, or there is none of that name.
         """
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        from truthgpt_core import discovery
+        if cmd_name in commands.OWN:
+            return commands.load(cmd_name)
+        from truthgpt_core import discovery, plugin_listing
 
         installed = discovery.discover()
         for distribution in installed:
             entry_point = distribution.entry_points.get(discovery.COMMANDS, {}).get(cmd_name)
             if entry_point is not None:
-                reason = discovery.judge(installed).get(distribution.name)
+                rows = plugin_listing.installed_rows(installed).values()
+                reason = plugin_listing.why_unusable(distribution.name, rows)
                 if reason:
                     raise TruthGPTError(
                         f'The command "{cmd_name}" of {distribution.name} cannot be used: {reason}'
@@ -68,23 +69,23 @@ class CommandGroup(click.Group):
         rows = []
         # Once: each call reads the metadata of everything that is installed.
         installed = self._entry_points()
-        for name in sorted({*self.commands, *installed}):
-            own = self.commands.get(name)
-            if own is not None:
-                rows.append((name, own.get_short_help_str(limit=80)))
-                continue
-            entry_point = installed[name]
-            distribution = entry_point.dist.name if entry_point.dist else entry_point.module
-            rows.append((name, catalogue.help_of("commands", name) or f"(from {distribution})"))
+        for name in sorted({*commands.OWN, *installed}):
+            known = commands.OWN.get(name) or catalogue.help_of("commands", name)
+            rows.append((name, known or f"(from {_distribution_of(installed[name])})"))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         from truthgpt_core import discovery
+        from truthgpt_core.plugin_listing import switched_off
+        from truthgpt_core.plugin_switches import Switches
 
+        installed = discovery.discover()
+        off = switched_off(installed, Switches.read())
         return {
             name: entry_point
-            for distribution in discovery.discover()
+            for distribution in installed
+            if distribution.name not in off
             for name, entry_point in distribution.entry_points.get(discovery.COMMANDS, {}).items()
         }
 
@@ -93,7 +94,7 @@ def _load_command(entry_point: EntryPoint) -> click.Command:
     try:
         command = entry_point.load()
     except (Exception, SystemExit) as error:
-        distribution = entry_point.dist.name if entry_point.dist else entry_point.module
+        distribution = _distribution_of(entry_point)
         raise TruthGPTError(
             f'The command "{entry_point.name}" of {distribution} cannot be imported: '
             f"{in_one_line(error)}",
@@ -106,10 +107,14 @@ def _load_command(entry_point: EntryPoint) -> click.Command:
     return command
 
 
+def _distribution_of(entry_point: EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist else entry_point.module
+
+
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("truthgpt-core"), prog_name="truthgpt")
+@click.version_option(package_name="truthgpt-core", prog_name="truthgpt")
 def cli() -> None:
-    r"""Make open language models faster and smaller, and see whether it worked.
+    """Make open language models faster and smaller, and see whether it worked.
 
     Every optimization is a plugin, and is measured on this machine against the
     model it started from.
@@ -117,75 +122,7 @@ def cli() -> None:
     \b
       truthgpt optimize MODEL --apply quantize,compile --output DIR
       truthgpt generate DIR "The future of AI is"
-    """
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--load", is_flag=True, help="Import and activate them, to see which work.")
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Exit with an error if one is broken; so does TRUTHGPT_STRICT=1.",
-)
-def plugins(as_json: bool, load: bool, strict: bool) -> None:
-    """List the installed plugins and what they are good for."""
-    from truthgpt_core.plugin_base import STRICT, State, installed_rows
-
-    if load:
-        from truthgpt_core.plugin_system import PluginManager
-
-        manager = PluginManager(strict=False)
-        manager.activate_all()
-        rows = manager.rows()
-    else:
-        rows = [row for _, row in sorted(installed_rows().items())]
-    if as_json:
-        click.echo(json.dumps([_as_json(row) for row in rows], indent=2))
-    elif rows:
-        _print_table(rows)
-    else:
-        click.echo("No plugins are installed. Try: pip install truthgpt-plugin-quantize")
-    broken = [row.name for row in rows if row.state is State.BROKEN]
-    if broken and (strict or os.environ.get(STRICT) == "1"):
-        raise TruthGPTError(f"Broken: {', '.join(broken)}")
-
-
-def _as_json(row: Any) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "state": row.state.value,
-        "reason": row.reason,
-        "distribution": row.distribution.name if row.distribution else None,
-        "version": row.version,
-        "api": row.api,
-        "optimizations": row.optimizations,
-    }
-
-
-def _print_table(rows: list[Any]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("plugin", "state", "distribution", "version", "optimizations"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        cells = (
-            row.name,
-            row.state.value,
-            row.distribution.name if row.distribution else "",
-            row.version,
-            ", ".join(row.optimizations),
-        )
-        table.add_row(*(Text(cell) for cell in cells))
-    console = Console()
-    console.print(table)
-    for row in rows:
-        if row.reason:
-            console.print(Text(f"{row.name}: {row.reason}"))
+    """  # noqa: D301 - click wants the character, not its escape
 
 
 def main() -> None:

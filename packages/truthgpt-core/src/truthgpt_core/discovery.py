@@ -1,4 +1,4 @@
-"""Finding out what is installed, and judging it, from metadata alone: no plugin is imported here.
+"""Finding out what is installed, from metadata alone: no plugin is imported here.
 
 Entry-point groups:
 
@@ -7,10 +7,12 @@ Entry-point groups:
 - `truthgpt.optimizations` names the optimizations a distribution has, and
   `truthgpt.optimizations.aliases` gives more names to the same objects.
 - `truthgpt.commands` names subcommands of `truthgpt`: click commands.
+- `truthgpt.plugins.conflicts` names plugins that those of the distribution cannot be
+  used beside. The value is one of its own modules; it is never imported.
 
 The API version that a plugin was written for is its distribution's
 `Requires-Dist: truthgpt-core>=X.Y`: pip already enforces it, every author already
-writes it, and there is no second number to forget.
+writes it, and there is no second number to forget. `judging` reads it.
 """
 
 from __future__ import annotations
@@ -18,21 +20,39 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import Distribution, EntryPoint, distributions
-from importlib.metadata import version as installed_version
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distributions
+from importlib.metadata import distribution as find_distribution
+from typing import NamedTuple
 
 PLUGINS = "truthgpt.plugins"
 COMMANDS = "truthgpt.commands"
 OPTIMIZATIONS = "truthgpt.optimizations"
 ALIASES = "truthgpt.optimizations.aliases"
-GROUPS = frozenset({PLUGINS, COMMANDS, OPTIMIZATIONS, ALIASES})
+CONFLICTS = "truthgpt.plugins.conflicts"
+GROUPS = frozenset({PLUGINS, COMMANDS, OPTIMIZATIONS, ALIASES, CONFLICTS})
 
 CORE = "truthgpt-core"
 
 logger = logging.getLogger(__name__)
+
+
+class Requirement(NamedTuple):
+    """One distribution that another requires.
+
+    Attributes:
+        key: its normalized name.
+        name: its name as it was written.
+        versions: which versions will do, as a version specifier; empty if any.
+    """
+
+    key: str
+    name: str
+    versions: str
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.versions}"
 
 
 @dataclass(frozen=True)
@@ -55,12 +75,39 @@ class Installed:
     @cached_property
     def api(self) -> str:
         """What it requires of the core, as a version specifier; empty if it does not say."""
-        return ",".join(spec for name, spec in self._requirements if name == CORE and spec)
+        return ",".join(each.versions for each in self.requirements if each.key == CORE)
 
     @cached_property
     def requires(self) -> frozenset[str]:
         """Normalized names of the distributions that it always requires."""
-        return frozenset(name for name, _ in self._requirements)
+        return frozenset(each.key for each in self.requirements)
+
+    @cached_property
+    def requirements(self) -> tuple[Requirement, ...]:
+        """What it always requires, in its order; what cannot be read is left out."""
+        if self.problem:
+            return ()
+        from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
+        from packaging.requirements import InvalidRequirement
+        from packaging.requirements import Requirement as Parsed
+
+        found = []
+        for text in self._distribution.requires or ():
+            try:
+                parsed = Parsed(text)
+                applies = parsed.marker is None or parsed.marker.evaluate({"extra": ""})
+            except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
+                continue  # pip has already complained to the person who installed it
+            if applies:
+                found.append(
+                    Requirement(normalized(parsed.name), parsed.name, str(parsed.specifier))
+                )
+        return tuple(found)
+
+    @cached_property
+    def python(self) -> str:
+        """The versions of Python that it is for, as a version specifier; empty if any."""
+        return "" if self.problem else _field(self._distribution, "Requires-Python")
 
     @cached_property
     def summary(self) -> str:
@@ -70,24 +117,6 @@ class Installed:
     def names(self, group: str) -> list[str]:
         """The names that it declares in an entry-point group."""
         return sorted(self.entry_points.get(group, ()))
-
-    @cached_property
-    def _requirements(self) -> list[tuple[str, str]]:
-        if self.problem:
-            return []
-        from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
-        from packaging.requirements import InvalidRequirement, Requirement
-
-        found = []
-        for text in self._distribution.requires or ():
-            try:
-                requirement = Requirement(text)
-                applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-            except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
-                continue  # pip has already complained to the person who installed it
-            if applies:
-                found.append((normalized(requirement.name), str(requirement.specifier)))
-        return found
 
 
 def normalized(distribution: str) -> str:
@@ -119,6 +148,23 @@ def discover() -> list[Installed]:
         installed = _read(distribution)
         found.setdefault(normalized(installed.name), installed if _is_ours(installed) else None)
     return [installed for _, installed in sorted(found.items()) if installed is not None]
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of a distribution, whatever it is for; None if it is not installed.
+
+    Args:
+        name: its name, normalized or not.
+    """
+    try:
+        distribution = find_distribution(name)
+        # Reading it from METADATA would parse the whole description too.
+        return _folder_parts(distribution)[1] or distribution.version or None
+    except PackageNotFoundError:
+        return None
+    except Exception:
+        logger.debug("Reading the version of %r failed", name, exc_info=True)
+        return ""
 
 
 def _read(distribution: Distribution) -> Installed:
@@ -154,81 +200,15 @@ def _is_ours(installed: Installed) -> bool:
 
 
 def _folder_name(distribution: Distribution) -> str:
+    return _folder_parts(distribution)[0]
+
+
+def _folder_parts(distribution: Distribution) -> tuple[str, str]:
+    """Return the name and version that the folder of a distribution's metadata says."""
     # There is no public way to ask where a distribution's metadata is.
     folder = getattr(getattr(distribution, "_path", None), "name", "")
     stem, _, kind = str(folder).rpartition(".")
-    # NAME-VERSION.dist-info, NAME.egg-info or NAME-VERSION-PYTHON.egg-info.
-    return stem.rpartition("-")[0] if kind == "dist-info" else stem.partition("-")[0]
-
-
-def judge(installed: Iterable[Installed]) -> dict[str, str]:
-    """Say which distributions cannot be used, and why, without importing any.
-
-    Returns:
-        Reasons by distribution name; one that is not there has nothing against it.
-    """
-    everything = list(installed)
-    reasons: dict[str, str] = {}
-    for distribution in everything:
-        reason = distribution.problem or _api_reason(distribution) or _plugin_reason(distribution)
-        if reason:
-            reasons[distribution.name] = reason
-    for group in (PLUGINS, OPTIMIZATIONS, ALIASES, COMMANDS):
-        for name, owners in _owners(everything, group):
-            names = ", ".join(owner.name for owner in owners)
-            for owner in owners:
-                reasons.setdefault(
-                    owner.name,
-                    f'{names} all have a {group.removeprefix("truthgpt.")} entry named "{name}": '
-                    "uninstall all but one",
-                )
-    for cycle in _cycles(everything):
-        names = " -> ".join(distribution.name for distribution in [*cycle, cycle[0]])
-        for distribution in cycle:
-            reasons.setdefault(distribution.name, f"plugins require each other: {names}")
-    return reasons
-
-
-def _cycles(installed: Iterable[Installed]) -> Iterator[list[Installed]]:
-    """Find distributions with plugins that require each other, each one followed by its need."""
-    from graphlib import CycleError, TopologicalSorter
-
-    plugins = {normalized(each.name): each for each in installed if each.names(PLUGINS)}
-    while True:
-        # What requires itself requires nothing that is missing.
-        needs = {name: plugins[name].requires & plugins.keys() - {name} for name in sorted(plugins)}
-        try:
-            TopologicalSorter({name: sorted(needed) for name, needed in needs.items()}).prepare()
-        except CycleError as error:
-            cycle = error.args[1][:0:-1]
-            yield [plugins.pop(name) for name in cycle]
-        else:
-            return
-
-
-def _owners(installed: Iterable[Installed], group: str) -> Iterator[tuple[str, list[Installed]]]:
-    owners: dict[str, list[Installed]] = defaultdict(list)
-    groups = (OPTIMIZATIONS, ALIASES) if group in (OPTIMIZATIONS, ALIASES) else (group,)
-    for distribution in installed:
-        for name in {name for each in groups for name in distribution.names(each)}:
-            owners[name].append(distribution)
-    return ((name, those) for name, those in sorted(owners.items()) if len(those) > 1)
-
-
-def _api_reason(distribution: Installed) -> str:
-    if normalized(distribution.name) == CORE:
-        return ""
-    if not distribution.api and CORE not in distribution.requires:
-        return f"its metadata does not say which {CORE} it was written for"
-    from packaging.specifiers import SpecifierSet
-
-    have = installed_version(CORE)
-    if SpecifierSet(distribution.api).contains(have, prereleases=True):
-        return ""
-    return f"it was written for {CORE}{distribution.api}, and {have} is installed"
-
-
-def _plugin_reason(distribution: Installed) -> str:
-    if distribution.names(OPTIMIZATIONS) and not distribution.names(PLUGINS):
-        return f'it has optimizations but no entry in the group "{PLUGINS}"'
-    return ""
+    if kind == "dist-info":  # NAME-VERSION.dist-info
+        name, _, version = stem.rpartition("-")
+        return name, version
+    return stem.partition("-")[0], ""  # NAME.egg-info or NAME-VERSION-PYTHON.egg-info

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from truthgpt_core.discovery import OPTIMIZATIONS, PLUGINS, Installed, discover, judge
+from truthgpt_core.discovery import OPTIMIZATIONS, Installed, normalized
 from truthgpt_core.errors import TruthGPTError
 
 if TYPE_CHECKING:
@@ -39,6 +40,24 @@ class Plugin:
         """Its version."""
         raise PluginError(f"{type(self).__name__} does not say its version")
 
+    @property
+    def dependencies(self) -> Iterable[str]:
+        """Names of the plugins that must be active before it is.
+
+        One that is installed says so in its metadata, which is known before it is
+        imported: its distribution requires theirs. What is named here must agree.
+        """
+        return ()
+
+    @property
+    def api_version(self) -> str:
+        """The versions of truthgpt-core that it was written for, such as ">=0.1,<0.2".
+
+        Empty if it does not say. One that is installed says so in its metadata, and
+        what is said here must agree.
+        """
+        return ""
+
     def initialize(self, registry: ServiceRegistry) -> None:
         """Set up, when the plugin is activated; what is registered here is undone with it."""
 
@@ -52,6 +71,7 @@ class State(enum.StrEnum):
     FOUND = "found"
     ACTIVE = "active"
     INACTIVE = "inactive"
+    DISABLED = "disabled"
     BROKEN = "broken"
 
 
@@ -62,10 +82,16 @@ class PluginRow:
     Attributes:
         name: the plugin's name.
         state: what has become of it.
-        reason: why it is broken; empty if it is not.
+        reason: why it is broken, disabled or inactive; empty if it is not.
         distribution: the distribution it comes from; None if it was registered by hand
             or comes from a file.
         file: the file it comes from; None if it comes from anywhere else.
+        dependencies: names of the plugins that it says itself it needs.
+        hooks: names of the hooks that it implements; None unless it is active.
+        load_seconds: how long importing and activating it took; None unless it is active.
+        key: what tells it from all others: its name, unless another has it.
+        own_version: the version that it says it has, if it has no distribution.
+        own_api: the versions of the core that it says it is for, likewise.
     """
 
     name: str
@@ -74,43 +100,40 @@ class PluginRow:
     distribution: Installed | None = None
     entry_point: EntryPoint | None = field(default=None, repr=False)
     file: Path | None = None
+    dependencies: tuple[str, ...] = ()
+    hooks: tuple[str, ...] | None = None
+    load_seconds: float | None = None
+    key: str = field(default="", repr=False)
+    own_version: str = field(default="", repr=False)
+    own_api: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        self.key = self.key or self.name
 
     @property
     def version(self) -> str:
-        """The version of its distribution; empty if it has none."""
-        return self.distribution.version if self.distribution else ""
+        """The version of its distribution or, without one, its own; empty if there is none."""
+        return self.distribution.version if self.distribution else self.own_version
 
     @property
     def api(self) -> str:
         """What it requires of the core; empty if it does not say."""
-        return self.distribution.api if self.distribution else ""
+        return self.distribution.api if self.distribution else self.own_api
 
     @property
     def optimizations(self) -> list[str]:
         """The names of the optimizations that its distribution has, aliases left out."""
         return self.distribution.names(OPTIMIZATIONS) if self.distribution else []
 
+    def goes_by(self, name: str) -> bool:
+        """Return whether this is its name or, however it is written, its distribution's."""
+        of = self.distribution
+        return name == self.name or (of is not None and normalized(name) == normalized(of.name))
+
 
 def add_row(rows: dict[str, PluginRow], row: PluginRow) -> PluginRow:
     """Add a row under the plugin's name or, if that is taken, also its origin's."""
-    key = row.name
-    if key in rows:
-        key = f"{row.name} ({row.distribution.name if row.distribution else row.file})"
-    rows[key] = row
+    if row.name in rows:
+        row.key = f"{row.name} ({row.distribution.name if row.distribution else row.file})"
+    rows[row.key] = row
     return row
-
-
-def installed_rows() -> dict[str, PluginRow]:
-    """Find the plugins that are installed and judge them; imports none, and little of the core."""
-    rows: dict[str, PluginRow] = {}
-    installed = discover()
-    reasons = judge(installed)
-    for distribution in installed:
-        reason = reasons.get(distribution.name, "")
-        state = State.BROKEN if reason else State.FOUND
-        entry_points = distribution.entry_points.get(PLUGINS, {})
-        for name, entry_point in entry_points.items():
-            add_row(rows, PluginRow(name, state, reason, distribution, entry_point))
-        if reason and not entry_points:
-            add_row(rows, PluginRow(distribution.name, state, reason, distribution))
-    return rows

@@ -1,8 +1,8 @@
 """Plugins: discover, judge, order, activate.
 
-`discovery` does the first two without importing anything. Here plugins are put in
-order of their dependencies and activated one by one, each in a transaction, so
-that one which fails leaves nothing behind and becomes a row with a reason.
+`plugin_listing` does the first two without importing anything, `plugin_order` says which
+needs which. Here plugins are activated one by one, each in a transaction, so that one
+which fails leaves nothing behind and becomes a row with a reason.
 """
 
 from __future__ import annotations
@@ -10,35 +10,26 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from importlib.metadata import EntryPoint
+from time import perf_counter
 from typing import Any, cast
 
 import pluggy
 
-from truthgpt_core import catalogue, discovery, hookspecs
-from truthgpt_core.discovery import ALIASES, OPTIMIZATIONS, Installed
+from truthgpt_core import discovery, hookspecs, plugin_activation, plugin_order, plugin_switches
+from truthgpt_core.config import ConfigSections
+from truthgpt_core.core_plugin import CorePlugin, make_factories
+from truthgpt_core.cycles import find_cycles
 from truthgpt_core.dynamic_factory import DynamicFactory, publish_factory
 from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
 from truthgpt_core.event_system import EventType, emit_event
-from truthgpt_core.optimization import (
-    Applied,
-    Model,
-    Optimization,
-    OptimizationContext,
-    OptimizationError,
-)
-from truthgpt_core.plugin_base import (
-    STRICT,
-    Plugin,
-    PluginError,
-    PluginRow,
-    State,
-    add_row,
-    installed_rows,
-)
+from truthgpt_core.optimization import Optimization
+from truthgpt_core.optimization_lookup import not_available
+from truthgpt_core.plugin_base import STRICT, Plugin, PluginError, PluginRow, State, add_row
 from truthgpt_core.plugin_files import LoadedFile, PluginFile, find_files, load_file
+from truthgpt_core.plugin_listing import installed_rows
+from truthgpt_core.plugin_switches import Switches
 from truthgpt_core.service_registry import ServiceContainer, get_container
 from truthgpt_core.transaction import Transaction, record_undo
 
@@ -54,27 +45,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-def make_factories() -> dict[str, DynamicFactory[Any]]:
-    """Make the factories that plugins fill."""
-    return {
-        "optimizer_factory": DynamicFactory(name="optimizer_factory"),
-        "scheduler_factory": DynamicFactory(name="scheduler_factory"),
-        "dataset_factory": DynamicFactory(name="dataset_factory"),
-        "model_source_factory": DynamicFactory(name="model_source_factory"),
-        "optimization_factory": DynamicFactory(Optimization, name="optimization_factory"),
-    }
-
-
-class _Core:
-    """The core's own hook implementations, which come last."""
-
-    @hookspecs.hookimpl(trylast=True)
-    def apply_optimization(
-        self, optimization: Optimization[Any], model: Model, context: OptimizationContext
-    ) -> Applied:
-        return optimization.apply(model, context)
 
 
 class PluginManager:
@@ -99,13 +69,15 @@ class PluginManager:
         self._rows: dict[str, PluginRow] = {}
         self._active: dict[str, Transaction] = {}
         self._discovered = False
+        self._switches = Switches()
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
-        self._core = _Core()
+        self._core = CorePlugin()
         self._pluggy.register(self._core, name=discovery.CORE)
         hook = self._pluggy.hook
         hook.register_services.call_historic(kwargs={"registry": self.container.registry})
         hook.register_components.call_historic(kwargs={"factories": self.factories})
+        hook.register_config_sections.call_historic(kwargs={"sections": ConfigSections()})
         self.hooks = cast(hookspecs.Hooks, hook)
 
     def rows(self) -> list[PluginRow]:
@@ -116,7 +88,7 @@ class PluginManager:
     def activate_all(self) -> None:
         """Import and activate every plugin that has nothing against it, dependencies first.
 
-        One that was deactivated stays so.
+        One that was deactivated or disabled stays so.
 
         Raises:
             PluginError: in strict mode, for the first broken plugin.
@@ -125,41 +97,38 @@ class PluginManager:
         for row in self._rows.values():
             if self.strict and row.state is State.BROKEN:
                 raise _is_broken(row)
-        for name in _dependencies_first(self._rows.values()):
-            if self._rows[name].state is State.FOUND:
-                self._activate_or_break(self._rows[name])
+        for key in plugin_order.dependencies_first(self._rows):
+            if self._rows[key].state is State.FOUND:
+                self._activate_or_break(key)
 
     def activate(self, name: str) -> None:
-        """Activate one plugin and, before it, those that its distribution requires.
+        """Activate one plugin and, before it, those that it needs.
 
         Raises:
-            PluginError: there is no plugin of that name, or it is broken.
+            PluginError: there is no plugin of that name, it is disabled, or it is broken.
         """
-        self._discover()
-        if name not in self._rows:
-            hint = did_you_mean(name, self._rows)
-            raise PluginError(f'There is no plugin named "{name}"', hint=hint)
-        requirements = _requirements(self._rows.values())
-        wanted, waiting = {name}, [name]
-        while waiting:
-            for required in requirements.get(waiting.pop(), set()) - wanted:
-                wanted.add(required)
-                waiting.append(required)
-        for each in _dependencies_first(self._rows.values()):
-            if each in wanted and self._rows[each].state in (State.FOUND, State.INACTIVE):
-                self._activate_or_break(self._rows[each])
-        if self._rows[name].state is State.BROKEN:
-            raise _is_broken(self._rows[name])
+        row = self._row(name)
+        if row.state is State.DISABLED:
+            raise PluginError(f'Plugin "{name}" cannot be activated: {row.reason}')
+        wanted = plugin_order.everything_needed(self._rows, name)
+        for key in plugin_order.dependencies_first(self._rows):
+            if key in wanted and self._rows[key].state in (State.FOUND, State.INACTIVE):
+                self._activate_or_break(key)
+        if row.state is State.BROKEN:
+            raise _is_broken(row)
+        if row.state is not State.ACTIVE:
+            raise PluginError(f'Plugin "{name}" cannot be activated: {row.reason}')
 
     def register_plugin(self, plugin: object, name: str | None = None) -> None:
-        """Register a plugin by hand and activate it.
+        """Register a plugin by hand and activate it, after those that it depends on.
 
         Args:
             plugin: a `Plugin`, or any object or module with hook implementations.
             name: its name; a `Plugin` knows its own.
 
         Raises:
-            PluginError: there is one of that name, it is a class, or it fails to initialize.
+            PluginError: there is one of that name, it is a class, it is switched off, one
+                that it depends on cannot be had, or it fails to initialize.
         """
         if inspect.isclass(plugin) and issubclass(plugin, Plugin):
             raise PluginError(
@@ -171,18 +140,22 @@ class PluginManager:
             raise PluginError(f'There is a plugin named "{name}" already')
         row = PluginRow(name)
         try:
-            self._activate(row, lambda: plugin)
+            if reason := self._switches.reason(name):
+                raise PluginError(reason)
+            row.dependencies = plugin_activation.dependencies_of(plugin)
+            self._activate_with_dependencies(row, lambda: plugin)
         except PluginError as error:
             raise PluginError(f'Plugin "{name}": {error.message}', hint=error.hint) from error
         self._rows[name] = row
 
     def load_plugins_from_directory(self, path: str | os.PathLike[str]) -> list[PluginRow]:
-        """Load the Python files and packages of a directory as plugins, by name, and activate them.
+        """Load the Python files and packages of a directory as plugins, and activate them.
 
         A file's plugins are the subclasses of `Plugin` that it defines; if there are
         none, and it has hook implementations, the module is one, with the file's name.
-        Names that begin with `_` or `.` are left out. When a directory is loaded again,
-        files with an active plugin stay as they are, and broken ones are tried again.
+        They are activated by name, each after those that it depends on. Names that
+        begin with `_` or `.` are left out. When a directory is loaded again, files with
+        an active plugin stay as they are, and broken ones are tried again.
 
         Files are code, and whoever can write one can run anything: those that everyone
         may write and those whose real path is outside the directory are refused.
@@ -196,22 +169,83 @@ class PluginManager:
                 strict mode, for the first broken plugin.
         """
         self._discover()
-        found = [row for file in find_files(path) for row in self._load_file(file)]
-        return sorted(found, key=lambda row: row.name)
+        rows: list[PluginRow] = []
+        loaded: list[LoadedFile] = []
+        waiting: dict[str, Callable[[], None]] = {}
+        try:
+            for file in find_files(path):
+                rows += self._load_file(file, loaded, waiting)
+            self._break_cycles(waiting)
+            for key in plugin_order.dependencies_first(self._rows):
+                if key in waiting:
+                    waiting[key]()
+        finally:
+            for each in loaded:
+                each.release()
+        return sorted(rows, key=lambda row: row.name)
 
-    def deactivate(self, name: str) -> None:
+    def deactivate(self, name: str, *, cascade: bool = False) -> None:
         """Undo everything that activating the plugin did, newest first.
 
         One that is installed can be activated again. One that was registered by hand or
         comes from a file is forgotten.
 
+        Args:
+            name: an active plugin.
+            cascade: deactivate the active plugins that need it too, before it.
+
         Raises:
-            PluginError: it is not active.
+            PluginError: it is not active, or others that are need it.
         """
         if name not in self._active:
             hint = did_you_mean(name, self._active)
             raise PluginError(f'No active plugin is named "{name}"', hint=hint)
-        self._active[name].rollback()
+        if not cascade:
+            self._refuse_while_needed({name})
+        going = plugin_order.everything_needing(self._rows, name)
+        for key in reversed(plugin_order.dependencies_first(self._rows)):
+            if key in going and key in self._active:
+                self._active[key].rollback()
+
+    def disable(self, name: str, *, cascade: bool = False) -> None:
+        """Switch a plugin off, in this process and all later ones, until it is enabled.
+
+        Args:
+            name: a plugin, broken or not, or a distribution that has plugins.
+            cascade: as for `deactivate`.
+
+        Raises:
+            PluginError: there is none of that name, or active plugins need it; then
+                nothing has changed.
+            TruthGPTError: it cannot be written down; then nothing has changed.
+        """
+        self._discover()
+        keys = [key for key, row in self._rows.items() if row.goes_by(name)]
+        if not keys:
+            raise self._unknown(name)
+        going = set(keys) & self._active.keys()
+        if not cascade:
+            self._refuse_while_needed(going)
+        plugin_switches.disable(name)
+        for key in sorted(going):
+            if key in self._active:
+                self.deactivate(key, cascade=True)
+        self._refresh(keys)
+
+    def enable(self, name: str) -> None:
+        """Take back what `disable` did; the plugin is found again, and can be activated.
+
+        One that was deactivated is found again too. Broken ones are tried again.
+
+        Raises:
+            PluginError: there is none of that name, and none was disabled.
+            TruthGPTError: it cannot be written down; then nothing has changed.
+        """
+        self._discover()
+        keys = [key for key, row in self._rows.items() if row.goes_by(name)]
+        if not plugin_switches.enable(name) and not keys:
+            raise self._unknown(name)
+        self._refresh(keys)
 
     def make_optimization(self, name: str, options: Mapping[str, Any]) -> Optimization[Any]:
         """Create an optimization by its name or an alias.
@@ -226,7 +260,8 @@ class PluginManager:
         try:
             kind: type[Optimization[Any]] = factory.get_class(name)
         except TruthGPTError as error:
-            raise self._no_optimization(name, error) from error
+            rows = self._rows.values()
+            raise not_available(name, rows, self.optimization_names(), error) from error
         return kind(**options)
 
     def optimization_names(self) -> list[str]:
@@ -234,49 +269,89 @@ class PluginManager:
         self.activate_all()
         return list(self.factories["optimization_factory"].names())
 
-    def _no_optimization(self, name: str, cause: TruthGPTError) -> OptimizationError:
-        for row in self._rows.values():
-            declared = row.distribution and {
-                *row.distribution.names(OPTIMIZATIONS),
-                *row.distribution.names(ALIASES),
-            }
-            if declared and name in declared:
-                why = row.reason or _why_not_loaded(row, cause)
-                return OptimizationError(f'"{name}" comes with plugin "{row.name}", but {why}')
-        available = self.optimization_names()
-        have = f"Available: {', '.join(available)}." if available else "None is installed."
-        missing = catalogue.distribution_of("optimizations", name)
-        if missing:
-            return OptimizationError(
-                f'Optimization "{name}" is not installed',
-                hint=f"It comes with {missing}: pip install {missing}. {have}",
-            )
-        close = did_you_mean(name, [*available, *catalogue.known("optimizations")])
-        return OptimizationError(
-            f'There is no optimization named "{name}"', hint=f"{close} {have}" if close else have
-        )
-
     def _discover(self) -> None:
         if self._discovered:
             return
+        self._switches = Switches.read()
+        self._rows.update(installed_rows(switches=self._switches))
         self._discovered = True
-        self._rows.update(installed_rows())
 
-    def _activate_or_break(self, row: PluginRow, load: Callable[[], object] | None = None) -> None:
-        try:
-            self._activate(row, load or partial(_load, row))
-        except PluginError as error:
-            self._break(row, error)
+    def _refresh(self, turned: Collection[str]) -> None:
+        """Judge anew, after switches were turned, what is neither active nor deactivated.
+
+        Of those whose own switch was turned, also what is deactivated.
+        """
+        self._switches = Switches.read()
+        kept = set()
+        for key, row in list(self._rows.items()):
+            if row.distribution is None:
+                continue
+            inactive = row.state is State.INACTIVE and key not in turned
+            if inactive or row.state is State.ACTIVE:
+                kept.add((row.distribution.name, row.name))
+            else:
+                del self._rows[key]
+        for row in installed_rows(switches=self._switches).values():
+            if row.distribution and (row.distribution.name, row.name) not in kept:
+                add_row(self._rows, row)
+
+    def _refuse_while_needed(self, keys: set[str]) -> None:
+        for key in sorted(keys):
+            needing = plugin_order.everything_needing(self._rows, key) & self._active.keys()
+            if others := sorted(needing - keys):
+                names = ", ".join(f'"{other}"' for other in others)
+                raise PluginError(
+                    f'Plugin "{key}" is needed by plugins that are active: {names}',
+                    hint="Deactivate them first, or say cascade=True.",
+                )
+
+    def _row(self, name: str) -> PluginRow:
+        self._discover()
+        if name not in self._rows:
+            raise self._unknown(name)
+        return self._rows[name]
+
+    def _unknown(self, name: str) -> PluginError:
+        hint = did_you_mean(name, self._rows)
+        return PluginError(f'There is no plugin named "{name}"', hint=hint)
+
+    def _activate_or_break(self, key: str) -> None:
+        row = self._rows[key]
+        hindrance = plugin_order.hindrance(self._rows, key)
+        if hindrance is None:
+            try:
+                self._activate(row, partial(plugin_activation.load, row))
+            except PluginError as error:
+                self._break(row, error)
+        elif hindrance[0] is State.BROKEN:
+            self._break(row, PluginError(hindrance[1]))
+        else:
+            row.state, row.reason = hindrance
 
     def _break(self, row: PluginRow, error: PluginError) -> None:
         row.state, row.reason = State.BROKEN, str(error)
         logger.debug("Plugin %r is broken", row.name, exc_info=error)
-        emit_event(EventType.PLUGIN_FAILED, {"plugin": row.name, "reason": row.reason})
+        emit_event(
+            EventType.PLUGIN_FAILED,
+            {"plugin": row.name, "version": row.version, "reason": row.reason},
+        )
         if self.strict:
             raise _is_broken(row) from error
 
+    def _activate_with_dependencies(self, row: PluginRow, load: Callable[[], object]) -> None:
+        for name in row.dependencies:
+            if name not in self._rows:
+                raise PluginError(
+                    f'it depends on plugin "{name}", which is not installed',
+                    hint=did_you_mean(name, self._rows),
+                )
+            if self._rows[name].state is not State.ACTIVE:
+                self.activate(name)
+        self._activate(row, load)
+
     def _activate(self, row: PluginRow, load: Callable[[], object]) -> None:
         transaction = Transaction()
+        began = perf_counter()
         try:
             # Loading belongs to it: a module may register things when it is imported.
             with transaction:
@@ -286,49 +361,73 @@ class PluginManager:
             raise PluginError(error.message, hint=error.hint) from error
         except (Exception, SystemExit) as error:
             raise PluginError(f"it failed to initialize: {in_one_line(error)}") from error
-        self._active[row.name] = transaction
+        row.load_seconds = perf_counter() - began
+        self._active[row.key] = transaction
         row.state, row.reason = State.ACTIVE, ""
-        emit_event(EventType.PLUGIN_ACTIVATED, {"plugin": row.name})
+        emit_event(EventType.PLUGIN_ACTIVATED, {"plugin": row.name, "version": row.version})
 
     def _withdraw(self, row: PluginRow) -> None:
-        if self._active.pop(row.name, None) is None:
+        row.hooks = row.load_seconds = None
+        if self._active.pop(row.key, None) is None:
             return  # it did not get as far as being active
         row.state = State.INACTIVE
         if row.entry_point is None:
-            del self._rows[row.name]
-        emit_event(EventType.PLUGIN_DEACTIVATED, {"plugin": row.name})
+            del self._rows[row.key]
+        emit_event(EventType.PLUGIN_DEACTIVATED, {"plugin": row.name, "version": row.version})
 
-    def _load_file(self, file: PluginFile) -> list[PluginRow]:
+    def _load_file(
+        self, file: PluginFile, loaded: list[LoadedFile], waiting: dict[str, Callable[[], None]]
+    ) -> list[PluginRow]:
+        """Run a file, unless one of its plugins is active, and return the rows of its plugins."""
         earlier = {key: row for key, row in self._rows.items() if row.file == file.path}
-        active = [row for row in earlier.values() if row.state is State.ACTIVE]
-        if active:
+        if any(row.state is State.ACTIVE for row in earlier.values()):
             return list(earlier.values())
         for key in earlier:
             del self._rows[key]
+        row = PluginRow(file.name, file=file.path)
+        if reason := self._switches.reason(file.name):
+            row.state, row.reason = State.DISABLED, reason
+            return [add_row(self._rows, row)]
         try:
-            loaded = load_file(file)
+            loaded.append(load_file(file))
         except PluginError as error:
-            row = add_row(self._rows, PluginRow(file.name, file=file.path))
-            self._break(row, error)
+            self._break(add_row(self._rows, row), error)
             return [row]
-        try:
-            return [self._add_from_file(name, plugin, loaded) for name, plugin in loaded.plugins]
-        finally:
-            loaded.release()
+        rows = []
+        for name, plugin in loaded[-1].plugins:
+            taken = name in self._rows
+            rows.append(add_row(self._rows, PluginRow(name, file=file.path)))
+            if taken:
+                self._break(rows[-1], PluginError(f'there is a plugin named "{name}" already'))
+                continue
+            if reason := self._switches.reason(name):
+                rows[-1].state, rows[-1].reason = State.DISABLED, reason
+                continue
+            try:
+                rows[-1].dependencies = plugin_activation.dependencies_of(plugin)
+            except PluginError as error:
+                self._break(rows[-1], error)
+            else:
+                use = partial(loaded[-1].use, plugin)
+                waiting[name] = partial(self._activate_from_file, rows[-1], use)
+        return rows
 
-    def _add_from_file(self, name: str, plugin: object, loaded: LoadedFile) -> PluginRow:
-        taken = name in self._rows
-        row = add_row(self._rows, PluginRow(name, file=loaded.file.path))
-        if taken:
-            self._break(row, PluginError(f'there is a plugin named "{name}" already'))
-        else:
-            self._activate_or_break(row, partial(loaded.use, plugin))
-        return row
+    def _activate_from_file(self, row: PluginRow, use: Callable[[], object]) -> None:
+        try:
+            self._activate_with_dependencies(row, use)
+        except PluginError as error:
+            self._break(row, error)
+
+    def _break_cycles(self, keys: Iterable[str]) -> None:
+        for cycle in find_cycles({key: self._rows[key].dependencies for key in keys}):
+            names = " -> ".join([*cycle, cycle[0]])
+            for key in cycle:
+                self._break(self._rows[key], PluginError(f"plugins depend on each other: {names}"))
 
     def _set_up(self, row: PluginRow, plugin: object) -> None:
         if isinstance(plugin, Plugin):
-            if row.entry_point is not None and plugin.name != row.name:
-                raise PluginError(f'it calls itself "{plugin.name}", and its metadata does not')
+            needed = plugin_order.needs({**self._rows, row.name: row})[row.name]
+            plugin_activation.check(plugin, row, {self._rows[key].name for key in needed})
             record_undo(plugin.shutdown)
             plugin.initialize(self.container.registry)
         # Recorded first: `register` keeps a plugin whose historic hooks raised.
@@ -337,28 +436,13 @@ class PluginManager:
         self._put_core_last()
         unknown = [str(hook) for hook in self._unknown_hooks(plugin)]
         if unknown:
-            hint = did_you_mean(unknown[0], _hook_names())
+            hint = did_you_mean(unknown[0], plugin_activation.hook_names())
             raise PluginError(f"there is no hook named {', '.join(unknown)}", hint=hint)
+        callers = self._pluggy.get_hookcallers(plugin) or ()
+        row.hooks = tuple(sorted(caller.name for caller in callers))
         if row.distribution is not None:
-            self._register_optimizations(row.distribution)
-
-    def _register_optimizations(self, distribution: Installed) -> None:
-        factory = self.factories["optimization_factory"]
-        by_value: dict[str, str] = {}
-        for name, entry_point in distribution.entry_points.get(OPTIMIZATIONS, {}).items():
-            factory.register_lazy(
-                name,
-                partial(_load_optimization, name, entry_point),
-                describe=distribution.name,
-                target=entry_point.value,
-            )
-            by_value[entry_point.value] = name
-        for alias, entry_point in distribution.entry_points.get(ALIASES, {}).items():
-            if entry_point.value not in by_value:
-                raise PluginError(
-                    f'the alias "{alias}" is for {entry_point.value}, no optimization of it'
-                )
-            factory.register_alias(alias, by_value[entry_point.value])
+            factory = self.factories["optimization_factory"]
+            plugin_activation.register_optimizations(factory, row.distribution)
 
     def _put_core_last(self) -> None:
         # Of two implementations with `trylast`, the one registered later is called last.
@@ -371,7 +455,7 @@ class PluginManager:
             self._pluggy.unregister(plugin)
 
     def _unknown_hooks(self, plugin: object) -> Iterable[str]:
-        known = _hook_names()
+        known = plugin_activation.hook_names()
         for name in dir(plugin):
             if name not in known and self._pluggy.parse_hookimpl_opts(plugin, name) is not None:
                 yield name
@@ -392,81 +476,6 @@ def get_plugin_manager() -> PluginManager:
 
 def _is_broken(row: PluginRow) -> PluginError:
     return PluginError(f'Plugin "{row.name}" is broken: {row.reason}')
-
-
-def _load(row: PluginRow) -> object:
-    assert row.entry_point is not None
-    loaded = _import(row.entry_point)
-    if inspect.isclass(loaded):
-        try:
-            return loaded()
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"{row.entry_point.value}() raised {in_one_line(error)}") from error
-    return loaded
-
-
-def _load_optimization(name: str, entry_point: EntryPoint) -> type[Optimization[Any]]:
-    loaded = _import(entry_point)
-    if not (inspect.isclass(loaded) and issubclass(loaded, Optimization)):
-        raise PluginError(f"{entry_point.value} is no subclass of Optimization")
-    called = getattr(loaded, "name", None)
-    if called is None:
-        raise PluginError(f"{entry_point.value} does not say its name")
-    if called != name:
-        raise PluginError(f'{entry_point.value} calls itself "{called}", not "{name}"')
-    return loaded
-
-
-def _import(entry_point: EntryPoint) -> Any:
-    try:
-        return entry_point.load()
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"{entry_point.value} cannot be imported: {in_one_line(error)}"
-        ) from error
-
-
-def _why_not_loaded(row: PluginRow, cause: TruthGPTError) -> str:
-    if row.state is not State.ACTIVE:
-        return "it is not active"
-    # What the loader said, without what the factory says of it.
-    return str(cause.__cause__ if isinstance(cause.__cause__, PluginError) else cause)
-
-
-def _requirements(rows: Iterable[PluginRow]) -> dict[str, set[str]]:
-    """Say which plugins each plugin's distribution requires, broken ones left out."""
-    usable = [row for row in rows if row.state is not State.BROKEN]
-    by_distribution: dict[str, set[str]] = {}
-    for row in usable:
-        if row.distribution is not None:
-            key = discovery.normalized(row.distribution.name)
-            by_distribution.setdefault(key, set()).add(row.name)
-    return {
-        row.name: {
-            name
-            for required in (row.distribution.requires if row.distribution else ())
-            for name in by_distribution.get(required, ())
-            if name != row.name
-        }
-        for row in usable
-    }
-
-
-def _dependencies_first(rows: Iterable[PluginRow]) -> list[str]:
-    from graphlib import TopologicalSorter
-
-    sorter: TopologicalSorter[str] = TopologicalSorter()
-    requirements = _requirements(rows)
-    for name in sorted(requirements):
-        sorter.add(name, *sorted(requirements[name]))
-    # There is no cycle: `discovery.judge` has broken the plugins of one.
-    return list(sorter.static_order())
-
-
-def _hook_names() -> frozenset[str]:
-    return frozenset(
-        name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "truthgpt_spec")
-    )
 
 
 def _name_of(plugin: object) -> str:

@@ -1,0 +1,209 @@
+"""`truthgpt plugins`: the table, one plugin, and switching plugins off and on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from truthgpt_core.columns import columns, harmless
+from truthgpt_core.errors import TruthGPTError, did_you_mean
+
+if TYPE_CHECKING:
+    from truthgpt_core.plugin_base import PluginRow
+
+
+def _load_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    what = "Import and activate them, to see which work, their hooks and how long it takes."
+    return click.option("--load", is_flag=True, help=what)(command)
+
+
+def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+@click.group(invoke_without_command=True)
+@_json_option
+@_load_option
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with an error if one is broken; so does TRUTHGPT_STRICT=1.",
+)
+@click.pass_context
+def plugins(context: click.Context, as_json: bool, load: bool, strict: bool) -> None:
+    """List the installed plugins, look at one, enable and disable them.
+
+    TRUTHGPT_PLUGINS=a,b switches all plugins off but these, and
+    TRUTHGPT_PLUGINS_BLOCK=a,b switches these off.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from truthgpt_core.plugin_base import STRICT, State
+
+    rows = _rows(load)
+    if as_json:
+        click.echo(json.dumps([_as_json(row) for row in rows], indent=2))
+    elif rows:
+        _print_table(rows, load)
+    else:
+        click.echo("No plugins are installed. Try: pip install truthgpt-plugin-quantize")
+    _warn_of_strangers(rows)
+    broken = [row.name for row in rows if row.state is State.BROKEN]
+    if broken and (strict or os.environ.get(STRICT) == "1"):
+        raise TruthGPTError(f"Broken: {', '.join(broken)}")
+
+
+@plugins.command()
+@click.argument("name")
+@_json_option
+@_load_option
+def show(name: str, as_json: bool, load: bool) -> None:
+    """Show all that is known of the plugins of a name, or of a distribution."""
+    rows = _rows(load)
+    found = [row for row in rows if row.goes_by(name)]
+    if not found:
+        raise _unknown(name, rows)
+    if as_json:
+        click.echo(json.dumps([_in_full(row, rows) for row in found], indent=2))
+        return
+    for number, row in enumerate(found):
+        if number:
+            click.echo()
+        for key, value in _in_full(row, rows).items():
+            if value not in (None, "", []):
+                shown = ", ".join(value) if isinstance(value, list) else value
+                click.echo(harmless(f"{key.replace('_', ' '):<14} {shown}"))
+
+
+@plugins.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def disable(names: tuple[str, ...]) -> None:
+    """Switch plugins off until they are enabled, whether or not they work.
+
+    NAME is a plugin or, where two have one name, a distribution.
+    """
+    from truthgpt_core import plugin_switches
+
+    rows = _rows(load=False)
+    for name in names:
+        if not any(row.goes_by(name) for row in rows):
+            raise _unknown(name, rows)
+    for name in names:
+        plugin_switches.disable(name)
+        click.echo(f"{name} is disabled.")
+    before = {_identity(row): row.state for row in rows}
+    for row in _rows(load=False):
+        changed = before.get(_identity(row)) is not row.state
+        if changed and not any(row.goes_by(name) for name in names):
+            what = f"{row.name} is {row.state.value} now: {row.reason or 'it can be used'}."
+            click.echo(harmless(what))
+
+
+@plugins.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def enable(names: tuple[str, ...]) -> None:
+    """Switch plugins on that were disabled."""
+    from truthgpt_core import plugin_switches
+    from truthgpt_core.plugin_base import State
+
+    disabled = plugin_switches.disabled_names()
+    rows = _rows(load=False)
+    for name in names:
+        if name not in disabled and not any(row.goes_by(name) for row in rows):
+            raise _unknown(name, rows, disabled)
+    for name in names:
+        was = plugin_switches.enable(name)
+        click.echo(f"{name} is enabled." if was else f"{name} was not disabled.")
+    for row in _rows(load=False):
+        if row.state in (State.DISABLED, State.BROKEN) and any(row.goes_by(n) for n in names):
+            click.echo(harmless(f"{row.name} is {row.state.value}: {row.reason}."))
+
+
+def _rows(load: bool) -> list[PluginRow]:
+    if load:
+        from truthgpt_core.plugin_system import PluginManager
+
+        manager = PluginManager(strict=False)
+        manager.activate_all()
+        return manager.rows()
+    from truthgpt_core.plugin_listing import installed_rows
+
+    return [row for _, row in sorted(installed_rows().items())]
+
+
+def _identity(row: PluginRow) -> tuple[str, str]:
+    return row.name, row.distribution.name if row.distribution else ""
+
+
+def _as_json(row: PluginRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "state": row.state.value,
+        "reason": row.reason,
+        "distribution": row.distribution.name if row.distribution else None,
+        "version": row.version,
+        "api": row.api,
+        "optimizations": row.optimizations,
+        "hooks": None if row.hooks is None else list(row.hooks),
+        "load_seconds": row.load_seconds,
+    }
+
+
+def _in_full(row: PluginRow, rows: Iterable[PluginRow]) -> dict[str, Any]:
+    from truthgpt_core import discovery
+    from truthgpt_core.plugin_order import needs
+
+    by_key = {row.key: row for row in rows}
+    needed = needs(by_key)
+    of = row.distribution
+    return {
+        **_as_json(row),
+        "summary": of.summary if of else "",
+        "python": of.python if of else "",
+        "requires": [str(each) for each in of.requirements] if of else [],
+        "needs": sorted(by_key[key].name for key in needed[row.key]),
+        "needed_by": sorted(by_key[key].name for key in needed if row.key in needed[key]),
+        "conflicts": of.names(discovery.CONFLICTS) if of else [],
+        "commands": of.names(discovery.COMMANDS) if of else [],
+        "aliases": of.names(discovery.ALIASES) if of else [],
+        "entry_point": row.entry_point.value if row.entry_point else "",
+    }
+
+
+def _print_table(rows: list[PluginRow], load: bool) -> None:
+    table = [["plugin", "state", "distribution", "version", "api", "optimizations"]]
+    if load:
+        table[0] += ["hooks", "load"]
+    for row in rows:
+        of = row.distribution
+        cells = [row.name, row.state.value, of.name if of else "", row.version, row.api]
+        cells.append(", ".join(row.optimizations))
+        if load:
+            cells.append(", ".join(row.hooks or ()))
+            cells.append("" if row.load_seconds is None else f"{row.load_seconds * 1000:.0f} ms")
+        table.append(cells)
+    for line in columns(table):
+        click.echo(line)
+    reasons = [row for row in rows if row.reason]
+    if reasons:
+        click.echo()
+    for row in reasons:
+        click.echo(harmless(f"{row.name}: {row.reason}"))
+
+
+def _warn_of_strangers(rows: list[PluginRow]) -> None:
+    from truthgpt_core.plugin_listing import strangers
+    from truthgpt_core.plugin_switches import Switches
+
+    for line in strangers(Switches.read(), rows):
+        click.echo(f"truthgpt: {line}", err=True)
+
+
+def _unknown(name: str, rows: Iterable[PluginRow], more: Iterable[str] = ()) -> TruthGPTError:
+    known = [*(row.name for row in rows), *more]
+    hint = did_you_mean(name, known) or (f"There is: {', '.join(sorted(set(known)))}.")
+    return TruthGPTError(f'There is no plugin named "{name}"', hint=hint if known else None)

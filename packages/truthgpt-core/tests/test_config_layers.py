@@ -1,5 +1,6 @@
 """Includes, environment, overrides and references: which value wins, and what is refused."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from truthgpt_core.config import (
     load_located,
     load_yaml_model,
 )
+from truthgpt_core.errors import TruthGPTError
 
 
 class Item(BaseModel):
@@ -118,6 +120,23 @@ def test_includes_that_cannot_be(value):
     assert line.startswith("f.yaml:1:1")
 
 
+def test_includes_stand_at_the_top_level():
+    """In a section `include` is an unknown key, and the error says where it belongs."""
+    write("base.yaml", "a: 1")
+    (line,) = failures("s: {include: base.yaml}")
+    assert line == ("f.yaml:1:5: s.include: unknown key. Files are included at the top level only.")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
+def test_includes_follow_links_as_the_system_does():
+    """`..` after a link to a directory leads out of what it links to."""
+    write("elsewhere/deep/x.yaml", "")
+    write("elsewhere/base.yaml", "n: 1")
+    write("base.yaml", "n: 2")
+    Path("link").symlink_to("elsewhere/deep")
+    assert load("include: link/../base.yaml").n == 1
+
+
 def test_missing_include_suggests_a_neighbour():
     """A misspelt include names the file that is there."""
     write("base.yaml", "")
@@ -150,6 +169,12 @@ def test_override_reaches_into_a_default_list():
     """An element of a list that only the model has can be changed."""
     items = load("", ["items.1.size=5"]).items
     assert items == [Item(name="first"), Item(name="second", size=5)]
+
+
+def test_overrides_are_a_list():
+    """One text in place of a list of them is refused, not read letter by letter."""
+    with pytest.raises(TruthGPTError, match=r'Write \["n=1"\]'):
+        load("", "n=1")
 
 
 def test_later_overrides_win():
@@ -200,6 +225,27 @@ def test_environment_errors_name_the_variable(name):
     assert line.startswith(f"environment TRUTHGPT_CONFIG__{name}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("n", "x", "n: should be an integer, not the text 'x'"),
+        ("n", "'3'", "n: should be an integer, not the text '3'. Take the quotes away."),
+        ("itmes__0__size", "2", 'itmes: unknown key. Did you mean "items"?'),
+        ("ITEMS__0__size", "2", 'ITEMS: unknown key. Did you mean "items"?'),
+        ("items__0__szie", "2", 'items.0.szie: unknown key. Did you mean "size"?'),
+        ("items__5__size", "2", 'items is a list of 2, "5" is no index into it'),
+        ("free", "{a: 1, a: 2}", "the key a is given twice; first environment"),
+        ("n", "[1", "n: not valid YAML"),
+        ("free", "${nn}", '${nn} names a key that is not there. Did you mean "n"?'),
+    ],
+)
+def test_environment_error(name, value, expected):
+    """Errors about a variable name it in place of a file, and suggest as for a file."""
+    (line,) = failures("", (), {f"TRUTHGPT_CONFIG__{name}": value})
+    assert line.startswith(f"environment TRUTHGPT_CONFIG__{name}: ")
+    assert expected in line
+
+
 def test_environment_is_not_read_unless_given(monkeypatch):
     """A command's own file does not take the variables meant for training."""
     monkeypatch.setenv("TRUTHGPT_CONFIG__n", "2")
@@ -246,6 +292,50 @@ def test_references_lead_through_references():
     assert load("s: {a: '${t}', b: '${s.a.c.x}'}\nt: {c: {x: 5}}").s.b == 5
 
 
+def test_a_cycle_through_all_layers_is_named():
+    """A cycle is found wherever its references come from, and reported where one stands."""
+    write("base.yaml", "s: {a: '${s.b}'}")
+    environment = {"TRUTHGPT_CONFIG__s__b": "${s.c}"}
+    (line,) = failures("include: base.yaml", ["s.c=${s.a}"], environment)
+    assert line.endswith("references lead back to where they began: s.a -> s.b -> s.c -> s.a")
+
+
+def test_all_layers_are_told_at_once():
+    """Mistakes in the file, what it includes, the environment and overrides come together."""
+    write("base.yaml", "items: [{size: x}]\nn: 1\nn: 2")
+    lines = failures(
+        "include: base.yaml\ns: {aa: 1, b: '${s.bb}'}",
+        ["nonsense", "t.aa=1"],
+        {"TRUTHGPT_CONFIG__t__bb": "1"},
+    )
+    assert sorted(line.partition(": ")[0] for line in lines) == [
+        "base.yaml:1:16",
+        "base.yaml:3:1",
+        "environment TRUTHGPT_CONFIG__t__bb",
+        "f.yaml:2:15",
+        "f.yaml:2:5",
+        "override 1",
+        "override 2",
+    ]
+
+
+def bomb(first: str) -> str:
+    """Return a value of nested aliases that stands for a million of its parts."""
+    levels = ", ".join(f"&a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 7))
+    return f"[&a0 [{first}], {levels}]"
+
+
+def test_bombs_are_refused_in_every_layer():
+    """Aliases that multiply are refused in overrides and variables as they are in files."""
+    (line,) = failures("", [f"free={bomb('x')}"])
+    assert line.endswith("free: more than 50000 values, counting those that aliases repeat")
+    (line,) = failures("", (), {"TRUTHGPT_CONFIG__free": bomb("x")})
+    assert line.endswith("free: more than 50000 values, counting those that aliases repeat")
+    write("base.yaml", f"free: {bomb('x')}")
+    (line,) = failures("include: base.yaml")
+    assert line.startswith("base.yaml:1:")
+
+
 def test_error_of_a_reference_points_at_the_reference():
     """A value of the wrong type is reported where the reference stands."""
     assert failures("n: ${s.a}\ns: {a: text}")[0].startswith("f.yaml:1:4: n: should be an integer")
@@ -256,6 +346,7 @@ def test_error_of_a_reference_points_at_the_reference():
     [
         ("s: {a: '${s.b}', b: '${s.c}', c: '${s.a}'}", "s.a -> s.b -> s.c -> s.a"),
         ("s: {a: '${s}'}", "s -> s.a -> s"),
+        ("s: {a: '${t.a}'}\nt: '${s}'", "s -> s.a -> t -> s"),
         ("free: x${free}", "free -> free"),
         ("free: ${t.aa}", "${t.aa} names a key that is not there"),
         ("free: ${itms.0}", 'Did you mean "items"?'),

@@ -215,12 +215,28 @@ def test_attribute_of_an_unknown_section_suggests(train_yaml):
 @pytest.mark.parametrize("name", ["model", "seed", "tracking"])
 def test_names_clash(name, plugins):
     """A name of the core or of another plugin is refused."""
+
+    class Other(Section):
+        pass
+
     register_section("tracking", Tracking)
     with pytest.raises(TruthGPTError, match="taken"):
-        register_section(name, Tracking)
+        register_section(name, Other)
 
 
-@pytest.mark.parametrize("name", ["include", "origin", "model_dump", "json", "Upper", "a.b", ""])
+def test_the_same_section_again_changes_nothing(train_yaml, plugins):
+    """A section may be registered several times, and lasts until each time is taken back."""
+    register_section("tracking", Tracking)
+    with Transaction() as again:
+        register_section("tracking", Tracking)
+    again.rollback()
+    assert ConfigManager.load_config(train_yaml, environment={}).tracking == Tracking()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["include", "origin", "model_dump", "json", "Upper", "a.b", "", "a__b", "a_", "_a", "a-b"],
+)
 def test_names_that_cannot_be(name, plugins):
     """What would hide an attribute or could not be written as a key is refused."""
     with pytest.raises(TruthGPTError):

@@ -4,11 +4,11 @@ import enum
 import math
 import pickle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from truthgpt_core.config import (
     MAX_BYTES,
@@ -17,6 +17,7 @@ from truthgpt_core.config import (
     MAX_NODES,
     MAX_PROBLEMS,
     ConfigError,
+    Section,
     load_yaml_model,
 )
 
@@ -200,6 +201,8 @@ def test_both_parsers_of_pyyaml_agree(write, monkeypatch, content):
         ("? [a]\n: 1", "f.yaml:1:3: a key has to be text, not a list"),
         ("inner: {true: 1}", "f.yaml:1:9: inner: a key has to be text, not the boolean true"),
         ("count: 1\nflag: true\ncount: 2", "f.yaml:3:1: the key count is given twice; first f.y"),
+        ("'count': 1\n\"count\": 2", "f.yaml:2:1: the key count is given twice; first f.yaml:1:1"),
+        ("inner: {size: 1, !!str size: 2}", "f.yaml:1:18: inner: the key size is given twice"),
         ("inner: &a {}\neither: {<<: *a}", "f.yaml:2:10: either: merge keys (<<) are not part"),
         ("text: !!python/name:os.system ''", "f.yaml:1:7: text: the tag !!python/name:os.system"),
         ("inners: !!python/tuple [1]", "f.yaml:1:9: inners: the tag !!python/tuple is not"),
@@ -221,6 +224,82 @@ def test_error(write, content, expected):
     """Each mistake is one line that begins with its place and says what to do."""
     lines = failures(write(content))
     assert any(expected in line for line in lines), lines
+
+
+class Disk(Section):
+    kind: Literal["disk"]
+    folder: str = "."
+
+
+class Cloud(BaseModel):
+    kind: Literal["cloud"]
+    url: str = ""
+
+
+class Rich(BaseModel):
+    """What a plugin's section may hold besides: unions, limits, keys that are no text."""
+
+    sink: Annotated[Disk | Cloud, Field(discriminator="kind")] = Disk(kind="disk")
+    sinks: dict[str, Disk | Cloud] = {}
+    amount: int | str | None = None
+    pair: tuple[int, str] = (1, "a")
+    few: list[int] = Field(default=[], max_length=2)
+    word: str = Field(default="a", pattern="^a")
+    colors: dict[Color, int] = {}
+    numbers: dict[int, int] = {}
+
+    @model_validator(mode="after")
+    def _few_of_few(self):
+        if self.amount == 0 and self.few:
+            raise ValueError("few has to be empty where amount is 0")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            "sink: {kind: dsik}",
+            "1:14: sink.kind: should be one of 'disk', 'cloud', not the text 'dsik'. "
+            'Did you mean "disk"?',
+        ),
+        ("sink: {folder: a}", "1:1: sink.kind: this key is required and missing"),
+        ("sink: {kind: disk, url: a}", "1:20: sink.url: unknown key"),
+        ("sink: {kind: cloud, folder: a}", "1:21: sink.folder: unknown key"),
+        ("sinks: {a: {kind: cloud, folder: b}}", "1:26: sinks.a.folder: unknown key"),
+        ("sink: {kind: disk, foldr: a}", 'sink.foldr: unknown key. Did you mean "folder"?'),
+        ("amount: [1]", "1:9: amount: should be an integer or text, not a list"),
+        ("pair: [1]", "1:1: pair.1: this item is required and missing"),
+        ("pair: [1, a, b]", "1:7: pair: should have at most 2 items, not 3"),
+        ("few: [1, 2, 3]", "1:6: few: should have at most 2 items, not 3"),
+        ("word: b", "1:7: word: should match pattern '^a', not the text 'b'"),
+        (
+            "colors: {rde: 1}",
+            "1:10: colors.rde: the key should be 'red', not the text 'rde'. Did you mean \"red\"?",
+        ),
+        ("numbers: {one: 1}", "1:11: numbers.one: the key should be a valid integer"),
+        ("numbers: {'[key]': 1}", '1:11: numbers."[key]": the key should be a valid integer'),
+        ("amount: 0\nfew: [1]", "1:1: few has to be empty where amount is 0"),
+    ],
+)
+def test_error_of_a_rich_type(write, content, expected):
+    """What is wrong with a value of any type is one line, in its place and in YAML's words."""
+    (line,) = failures(write(content), Rich)
+    assert line.startswith("f.yaml:")
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "sink: {kind: cloud, url: a}",
+        "sinks: {a: {kind: disk, folder: b}, b: {kind: cloud, url: c}}",
+        "colors: {red: 1}\nnumbers: {'1': 1}",
+    ],
+)
+def test_rich_types_are_read(write, content):
+    """Members of unions, and keys that are read from text, have nothing against them."""
+    assert load_yaml_model(write(content), Rich) != Rich()
 
 
 def test_both_positions_of_a_duplicate_key(write):

@@ -19,6 +19,7 @@ from truthgpt_core.config.overrides import ENVIRONMENT_PREFIX
 from truthgpt_core.config.problems import MAX_PROBLEMS, ConfigError, Origin, Problem
 from truthgpt_core.config.references import MAX_REFERENCE_DEPTH
 from truthgpt_core.config.sections import (
+    ConfigSections,
     CoreConfig,
     DataSection,
     ModelSection,
@@ -45,6 +46,7 @@ __all__ = [
     "MAX_REFERENCE_DEPTH",
     "ConfigError",
     "ConfigManager",
+    "ConfigSections",
     "CoreConfig",
     "DataSection",
     "LoadedYaml",

@@ -96,9 +96,7 @@ class _Reader:
         under: Node | None = None
         for entry in self._entries(includes):
             assert isinstance(entry.value, str)
-            # join() keeps an absolute path and normpath() makes cycles short to read.
-            target = os.path.normpath(os.path.join(os.path.dirname(path), entry.value))  # noqa: PTH118, PTH120
-            included = self.read(target, entry.origin, chain)
+            included = self.read(_beside(path, entry.value), entry.origin, chain)
             if included is not None:
                 under = included if under is None else merge(under, included)
             if self._files > MAX_FILES:
@@ -115,6 +113,18 @@ class _Reader:
                     shown = describe(entry.value)
                     message = f"{INCLUDE} has to be a path or a list of paths, not {shown}"
                     self._log.add(entry.origin, "", message)
+
+
+def _beside(path: str, entry: str) -> str:
+    """Return the path that `entry` means in the file at `path`, without `..` where it can be."""
+    # join() keeps an absolute path.
+    joined = os.path.join(os.path.dirname(path), entry)  # noqa: PTH118, PTH120
+    short = os.path.normpath(joined)
+    try:
+        # Where `..` follows a link they are two files.
+        return short if os.path.samefile(joined, short) else joined  # noqa: PTH121
+    except (OSError, ValueError):
+        return joined if os.path.exists(joined) else short  # noqa: PTH110
 
 
 def _unreadable(path: str, error: Exception, *, is_included: bool) -> tuple[str, str | None]:

@@ -7,54 +7,28 @@ tuples) is read from text and lists.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, to_jsonable_python
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from truthgpt_core.config.includes import INCLUDE, read_with_includes
 from truthgpt_core.config.model_shape import keys_at, names_of, unknown_keys
 from truthgpt_core.config.nodes import KeyPath, Node, format_path, parse_path
 from truthgpt_core.config.overrides import apply_environment, apply_overrides
-from truthgpt_core.config.problems import (
-    DEFAULT,
-    Origin,
-    ProblemLog,
-    describe,
-    suggest,
-)
+from truthgpt_core.config.problems import DEFAULT, Origin, ProblemLog, suggest
 from truthgpt_core.config.references import resolve_references
-from truthgpt_core.config.yaml_source import MAX_DEPTH, MAX_NODES, resolve_scalar
+from truthgpt_core.config.validation import UNKNOWN_KEY, validate
+from truthgpt_core.config.yaml_source import MAX_DEPTH, MAX_NODES
 from truthgpt_core.errors import TruthGPTError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 NO_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType({})
-
-_MAPPING = "should be a mapping"
-_MESSAGES = {
-    "model_type": _MAPPING,
-    "model_attributes_type": _MAPPING,
-    "dict_type": _MAPPING,
-    "dataclass_type": _MAPPING,
-    "list_type": "should be a list",
-    "tuple_type": "should be a list",
-    "set_type": "should be a list",
-    "frozen_set_type": "should be a list",
-    "string_type": "should be text",
-    "bool_type": "should be true or false",
-    "int_type": "should be an integer",
-    "float_type": "should be a number",
-}
-# Errors about a value whose message says all there is to say about the value.
-_NO_VALUE_SHOWN = {"value_error", "assertion_error"}
-_YAML_1_1_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
 
 
 class ResolvedRow(NamedTuple):
@@ -140,6 +114,7 @@ def load_yaml_model(
 
     Raises:
         ConfigError: all that is wrong, with `file:line:column` for each.
+        TruthGPTError: `overrides` is one text.
         ValueError: `model` has a field that is called `include`.
     """
     return load_located(path, model, overrides, environment).value
@@ -167,10 +142,16 @@ def load_located(
 
     Raises:
         ConfigError: as for `load_yaml_model`.
+        TruthGPTError: as for `load_yaml_model`.
         ValueError: as for `load_yaml_model`.
     """
     if INCLUDE in keys_at(model, ()):
         raise ValueError(f'{model.__name__} has a field "{INCLUDE}", which names files to include')
+    if isinstance(overrides, str):
+        raise TruthGPTError(
+            f'overrides are a list of texts, not the text "{overrides}"',
+            hint=f'Write ["{overrides}"].',
+        )
     log = ProblemLog()
     root = read_with_includes(os.fspath(path), log)
     if root is None:
@@ -183,7 +164,7 @@ def load_located(
         log.raise_if_any()
     root = resolve_references(root, model, log)
     _check_keys(root, model, log, unknown_section_hint)
-    value = _validate(root, model, log)
+    value = validate(root, model, log)
     log.raise_if_any()
     assert value is not None
     return LoadedYaml(value, root)
@@ -193,69 +174,13 @@ def _check_keys(root: Node, model: type[BaseModel], log: ProblemLog, hint: str |
     for path, node, known in unknown_keys(root, model):
         if log.full:
             return
-        hints = [suggest(path[-1], known), hint if len(path) == 1 else None]
-        log.add(
-            node.named_at, format_path(path), "unknown key", " ".join(filter(None, hints)) or None
-        )
-
-
-def _validate(root: Node, model: type[ModelT], log: ProblemLog) -> ModelT | None:
-    try:
-        return model.model_validate_json(json.dumps(root.plain()), strict=True)
-    except ValidationError as error:
-        for details in error.errors(include_url=False):
-            if log.full:
-                break
-            _add_pydantic_error(root, details, log)
-    return None
-
-
-def _add_pydantic_error(root: Node, details: ErrorDetails, log: ProblemLog) -> None:
-    kind, location = details["type"], details["loc"]
-    missing = str(location[-1]) if kind == "missing" and location else None
-    node, path = _find(root, location[:-1] if missing is not None else location)
-    if node.broken or kind == "extra_forbidden":
-        return
-    if missing is not None:
-        shown = format_path((*path, missing))
-        log.add(node.named_at, shown, "this key is required and missing")
-        return
-    message = _MESSAGES.get(kind) or details["msg"].removeprefix("Input ")
-    if kind in _NO_VALUE_SHOWN:
-        message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    else:
-        message = f"{message}, not {describe(node.value)}"
-    log.add(node.origin, format_path(path), message, _hint(kind, node.value, details))
-
-
-def _find(root: Node, location: Sequence[str | int]) -> tuple[Node, KeyPath]:
-    """Follow pydantic's location as far as it names values: it names members of unions too."""
-    node, path = root, list[str]()
-    for part in location:
-        child = node.child(str(part))
-        if child is not None:
-            node = child
-            path.append(str(part))
-    return node, tuple(path)
-
-
-def _hint(kind: str, value: object, details: ErrorDetails) -> str | None:
-    if kind == "string_type" and isinstance(value, int | float):
-        return "Put quotes around it to make it text."
-    if not isinstance(value, str):
-        return None
-    if kind == "bool_type" and value.lower() in _YAML_1_1_BOOLEANS:
-        return "YAML 1.2 has no booleans but true and false."
-    if kind in {"int_type", "float_type", "bool_type"}:
-        try:
-            is_text = isinstance(resolve_scalar(value), str)
-        except ValueError:
-            is_text = True
-        return None if is_text else "Take the quotes away."
-    if kind in {"literal_error", "enum"}:
-        expected = str(details.get("ctx", {}).get("expected", ""))
-        return suggest(value, re.findall(r"'([^']*)'", expected))
-    return None
+        hints = [suggest(path[-1], known)]
+        if len(path) == 1:
+            hints.append(hint)
+        elif path[-1] == INCLUDE:
+            hints = ["Files are included at the top level only."]
+        shown = " ".join(filter(None, hints)) or None
+        log.add(node.named_at, format_path(path), UNKNOWN_KEY, shown)
 
 
 def _file_view(value: object) -> Any:

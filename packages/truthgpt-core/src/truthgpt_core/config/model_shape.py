@@ -54,6 +54,44 @@ def unknown_keys(node: Node, model: type[BaseModel]) -> Iterator[tuple[KeyPath, 
     yield from _unknown_keys(node, [model], ())
 
 
+def ignored_keys(
+    node: Node, value: object, annotations: Iterable[Any], path: KeyPath = ()
+) -> Iterator[tuple[KeyPath, Node, list[str]]]:
+    """Yield every key that only other members of a union take than the one that was chosen.
+
+    Args:
+        node: what the file says.
+        value: what validation made of it.
+        annotations: the types that `value` may have.
+        path: where it stands.
+    """
+    options = list(_options(annotations))
+    below: Iterable[tuple[str, object]] = ()
+    if isinstance(value, RootModel):
+        yield from ignored_keys(node, value.root, options, path)
+    elif isinstance(value, BaseModel):
+        # What a validator made of a value by rules of its own is its own affair.
+        if type(value) not in options or not isinstance(node.value, dict):
+            return
+        names = {
+            key: name
+            for name, info in type(value).model_fields.items()
+            for key in names_of(name, info, type(value))
+        }
+        below = ((key, getattr(value, name)) for key, name in names.items())
+        if type(value).model_config.get("extra") != "allow":
+            unknown = (key for key in node.value if key not in names)
+            yield from (((*path, key), node.value[key], sorted(names)) for key in unknown)
+    elif isinstance(value, collections.abc.Mapping) and isinstance(node.value, dict):
+        below = zip(node.value, value.values(), strict=False)
+    elif isinstance(value, list | tuple):
+        below = ((str(index), each) for index, each in enumerate(value))
+    for key, each in below:
+        child = node.child(key)
+        if child is not None:
+            yield from ignored_keys(child, each, _below(options, key), (*path, key))
+
+
 def keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     """Return the keys that the model knows of in the mapping at `path`."""
     annotations: list[Any] = [model]

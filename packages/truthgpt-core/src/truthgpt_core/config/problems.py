@@ -106,6 +106,13 @@ class ProblemLog:
         if not self.full:
             self._problems[Problem(origin, path, message, hint)] = None
 
+    def names(self, path: str) -> bool:
+        """Whether something is wrong with the value at a dotted path or below it."""
+        return any(
+            problem.path == path or problem.path.startswith(f"{path}.")
+            for problem in self._problems
+        )
+
     def raise_if_any(self) -> None:
         """Raise what has been gathered.
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticUndefinedAnnotation,
+    PydanticUserError,
+    ValidationError,
+    create_model,
+)
 
 from truthgpt_core.config.includes import INCLUDE
 from truthgpt_core.errors import TruthGPTError
@@ -16,7 +25,8 @@ from truthgpt_core.transaction import record_undo
 class Section(BaseModel):
     """A base for sections: keys that are not fields are errors, and values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Plugins name their sections and keys: `model_zoo` is as good a name as any.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelSection(Section):
@@ -102,9 +112,19 @@ class CoreConfig(Section):
 
 # What ConfigManager has besides its sections.
 _RESERVED: Final = frozenset({"load_config", "origin"})
-_SECTION_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+# Two underscores in a row divide keys in the names of environment variables.
+_SECTION_NAME: Final = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 
-_registered: dict[str, type[BaseModel]] = {}
+
+@dataclass
+class _Registered:
+    model: type[BaseModel]
+    has_defaults: bool
+    # Each plugin manager of a process activates the plugin.
+    times: int = 0
+
+
+_registered: dict[str, _Registered] = {}
 _lock = threading.Lock()
 
 
@@ -112,33 +132,47 @@ def register_section(name: str, model: type[BaseModel]) -> None:
     """Add a top-level section to the files that `ConfigManager.load_config` reads.
 
     A file need not have the section: its value is then the model's defaults, or None if the
-    model has required fields. Taken back when the transaction under way is (see
-    `truthgpt_core.transaction`).
+    model cannot be made of defaults alone. Registering the very same model again changes
+    nothing. Taken back when the transaction under way is (see `truthgpt_core.transaction`).
 
     Args:
-        name: the key, in lower case: letters, digits and underscores.
+        name: the key: lower-case letters, digits and single underscores between them.
         model: what the section has to be. Keys it does not name are errors unless its
             `model_config` says `extra="allow"`; `Section` is a base to derive it from.
 
     Raises:
-        TruthGPTError: the name is taken, reserved or no name, or `model` is no pydantic model.
+        TruthGPTError: the name is taken, reserved or no name, or `model` is no pydantic model
+            or an unfinished one.
     """
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise TruthGPTError(f'the model of the configuration section "{name}" is no pydantic model')
     if not _SECTION_NAME.fullmatch(name):
         raise TruthGPTError(
             f'"{name}" cannot name a configuration section',
-            hint="Use lower-case letters, digits and underscores.",
+            hint="Use lower-case letters, digits and single underscores.",
         )
     # An attribute of a model would hide the section, or the section it.
     if name == INCLUDE or name in _RESERVED or hasattr(BaseModel, name):
         raise TruthGPTError(f'the name "{name}" is reserved and cannot name a section')
+    registered = _Registered(model, _has_defaults(name, model))
     with _lock:
-        taken = "the core" if name in CoreConfig.model_fields else _owner(name)
+        registered = _registered.get(name, registered)
+        taken = None if registered.model is model else _named(registered.model)
+        if name in CoreConfig.model_fields:
+            taken = "the core"
         if taken is not None:
             raise TruthGPTError(f'the configuration section "{name}" is taken by {taken}')
-        _registered[name] = model
-    record_undo(lambda: _unregister(name, model))
+        registered.times += 1
+        _registered[name] = registered
+    record_undo(lambda: _unregister(name))
+
+
+class ConfigSections:
+    """What a plugin's `register_config_sections` hook registers sections with."""
+
+    def register(self, name: str, model: type[BaseModel]) -> None:
+        """Add a top-level section; see `register_section`."""
+        register_section(name, model)
 
 
 def config_model() -> type[CoreConfig]:
@@ -146,10 +180,10 @@ def config_model() -> type[CoreConfig]:
     with _lock:
         sections = dict(_registered)
     fields: dict[str, Any] = {
-        name: (model | None, None)
-        if any(field.is_required() for field in model.model_fields.values())
-        else (model, Field(default_factory=model))
-        for name, model in sections.items()
+        name: (section.model, Field(default_factory=section.model))
+        if section.has_defaults
+        else (section.model | None, None)
+        for name, section in sections.items()
     }
     return create_model(
         "TruthGPTConfig",
@@ -159,12 +193,25 @@ def config_model() -> type[CoreConfig]:
     )
 
 
-def _owner(name: str) -> str | None:
-    model = _registered.get(name)
-    return None if model is None else f"{model.__module__}.{model.__qualname__}"
+def _has_defaults(name: str, model: type[BaseModel]) -> bool:
+    try:
+        # Only making it tells: a validator may ask for one of two keys.
+        model()
+    except ValidationError:
+        return False
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        raise TruthGPTError(
+            f'the model of the configuration section "{name}" cannot be used: {error.message}'
+        ) from error
+    return True
 
 
-def _unregister(name: str, model: type[BaseModel]) -> None:
+def _named(model: type[BaseModel]) -> str:
+    return f"{model.__module__}.{model.__qualname__}"
+
+
+def _unregister(name: str) -> None:
     with _lock:
-        if _registered.get(name) is model:
+        _registered[name].times -= 1
+        if not _registered[name].times:
             del _registered[name]

@@ -105,6 +105,7 @@ def workspace(session: nox.Session) -> None:
     install(session, *ALL)
     session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
     session.install("mypy>=1.14", "types-PyYAML", "import-linter>=2.1", "setuptools>=77", "wheel")
+    session.install("pyright[nodejs]==1.1.414")
     for package in ALL:
         session.run("mypy", "--strict", str(package / "src"))
     session.run("lint-imports")

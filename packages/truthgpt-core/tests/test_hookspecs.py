@@ -1,10 +1,15 @@
-"""The contract is documented, typed as it is called, tested, and called in the order it says."""
+"""Hooks as a plugin's author meets them: implementing, wrapping, ordering, for every hook.
+
+A test marked `hook("NAME")` fails if implementations of that hook are not called; for
+every hook there are some. `tests/test_hook_contract.py` of the repository sees to both.
+"""
 
 from __future__ import annotations
 
-import ast
 import inspect
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,90 +19,20 @@ from truthgpt_core import (
     Optimization,
     OptimizationContext,
     Options,
+    Plugin,
     hookimpl,
     hookspecs,
 )
-from truthgpt_core.plugin_system import PluginManager
+from truthgpt_core.config import ConfigError, ConfigManager, Section
+from truthgpt_core.diagnosis import Diagnosis
+from truthgpt_core.plugin_system import PluginError, PluginManager
 
 MARK = "truthgpt_spec"
 SPECS: dict[str, Any] = {
     name: value for name, value in vars(hookspecs).items() if hasattr(value, MARK)
 }
-CALLED = {name for name, spec in SPECS.items() if not getattr(spec, MARK)["historic"]}
-ROOT = Path(__file__).parents[3]
-
-
-# The contract itself
-
-
-def test_there_are_hooks() -> None:
-    """The tests of all hooks below do find the hooks."""
-    assert {
-        "register_services",
-        "register_components",
-        "apply_optimization",
-        "make_decode_step",
-    } <= SPECS.keys()
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_every_hook_is_documented(name: str) -> None:
-    """A plugin's author reads in the docstring what a hook is for."""
-    documentation = inspect.getdoc(SPECS[name])
-    assert documentation
-    assert documentation.splitlines()[0].endswith(".")
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_every_hook_has_typed_arguments_and_a_result(name: str) -> None:
-    """A hook's arguments and its result have types."""
-    signature = inspect.signature(SPECS[name])
-    assert signature.return_annotation is not inspect.Signature.empty
-    for parameter in signature.parameters.values():
-        assert parameter.annotation is not inspect.Parameter.empty, parameter.name
-
-
-def test_the_typed_hooks_are_those_that_are_called() -> None:
-    """`Hooks` has a method for each hook that services call, and for no other."""
-    methods = {name for name in vars(hookspecs.Hooks) if name in SPECS or not name.startswith("_")}
-    assert methods == CALLED
-
-
-@pytest.mark.parametrize("name", sorted(CALLED))
-def test_a_typed_hook_is_the_hook(name: str) -> None:
-    """What a type checker sees of a hook is its true signature, with keywords only."""
-    spec = inspect.signature(SPECS[name])
-    typed = inspect.signature(getattr(hookspecs.Hooks, name))
-    parameters = list(typed.parameters.values())[1:]
-    assert [(each.name, each.annotation) for each in parameters] == [
-        (each.name, each.annotation) for each in spec.parameters.values()
-    ]
-    assert {each.kind for each in parameters} == {inspect.Parameter.KEYWORD_ONLY}
-    assert typed.return_annotation == spec.return_annotation
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_every_hook_has_a_test(name: str) -> None:
-    """Some test in this repository implements the hook or calls it."""
-    folders = [Path(__file__).parent, *ROOT.glob("packages/*/tests"), ROOT / "tests"]
-    tests = {path for folder in folders for path in folder.rglob("test_*.py")}
-    assert any(name in implemented_or_called(path.read_text(encoding="utf-8")) for path in tests), (
-        f"no test implements or calls {name}"
-    )
-
-
-def implemented_or_called(code: str) -> set[str]:
-    """Names of functions with a decorator, and of methods called: what a test does with hooks."""
-    found = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.FunctionDef) and node.decorator_list:
-            found.add(node.name)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            found.add(node.func.attr)
-    return found
-
-
-# Calling
+HISTORIC = {name for name, spec in SPECS.items() if getattr(spec, MARK)["historic"]}
+FIRST_RESULT = {name for name, spec in SPECS.items() if getattr(spec, MARK)["firstresult"]}
 
 
 class Double(Optimization[Options]):
@@ -107,180 +42,283 @@ class Double(Optimization[Options]):
         return Applied(model * 2, notes=(context.device,))
 
 
-@pytest.fixture
-def context(tmp_path: Path) -> OptimizationContext:
-    return OptimizationContext("cpu", tmp_path)
+CONTEXT = OptimizationContext("cpu", Path("cache"))
+# How a program calls each hook that is called, and what it says when no plugin answers.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "diagnose": {},
+    "apply_optimization": {"optimization": Double(), "model": 3, "context": CONTEXT},
+    "make_decode_step": {"model": "model", "cache": "cache"},
+}
+UNANSWERED = {"diagnose": [], "apply_optimization": Applied(6, notes=("cpu",))}
 
 
-def apply(manager: PluginManager, context: OptimizationContext) -> Any:
-    applied = manager.hooks.apply_optimization(optimization=Double(), model=3, context=context)
-    assert applied is not None
-    return applied.model
+def ask(manager: PluginManager, hook: str) -> Any:
+    """Call a hook as programs do; one that is historic was called when the plugin came."""
+    return None if hook in HISTORIC else getattr(manager.hooks, hook)(**ARGUMENTS[hook])
 
 
-def test_the_core_applies_an_optimization(manager, context) -> None:
-    """With no plugin, applying an optimization calls its own `apply`."""
-    assert apply(manager, context) == 6
+def for_each(hooks: Iterable[str]) -> pytest.MarkDecorator:
+    """Run a test for each of the hooks, marked as a test of it."""
+    return pytest.mark.parametrize(
+        "hook", [pytest.param(hook, marks=pytest.mark.hook(hook)) for hook in sorted(hooks)]
+    )
 
 
-def test_a_plugin_can_take_over(manager, context) -> None:
-    """A plugin's implementation goes before the core's, which then is not called."""
+def implementing(hook: str, does: Callable[[], object], **options: bool) -> object:
+    """Make a plugin that implements a hook, without taking any of its arguments."""
 
-    class TakingOver:
-        @hookimpl
-        def apply_optimization(self, optimization, model):
-            return Applied((optimization.name, model))
+    def method(self):
+        return does()
 
-    manager.register_plugin(TakingOver())
-    assert apply(manager, context) == ("double", 3)
+    return type("Implementing", (), {hook: hookimpl(**options)(method)})()
 
 
-def test_a_plugin_that_is_trylast_still_goes_before_the_core(manager, context) -> None:
-    """The core is the last to be asked, even after a plugin that asks to be last."""
-
-    class Last:
-        @hookimpl(trylast=True)
-        def apply_optimization(self, optimization):
-            return Applied("last")
-
-    manager.register_plugin(Last())
-    assert apply(manager, context) == "last"
+# Every hook
 
 
-def test_a_plugin_that_returns_none_leaves_it_to_the_next(manager, context) -> None:
-    """Returning None hands the work on, to other plugins and in the end to the core."""
+@pytest.mark.parametrize("hook", SPECS)
+def test_every_hook_is_documented(hook: str) -> None:
+    """A plugin's author reads in the docstring what a hook is for."""
+    documentation = inspect.getdoc(SPECS[hook])
+    assert documentation
+    assert documentation.splitlines()[0].endswith(".")
+
+
+@for_each(SPECS)
+def test_a_function_in_a_module_implements_a_hook(manager, hook) -> None:
+    """A module with a function of the hook's name is a plugin; it is given the arguments."""
+    arguments = list(inspect.signature(SPECS[hook]).parameters)
+    module = ModuleType("a_plugin")
+    code = f"""
+from truthgpt_core import hookimpl
+
+given = []
+
+@hookimpl
+def {hook}({", ".join(arguments)}):
+    given.append(dict({", ".join(f"{name}={name}" for name in arguments)}))
+"""
+    exec(code, vars(module))
+    manager.register_plugin(module)
+    ask(manager, hook)
+    (given,) = module.given
+    assert list(given) == arguments
+    assert given == ARGUMENTS.get(hook, given)
+
+
+@for_each(SPECS)
+def test_a_method_of_a_plugin_implements_a_hook(manager, hook) -> None:
+    """A subclass of `Plugin` implements a hook by a method, which takes what it needs: nothing."""
+    told: list[str] = []
+
+    def method(self):
+        told.append(self.name)
+
+    kind = type("Ours", (Plugin,), {"name": "ours", "version": "1", hook: hookimpl(method)})
+    manager.register_plugin(kind())
+    ask(manager, hook)
+    assert told == ["ours"]
+
+
+@for_each(SPECS)
+def test_an_argument_that_a_hook_does_not_have_is_an_error(manager, hook) -> None:
+    """An implementation with a misspelt argument is refused, by name, when it is registered."""
+
+    def method(self, modell):
+        pass
+
+    plugin = type("Misspelt", (), {hook: hookimpl(method)})()
+    with pytest.raises(PluginError, match=rf'Plugin "Misspelt".*{hook}.*modell'):
+        manager.register_plugin(plugin)
+    assert ask(manager, hook) == UNANSWERED.get(hook)
+
+
+@for_each(SPECS)
+def test_a_deactivated_plugin_is_not_asked(manager, hook) -> None:
+    """After a plugin is deactivated its implementation is not called."""
+    told: list[str] = []
+    manager.register_plugin(implementing(hook, lambda: told.append("called")), name="ours")
+    ask(manager, hook)
+    manager.deactivate("ours")
+    assert ask(manager, hook) == UNANSWERED.get(hook)
+    assert told == ["called"]
+
+
+# Hooks that programs call
+
+
+@for_each(SPECS.keys() - HISTORIC)
+def test_who_is_asked_first(manager, hook) -> None:
+    """`tryfirst` goes first and `trylast` last; between them, what was activated later."""
     asked: list[str] = []
+    for name, options in {
+        "last": {"trylast": True},
+        "early": {},
+        "first": {"tryfirst": True},
+        "late": {},
+    }.items():
 
-    def made(name: str, answer: Applied | None) -> object:
-        class Asked:
-            @hookimpl
-            def apply_optimization(self, model):
-                asked.append(name)
-                return answer
+        def does(name: str = name) -> None:
+            asked.append(name)
 
-        return Asked()
-
-    manager.register_plugin(made("first", None), name="first")
-    assert apply(manager, context) == 6
-    manager.register_plugin(made("second", Applied("second")), name="second")
-    manager.register_plugin(made("third", None), name="third")
-    assert apply(manager, context) == "second"
-    assert asked == ["first", "third", "second"]
+        manager.register_plugin(implementing(hook, does, **options), name=name)
+    assert ask(manager, hook) == UNANSWERED.get(hook)
+    assert asked == ["first", "late", "early", "last"]
 
 
-def test_a_wrapper_sees_the_result_and_may_change_it(manager, context) -> None:
-    """A wrapper runs before and after all implementations, the core's included."""
+@for_each(FIRST_RESULT)
+def test_the_first_result_is_the_result(manager, hook) -> None:
+    """Who returns None leaves it to the next; after the first other result nobody is asked."""
+    asked: list[str] = []
+    for name, answer in {"third": "result", "second": "result", "first": None}.items():
+
+        def does(name: str = name, answer: str | None = answer) -> str | None:
+            asked.append(name)
+            return answer
+
+        manager.register_plugin(implementing(hook, does), name=name)
+    assert ask(manager, hook) == "result"
+    assert asked == ["first", "second"]
+
+
+@for_each(SPECS.keys() - HISTORIC - FIRST_RESULT)
+def test_all_results_are_the_result(manager, hook) -> None:
+    """Everyone is asked; the result lists what they return, None left out."""
+    for name, answer in {"third": 3, "second": None, "first": 1}.items():
+        manager.register_plugin(implementing(hook, lambda answer=answer: answer), name=name)
+    assert ask(manager, hook) == [1, 3]
+
+
+@for_each(SPECS.keys() - HISTORIC)
+def test_a_hook_can_be_wrapped(manager, hook) -> None:
+    """A wrapper runs before and after all implementations, and its result is the result."""
     order: list[object] = []
 
-    class Wrapping:
-        @hookimpl(wrapper=True)
-        def apply_optimization(self, model):
-            order.append(("before", model))
-            applied = yield
-            order.append(("after", applied.model))
-            return Applied(applied.model + 1)
+    def wrapper(self):
+        order.append("before")
+        result = yield
+        order.append(result)
+        return "changed"
 
-    class Implementing:
-        @hookimpl
-        def apply_optimization(self, model):
-            order.append("asked")
-
-    manager.register_plugin(Wrapping())
-    manager.register_plugin(Implementing())
-    assert apply(manager, context) == 7
-    assert order == [("before", 3), "asked", ("after", 6)]
+    plugin = type("Wrapping", (), {hook: hookimpl(wrapper=True)(wrapper)})()
+    manager.register_plugin(plugin)
+    manager.register_plugin(implementing(hook, lambda: order.append("asked"), tryfirst=True))
+    assert ask(manager, hook) == "changed"
+    assert order == ["before", "asked", UNANSWERED.get(hook)]
 
 
-def test_wrappers_nest(manager, context) -> None:
+@for_each(SPECS.keys() - HISTORIC)
+def test_wrappers_nest(manager, hook) -> None:
     """Of two wrappers, the one that was activated later is outside."""
 
     def wrapping(name: str) -> object:
-        class Wrapping:
-            @hookimpl(wrapper=True)
-            def apply_optimization(self):
-                applied = yield
-                return Applied((name, applied.model))
+        def wrapper(self):
+            result = yield
+            return [name, *(result if isinstance(result, list) else [])]
 
-        return Wrapping()
+        return type("Wrapping", (), {hook: hookimpl(wrapper=True)(wrapper)})()
 
-    manager.register_plugin(wrapping("inner"), name="inner")
-    manager.register_plugin(wrapping("outer"), name="outer")
-    assert apply(manager, context) == ("outer", ("inner", 6))
+    for name in ("inner", "outer"):
+        manager.register_plugin(wrapping(name), name=name)
+    assert ask(manager, hook) == ["outer", "inner"]
 
 
-def test_an_error_passes_through_a_wrapper(manager, context) -> None:
-    """A wrapper can clean up after an optimization that raises; the caller gets the error."""
+@for_each(SPECS.keys() - HISTORIC)
+def test_an_error_passes_through_a_wrapper(manager, hook) -> None:
+    """A wrapper can clean up after an implementation that raises; the caller gets the error."""
     seen: list[str] = []
 
-    class Failing:
-        @hookimpl
-        def apply_optimization(self):
-            raise ValueError("no")
+    def fails() -> None:
+        raise ValueError("no")
 
-    class Wrapping:
-        @hookimpl(wrapper=True)
-        def apply_optimization(self):
-            try:
-                return (yield)
-            finally:
-                seen.append("cleaned up")
+    def wrapper(self):
+        try:
+            return (yield)
+        finally:
+            seen.append("cleaned up")
 
-    manager.register_plugin(Failing())
-    manager.register_plugin(Wrapping())
+    manager.register_plugin(implementing(hook, fails))
+    manager.register_plugin(type("Wrapping", (), {hook: hookimpl(wrapper=True)(wrapper)})())
     with pytest.raises(ValueError, match="no"):
-        apply(manager, context)
+        ask(manager, hook)
     assert seen == ["cleaned up"]
 
 
-def test_a_deactivated_wrapper_is_gone(manager, context) -> None:
-    """After a plugin is deactivated its wrapper is not called."""
-
-    class Wrapping:
-        @hookimpl(wrapper=True)
-        def apply_optimization(self):
-            yield
-            return Applied("wrapped")
-
-    manager.register_plugin(Wrapping(), name="wrapping")
-    assert apply(manager, context) == "wrapped"
-    manager.deactivate("wrapping")
-    assert apply(manager, context) == 6
+# Hooks that are called for each plugin when it is activated
 
 
-def test_nobody_has_a_decode_step_without_services(manager) -> None:
-    """With nobody to make a decode step, the answer is None."""
-    assert manager.hooks.make_decode_step(model=object(), cache=None) is None
+@for_each(HISTORIC)
+def test_plugins_register_in_the_order_of_activation(manager, hook) -> None:
+    """Each plugin is called once, when it is activated, whatever it says of first and last."""
+    told: list[str] = []
+    for name, options in {"first": {"trylast": True}, "second": {"tryfirst": True}}.items():
+
+        def does(name: str = name) -> None:
+            told.append(name)
+
+        manager.register_plugin(implementing(hook, does, **options), name=name)
+    assert told == ["first", "second"]
 
 
-def test_the_first_decode_step_is_used(manager) -> None:
-    """The first plugin that offers a decode step for a model makes it."""
+@for_each(HISTORIC)
+def test_registering_cannot_be_wrapped(manager, hook) -> None:
+    """A plugin that would wrap the registrations of others is refused, and told why."""
 
-    class Deciding:
-        @hookimpl
-        def make_decode_step(self, model, cache):
-            return (lambda token, position: (token, position, cache)) if model == "ours" else None
+    def wrapper(self):
+        yield
 
-    manager.register_plugin(Deciding())
-    step = manager.hooks.make_decode_step(model="ours", cache="cache")
-    assert step is not None
-    assert step(1, 2) == (1, 2, "cache")
-    assert manager.hooks.make_decode_step(model="theirs", cache="cache") is None
+    plugin = type("Wrapping", (), {hook: hookimpl(wrapper=True)(wrapper)})()
+    with pytest.raises(PluginError, match=f'Plugin "Wrapping".*{hook}.*historic'):
+        manager.register_plugin(plugin)
 
 
-def test_services_are_registered_in_the_managers_container(manager) -> None:
-    """`register_services` gets the registry of the container that the manager was made with."""
-    seen: list[object] = []
+@for_each(HISTORIC)
+def test_a_plugin_that_fails_to_register_is_refused(manager, hook) -> None:
+    """What an implementation raises is the reason why its plugin is not activated."""
+
+    def fails() -> None:
+        raise ValueError("no room")
+
+    with pytest.raises(PluginError, match="no room"):
+        manager.register_plugin(implementing(hook, fails))
+
+
+# Each hook by itself
+
+
+@pytest.mark.hook("register_services")
+def test_a_service_that_a_plugin_registers_is_there_while_it_is_active(manager) -> None:
+    """`register_services` gets the registry of the manager's container."""
 
     class Registering:
         @hookimpl
         def register_services(self, registry):
-            seen.append(registry)
+            registry.register("greeting", lambda: "hello")
 
-    manager.register_plugin(Registering())
-    assert seen == [manager.container.registry]
+    manager.register_plugin(Registering(), name="ours")
+    assert manager.container.get("greeting") == "hello"
+    manager.deactivate("ours")
+    assert "greeting" not in manager.container.health()
 
 
-def test_components_are_registered_in_the_named_factories(manager) -> None:
+@pytest.mark.hook("register_components")
+def test_a_component_that_a_plugin_registers_is_there_while_it_is_active(manager) -> None:
+    """`register_components` gets the manager's factories by name."""
+
+    class Registering:
+        @hookimpl
+        def register_components(self, factories):
+            factories["optimizer_factory"].register("still", dict)
+
+    manager.register_plugin(Registering(), name="ours")
+    factory = manager.factories["optimizer_factory"]
+    assert factory.create("still", rate=0) == {"rate": 0}
+    manager.deactivate("ours")
+    assert "still" not in factory
+
+
+@pytest.mark.hook("register_components")
+def test_the_factories_are_those_that_the_documentation_names(manager) -> None:
     """`register_components` gets the factories that its documentation names, each by its name."""
     seen: list[Any] = []
 
@@ -296,3 +334,104 @@ def test_components_are_registered_in_the_named_factories(manager) -> None:
         word.strip("`.,") for word in documentation.split() if word.strip("`.,").endswith("factory")
     }
     assert all(factory.name == name for name, factory in factories.items())
+
+
+@pytest.mark.hook("register_config_sections")
+def test_a_section_that_a_plugin_registers_is_read_while_it_is_active(manager, tmp_path) -> None:
+    """`register_config_sections` adds to what `load_config` reads, until the plugin is gone."""
+
+    class Budget(Section):
+        hours: float = 1.0
+
+    class Registering:
+        @hookimpl
+        def register_config_sections(self, sections):
+            sections.register("budget", Budget)
+
+    file = tmp_path / "training.yaml"
+    file.write_text(
+        "model: {name_or_path: tiny}\ndata: {source: text, dataset: d}\nbudget: {hours: 2}\n"
+    )
+    manager.register_plugin(Registering(), name="ours")
+    try:
+        assert ConfigManager.load_config(file, environment={}).budget == Budget(hours=2)
+    finally:
+        manager.deactivate("ours")
+    with pytest.raises(ConfigError, match="budget"):
+        ConfigManager.load_config(file, environment={})
+
+
+@pytest.mark.hook("diagnose")
+def test_a_plugin_says_what_it_found_of_the_machine(manager) -> None:
+    """`diagnose` gives what each plugin returns, a list or a generator."""
+    compiler = Diagnosis.failed("C++ compiler", "none is installed", "Install g++.")
+    memory = Diagnosis.ok("memory", "24 GB")
+
+    class Listing:
+        @hookimpl
+        def diagnose(self):
+            return [compiler]
+
+    class Generating:
+        @hookimpl
+        def diagnose(self):
+            yield memory
+            yield compiler
+
+    manager.register_plugin(Listing())
+    manager.register_plugin(Generating())
+    assert [list(each) for each in manager.hooks.diagnose()] == [[memory, compiler], [compiler]]
+
+
+@pytest.mark.hook("apply_optimization")
+def test_the_core_applies_an_optimization(manager) -> None:
+    """With no plugin, applying an optimization calls its own `apply`."""
+    assert ask(manager, "apply_optimization").model == 6
+
+
+@pytest.mark.hook("apply_optimization")
+def test_a_plugin_can_take_over(manager) -> None:
+    """A plugin goes before the core, which then is not called, even if it asks to be last."""
+
+    class TakingOver:
+        @hookimpl(trylast=True)
+        def apply_optimization(self, optimization, model):
+            return Applied((optimization.name, model))
+
+    manager.register_plugin(TakingOver())
+    assert ask(manager, "apply_optimization").model == ("double", 3)
+
+
+@pytest.mark.hook("apply_optimization")
+def test_a_wrapper_can_change_what_the_core_did(manager) -> None:
+    """A wrapper sees the core's own result, and may change it."""
+
+    class Wrapping:
+        @hookimpl(wrapper=True)
+        def apply_optimization(self, model):
+            applied = yield
+            return Applied((model, applied.model))
+
+    manager.register_plugin(Wrapping())
+    assert ask(manager, "apply_optimization").model == (3, 6)
+
+
+def test_nobody_has_a_decode_step_without_services(manager) -> None:
+    """With nobody to make a decode step, the answer is None."""
+    assert manager.hooks.make_decode_step(model=object(), cache=None) is None
+
+
+@pytest.mark.hook("make_decode_step")
+def test_a_decode_step_is_made_for_the_models_that_a_plugin_knows(manager) -> None:
+    """The first plugin that offers a decode step for a model makes it."""
+
+    class Deciding:
+        @hookimpl
+        def make_decode_step(self, model, cache):
+            return (lambda token, position: (token, position, cache)) if model == "ours" else None
+
+    manager.register_plugin(Deciding())
+    step = manager.hooks.make_decode_step(model="ours", cache="cache")
+    assert step is not None
+    assert step(1, 2) == (1, 2, "cache")
+    assert manager.hooks.make_decode_step(model="theirs", cache="cache") is None

@@ -31,6 +31,7 @@ from truthgpt_core.component_names import (
     lock,
     name_for,
     origin_of,
+    refuse_other_than_string,
 )
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.factory_errors import (
@@ -104,7 +105,7 @@ class DynamicFactory(Generic[T]):
         return self._name
 
     def register(self, name: str, cls: Callable[..., T], *, replace: bool = False) -> None:
-        """Register `cls` under `name`. Doing so again changes nothing.
+        """Register `cls` under `name`. Again changes nothing: it is there until both are undone.
 
         A class may be registered under the name of a component that waits to be
         imported, and takes its place: that is what importing its module may do.
@@ -124,8 +125,7 @@ class DynamicFactory(Generic[T]):
         self._check_type(name, cls)
         component = Component(origin_of(cls), target=cls)
         with lock:
-            if replace or self._names.is_free(name, component):
-                self._names.push(name, component)
+            self._names.push(name, component, replace=replace)
 
     def register_lazy(
         self,
@@ -154,15 +154,15 @@ class DynamicFactory(Generic[T]):
         check_name(name)
         component = Component(describe, loader=loader)
         with lock:
-            if not replace and target is not None:
-                present = self._names.get(name)
-                if isinstance(present, Component) and present.is_at(target):
-                    return
-            if replace or self._names.is_free(name, component):
-                self._names.push(name, component)
+            present = self._names.get(name)
+            if not replace and isinstance(present, Component):
+                if target is None or not present.is_at(target):
+                    self._names.check_free(name, component)
+                component = Component(present.origin, present.target, loader)
+            self._names.push(name, component, replace=replace)
 
     def register_alias(self, alias: str, name: str, *, replace: bool = False) -> None:
-        """Let `alias` stand for `name`. Doing so again changes nothing.
+        """Let `alias` stand for `name`. Again changes nothing: it does until both are undone.
 
         Args:
             alias: as the name for `register`.
@@ -179,8 +179,7 @@ class DynamicFactory(Generic[T]):
             found, _ = self._find(name)
             layer = Alias(found)
             # An alias of itself would hide the component it is for.
-            if (replace and alias != found) or self._names.is_free(alias, layer):
-                self._names.push(alias, layer)
+            self._names.push(alias, layer, replace=replace and alias != found)
 
     def auto_register_from_module(self, module: ModuleType) -> tuple[str, ...]:
         """Register the components that `module` defines: all of them or, on an error, none.
@@ -211,7 +210,9 @@ class DynamicFactory(Generic[T]):
             for attribute, cls in list(vars(module).items()):
                 if attribute.startswith("_") or not self._is_defined_in(module, cls):
                     continue
-                if self._has(cls):
+                if known := self._names_of(cls):
+                    for name in known:  # so that it stays when who registered it goes
+                        self.register(name, cls)
                     continue
                 name = name_for(cls)
                 self.register(name, cls)
@@ -227,10 +228,11 @@ class DynamicFactory(Generic[T]):
         Raises:
             UnknownComponentError: nothing has the name.
         """
+        refuse_other_than_string(name)
         with lock:
             if self._names.get(name) is None:
                 raise self._unknown(name)
-            self._names.push(name, Removed())
+            self._names.push(name, Removed(), replace=True)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the components, sorted, without aliases."""
@@ -344,11 +346,11 @@ class DynamicFactory(Generic[T]):
     def _label(self) -> str:
         if self._name is not None:
             return self._name
-        return (
-            f"the factory of {origin_of(self._base_class)}" if self._base_class else "the factory"
-        )
+        base = self._base_class
+        return "the factory" if base is None else f"the factory of {origin_of(base)}"
 
     def _find(self, name: str) -> tuple[str, Component]:
+        refuse_other_than_string(name)
         with lock:
             found = self._names.get(name)
             if isinstance(found, Alias):
@@ -372,10 +374,12 @@ class DynamicFactory(Generic[T]):
             hint=f"{suggestion} {have}" if suggestion else have,
         )
 
-    def _has(self, cls: object) -> bool:
-        return any(
-            isinstance(layer, Component) and layer.target is cls for _, layer in self._names.items()
-        )
+    def _names_of(self, cls: object) -> list[str]:
+        return [
+            name
+            for name, layer in self._names.items()
+            if isinstance(layer, Component) and layer.target is cls
+        ]
 
     def _takes(self, component: object) -> bool:
         return self._base_class is not None and misfit(component, self._base_class) is None
@@ -455,9 +459,7 @@ def _register_open(name: str, cls: Callable[..., Any], *, replace: bool) -> None
     component = Component(origin_of(cls), target=cls)
     with lock:
         present = next((kept for known, kept in reversed(_open) if known == name), None)
-        if present is not None and present.target is cls:
-            return
-        if present is not None and not replace:
+        if present is not None and present.target is not cls and not replace:
             raise DuplicateComponentError(
                 f'An open component "{name}" exists already, {present.origin}, '
                 f"so it cannot be {component.origin}",
@@ -465,18 +467,19 @@ def _register_open(name: str, cls: Callable[..., Any], *, replace: bool) -> None
             )
         # Every factory is asked before one is changed.
         takers = [factory for factory in _factories if factory._takes(cls)]
-        takers = [
-            factory for factory in takers if replace or factory._names.is_free(name, component)
-        ]
+        for factory in takers if not replace else ():
+            factory._names.check_free(name, component)
+        undoable = record_undo(partial(_withdraw_open, name, component))
+        if not undoable:  # one that stays for good takes the place of itself
+            _open[:] = [(k, kept) for k, kept in _open if k != name or kept.target is not cls]
         _open.append((name, component))
         for factory in takers:
-            factory._names.cover(name, component)
-    record_undo(partial(_withdraw_open, name, component))
+            factory._names.cover(name, component, for_good=not undoable)
 
 
 def _withdraw_open(name: str, component: Component) -> None:
     with lock:
-        _open.remove((name, component))
+        _open[:] = [(k, kept) for k, kept in _open if kept is not component]
         # Factories made since have it too.
         for factory in _factories:
             factory._names.withdraw(name, component)

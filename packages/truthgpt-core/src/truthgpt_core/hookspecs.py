@@ -12,26 +12,35 @@ marked with `hookimpl`, that takes the arguments it needs:
 A hook asks; an event (`truthgpt_core.event_system`) tells. If nobody would use
 the answer, it is an event.
 
+There are three kinds. Of a `firstresult` hook, the first answer other than None is
+the result. Of a plain one, the list of all answers other than None is. A `historic`
+one has no result: each plugin is asked once, when it is activated.
+
 To wrap a hook rather than implement it, mark a generator with
 `hookimpl(wrapper=True)`: what stands before its `yield` runs before all
-implementations, and it returns the result, changed or not.
+implementations, and it returns the result, changed or not. A historic hook cannot
+be wrapped.
+
+`docs/hooks.md`, in the repository, has examples of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
 if TYPE_CHECKING:
+    from truthgpt_core.config import ConfigSections
+    from truthgpt_core.diagnosis import Diagnosis
     from truthgpt_core.dynamic_factory import DynamicFactory
     from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext
     from truthgpt_core.service_registry import ServiceRegistry
 
 PROJECT = "truthgpt"
 
-hookimpl = pluggy.HookimplMarker(PROJECT)
+hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -46,6 +55,9 @@ def register_services(registry: ServiceRegistry) -> None:
 
     Called once for each plugin, when it is activated. What is registered is
     withdrawn when the plugin is deactivated, or when its activation fails.
+
+    Args:
+        registry: what that container builds from.
     """
 
 
@@ -53,11 +65,39 @@ def register_services(registry: ServiceRegistry) -> None:
 def register_components(factories: Mapping[str, DynamicFactory[Any]]) -> None:
     """Register components in the named factories.
 
-    Called once for each plugin, when it is activated. The factories that exist
-    are `optimizer_factory`, `scheduler_factory`, `dataset_factory`,
-    `model_source_factory` and `optimization_factory`. Optimizations are
-    registered from the entry points of the distribution that has them; a plugin
-    that is a bare file, with no distribution, registers its own here.
+    Called once for each plugin, when it is activated. What is registered is
+    withdrawn with the plugin.
+
+    Args:
+        factories: `optimizer_factory`, `scheduler_factory`, `dataset_factory`,
+            `model_source_factory` and `optimization_factory`. Optimizations are
+            registered from the entry points of the distribution that has them; a
+            plugin that is a bare file, with no distribution, registers its own.
+    """
+
+
+@_hookspec(historic=True)
+def register_config_sections(sections: ConfigSections) -> None:
+    """Add sections to the training configurations that `ConfigManager.load_config` reads.
+
+    Called once for each plugin, when it is activated. What is registered is
+    withdrawn with the plugin.
+
+    Args:
+        sections: `sections.register("my_section", MySection)` adds a section, which is
+            a pydantic model.
+    """
+
+
+@_hookspec()
+def diagnose() -> Iterable[Diagnosis] | None:
+    """Look at what this plugin needs of the machine, for `truthgpt doctor`.
+
+    Called in a process of its own, so it may import torch; it should take seconds at
+    most, and change nothing. What it raises is shown as a failure of the plugin.
+
+    Returns:
+        One item for each thing that was looked at; None if there is none.
     """
 
 
@@ -67,11 +107,17 @@ def apply_optimization(
 ) -> Applied | None:
     """Apply `optimization` to `model`.
 
-    The first implementation that does not return None has done it.
+    The core's own implementation, called last, is `optimization.apply(model, context)`.
+    Implement this to apply some optimization in another way; wrap it to see or change
+    what goes in and comes out of every one.
 
-    The core's own, called last, is `optimization.apply(model, context)`. Implement
-    this to apply some optimization in another way; wrap it to see or change what
-    goes in and comes out of every one.
+    Args:
+        optimization: with its options.
+        model: the model, which may be changed in place.
+        context: what may be used besides.
+
+    Returns:
+        The changed model and what was changed of it, or None to leave it to others.
     """
 
 
@@ -94,6 +140,9 @@ def make_decode_step(model: Model, cache: Any) -> Callable[[Any, Any], Any] | No
 
 class Hooks(Protocol):
     """The hooks as they are called: keyword arguments only, with the type of each result."""
+
+    def diagnose(self) -> list[Iterable[Diagnosis]]:
+        """See the hook of this name; one item for each plugin that did not return None."""
 
     def apply_optimization(
         self, *, optimization: Optimization[Any], model: Model, context: OptimizationContext

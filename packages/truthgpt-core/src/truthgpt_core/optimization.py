@@ -44,7 +44,9 @@ class Stage(enum.IntEnum):
 class Options(BaseModel):
     """Base class of an optimization's options: unknown names are refused, values are checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True
+    )
 
 
 @dataclass(frozen=True, slots=True)

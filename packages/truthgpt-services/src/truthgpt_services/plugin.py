@@ -1,11 +1,16 @@
-"""What this package brings to TruthGPT: its services, its model sources, the plain decode step."""
+"""What this package brings to TruthGPT: services, components, the plain decode step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from truthgpt_core.diagnosis import Diagnosis
+from truthgpt_core.errors import in_one_line
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import Plugin
@@ -16,6 +21,14 @@ if TYPE_CHECKING:
     from truthgpt_core.service_registry import ServiceRegistry
     from truthgpt_services.inference.service import InferenceService
     from truthgpt_services.models.service import ModelService
+
+_LIBRARIES = (
+    "transformers:AutoModelForCausalLM",
+    "safetensors.torch:load_file",
+    "gguf:GGUFReader",
+    "accelerate:init_empty_weights",
+)
+"""What loading models needs; looking these names up imports what counts of it."""
 
 
 class ServicesPlugin(Plugin):
@@ -39,11 +52,29 @@ class ServicesPlugin(Plugin):
 
     @hookimpl
     def register_components(self, factories: Mapping[str, DynamicFactory[Any]]) -> None:
-        """Register the kinds of places that models come from."""
+        """Register sources of models and of texts, optimizers and learning-rate schedules."""
+        from truthgpt_services.data.file_sources import CsvFiles, JsonLines, TextFiles
+        from truthgpt_services.data.library_sources import HubDataset, ParquetFiles
+        from truthgpt_services.data.python_docs import PythonDocs
         from truthgpt_services.models.sources import HubSource, LocalSource, PackageSource
+        from truthgpt_services.training.optimizers import OPTIMIZER_ALIASES, OPTIMIZERS
+        from truthgpt_services.training.schedulers import SCHEDULERS
 
         for source in (PackageSource, LocalSource, HubSource):
             factories["model_source_factory"].register(source.name, source)
+        for texts in (CsvFiles, HubDataset, JsonLines, ParquetFiles, PythonDocs, TextFiles):
+            factories["dataset_factory"].register(texts.name, texts)
+        _register_lazily(factories["optimizer_factory"], OPTIMIZERS)
+        for alias, name in OPTIMIZER_ALIASES.items():
+            factories["optimizer_factory"].register_alias(alias, name)
+        _register_lazily(factories["scheduler_factory"], SCHEDULERS)
+
+    @hookimpl
+    def diagnose(self) -> Iterator[Diagnosis]:
+        """Import what models are loaded with, and say where models of the hub are kept."""
+        for path in _LIBRARIES:
+            yield _library(path)
+        yield _hub()
 
     @hookimpl(wrapper=True)
     def apply_optimization(
@@ -71,6 +102,34 @@ class ServicesPlugin(Plugin):
             return output.logits[:, -1]
 
         return step
+
+
+def _register_lazily(factory: DynamicFactory[Any], components: Mapping[str, str]) -> None:
+    for name, target in components.items():
+        describe = target.replace(":", ".")
+        factory.register_lazy(name, partial(resolve_name, target), describe=describe, target=target)
+
+
+def _library(path: str) -> Diagnosis:
+    distribution = re.split("[.:]", path)[0]
+    try:
+        resolve_name(path)
+        return Diagnosis.ok(distribution, version(distribution))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - shown to the person
+        return Diagnosis.failed(
+            distribution,
+            f"importing it: {in_one_line(error)}",
+            "pip install --force-reinstall truthgpt-services",
+        )
+
+
+def _hub() -> Diagnosis:
+    from huggingface_hub import constants
+
+    place = f"models are kept in {constants.HF_HUB_CACHE}"
+    if constants.HF_HUB_OFFLINE:
+        return Diagnosis.ok("hub", f"{place}, and none is downloaded: HF_HUB_OFFLINE is set")
+    return Diagnosis.ok("hub", place)
 
 
 def _model_service() -> ModelService:

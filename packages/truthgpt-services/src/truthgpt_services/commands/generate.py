@@ -17,11 +17,11 @@ import click
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 def generate(model: str, prompt: str, device: str, **options: float) -> None:
-    r"""Continue PROMPT with MODEL, which may be one that `truthgpt optimize` made.
+    """Continue PROMPT with MODEL, which may be one that `truthgpt optimize` made.
 
     \b
       truthgpt generate build/demo "The future of AI is"
-    """
+    """  # noqa: D301 - click wants the character, not its escape
     from truthgpt_services.commands.progress import shown_progress
     from truthgpt_services.inference.service import InferenceService
     from truthgpt_services.models.service import ModelService

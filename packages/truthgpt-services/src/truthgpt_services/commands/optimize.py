@@ -41,7 +41,7 @@ def optimize(
     config: Path | None,
     **given: Any,
 ) -> None:
-    r"""Make MODEL faster and smaller, and measure whether it worked.
+    """Make MODEL faster and smaller, and measure whether it worked.
 
     MODEL is a directory, a .gguf file, package:PACKAGE/FILE or a hub id.
 
@@ -52,7 +52,7 @@ def optimize(
     \b
       truthgpt optimize MODEL --apply quantize,compile -o DIR
       truthgpt optimize MODEL --apply quantize:scheme=int8,skip=lm_head -o DIR
-    """
+    """  # noqa: D301 - click wants the character, not its escape
     from truthgpt_core.plugin_system import get_plugin_manager
     from truthgpt_services.commands.progress import shown_progress
     from truthgpt_services.optimizing.pipeline import optimize as run

@@ -1,0 +1,184 @@
+"""Texts in files that Python reads by itself: plain text, JSON Lines and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from truthgpt_services.data.contract import DataError, lacks
+from truthgpt_services.data.files import find_files, read_lines
+
+# Larger than any text. The csv module's own limit, 128 KiB, is less than a book has.
+_FIELD_LIMIT = 2**31 - 1
+
+
+class TextFiles:
+    """Plain text in UTF-8.
+
+    Args:
+        dataset: a file, or a directory whose `.txt` files are taken, those in its
+            subdirectories too, in the order of their paths.
+        documents: what one text is: a `paragraph`, which ends at a blank line or with the
+            file, or a whole `file`, which is then held in memory.
+    """
+
+    name: ClassVar[str] = "text"
+
+    def __init__(
+        self, dataset: str, *, documents: Literal["paragraph", "file"] = "paragraph"
+    ) -> None:
+        self._dataset = dataset
+        self._documents = documents
+
+    def texts(self) -> Iterator[str]:
+        """Yield the texts, with line feeds for line ends and none at the end.
+
+        Raises:
+            DataError: nothing is there, or a file cannot be read or is not UTF-8.
+        """
+        for path in find_files(self._dataset, ".txt"):
+            lines = (line.rstrip("\r\n") for line in read_lines(path))
+            if self._documents == "file":
+                yield "\n".join(lines).strip("\n")
+                continue
+            for blank, paragraph in groupby(lines, key=_is_blank):
+                if not blank:
+                    yield "\n".join(paragraph)
+
+
+class JsonLines:
+    """JSON Lines: an object on each line, in UTF-8. Blank lines are passed over.
+
+    Args:
+        dataset: a file, or a directory whose `.jsonl` files are taken, those in its
+            subdirectories too, in the order of their paths.
+        field: the objects' field that holds the text.
+    """
+
+    name: ClassVar[str] = "jsonl"
+
+    def __init__(self, dataset: str, *, field: str = "text") -> None:
+        self._dataset = dataset
+        self._field = field
+
+    def texts(self) -> Iterator[str]:
+        """Yield the texts, one for each object.
+
+        Raises:
+            DataError: nothing is there; a file cannot be read or is not UTF-8; or a line,
+                which the error names, is no object with a text in the field.
+        """
+        for path in find_files(self._dataset, ".jsonl"):
+            for number, line in enumerate(read_lines(path), start=1):
+                if not _is_blank(line):
+                    yield self._text(line, f"{path}:{number}")
+
+    def _text(self, line: str, where: str) -> str:
+        form = "JSON Lines has one object on each line."
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{where} is no JSON: {error.msg} at column {error.colno}", hint=form
+            ) from None
+        except (ValueError, RecursionError) as error:
+            # A number of thousands of digits; brackets in thousands of brackets.
+            raise DataError(f"{where} cannot be read: {error}", hint=form) from None
+        if not isinstance(value, dict):
+            raise DataError(f"{where} is {_kind(value)}, not an object", hint=form)
+        if self._field not in value:
+            raise lacks(where, "field", self._field, value)
+        text = value[self._field]
+        if not isinstance(text, str):
+            raise DataError(f'{where}: field "{self._field}" is {_kind(text)}, not a text')
+        try:
+            # JSON can escape half a character, which no tokenizer takes.
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = text[error.start].encode("unicode_escape").decode()
+            raise DataError(
+                f'{where}: field "{self._field}" has half a surrogate pair, {half}'
+            ) from None
+        return text
+
+
+class CsvFiles:
+    """CSV with a header, in UTF-8; a quoted field may have line ends in it.
+
+    Args:
+        dataset: a file, or a directory whose `.csv` files are taken, those in its
+            subdirectories too, in the order of their paths.
+        column: the column that holds the text, by its name in the header.
+        delimiter: what is between two fields: one character.
+    """
+
+    name: ClassVar[str] = "csv"
+
+    def __init__(self, dataset: str, *, column: str = "text", delimiter: str = ",") -> None:
+        self._dataset = dataset
+        self._column = column
+        if len(delimiter) != 1 or delimiter in '"\r\n':
+            raise DataError(f"{delimiter!r} cannot delimit fields", hint="Give one character.")
+        self._delimiter = delimiter
+
+    def texts(self) -> Iterator[str]:
+        """Yield the texts, one for each row after the header; empty lines are passed over.
+
+        Raises:
+            DataError: nothing is there; a file cannot be read, is not UTF-8, or its header
+                has no such column; or a row, whose line the error names, is malformed.
+        """
+        for path in find_files(self._dataset, ".csv"):
+            rows = self._rows(path)
+            line, header = next(rows, (0, []))
+            if not header:
+                continue
+            if self._column not in header:
+                raise lacks(f"{path}:{line}", "column", self._column, header)
+            at = header.index(self._column)
+            for line, row in rows:
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{path}:{line} has {len(row)} fields, and the header {len(header)}",
+                        hint="Put fields that have the delimiter in them in double quotes.",
+                    )
+                yield row[at]
+
+    def _rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
+        """Yield each row that is not empty after the number of its first line."""
+        csv.field_size_limit(_FIELD_LIMIT)
+        reader = csv.reader(read_lines(path), delimiter=self._delimiter, strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(f"{path}:{line} begins a row that is no CSV: {error}") from None
+            if row:
+                yield line, row
+
+
+def _is_blank(line: str) -> bool:
+    return not line.strip()
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return "a text"
+        case list():
+            return "an array"
+        case dict():
+            return "an object"
+        case _:
+            return "a number"

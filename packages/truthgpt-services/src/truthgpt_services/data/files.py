@@ -1,0 +1,92 @@
+"""Finding the files of a data set and reading their lines, with errors that say where."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from truthgpt_core.errors import did_you_mean
+from truthgpt_services.data.contract import DataError
+
+
+def find_files(dataset: str, suffix: str) -> list[Path]:
+    """Return the file that `dataset` names, or all those below the directory that it names.
+
+    Args:
+        dataset: a path; `~` is the home directory. A file may have any name.
+        suffix: which files of a directory belong to the data set, as ".txt". Links to
+            directories are not followed.
+
+    Returns:
+        One file or more; those of a directory in the order of their paths.
+
+    Raises:
+        DataError: nothing is there, or nothing that belongs to the data set.
+    """
+    if not dataset.strip():
+        raise DataError("No data set is named", hint="Give the path of a file or a directory.")
+    try:
+        path = Path(dataset).expanduser()
+        if not path.is_dir():
+            _check_exists(path)
+            return [path]
+        found = _below(path, suffix)
+    except OSError as error:
+        raise DataError(f'"{dataset}" cannot be read: {error.strerror}') from error
+    except (ValueError, RuntimeError) as error:  # a null character; an unknown home directory
+        raise DataError(f'"{dataset}" is no path: {error}') from error
+    if not found:
+        raise DataError(f"The directory {path} has no {suffix} file in it")
+    return found
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file with their ends; a byte order mark is left out.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8: the error names the offset of
+            the first byte that is not, counted from 0.
+    """
+    offset = 0
+    try:
+        with path.open("rb") as file:
+            # In bytes: no byte of another character's encoding is a line feed.
+            for number, raw in enumerate(file, start=1):
+                mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) and not offset else 0
+                try:
+                    yield raw[mark:].decode("utf-8")
+                except UnicodeDecodeError as error:
+                    at = offset + mark + error.start
+                    byte = error.object[error.start]
+                    raise DataError(
+                        f"{path} is not UTF-8: byte 0x{byte:02x} at offset {at}, in line {number}",
+                        hint="Convert it to UTF-8.",
+                    ) from None
+                offset += len(raw)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _check_exists(path: Path) -> None:
+    if path.exists():
+        return
+    siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise DataError(f'There is no data set at "{path}"', hint=did_you_mean(path.name, siblings))
+
+
+def _below(directory: Path, suffix: str) -> list[Path]:
+    # Not rglob, which passes over a directory that may not be read without a word.
+    found = (
+        Path(place, name)
+        for place, _, names in os.walk(directory, onerror=_raise)
+        for name in names
+        if name.endswith(suffix)
+    )
+    # By parts: the order does not depend on what separates them.
+    return sorted(found, key=lambda path: path.parts)
+
+
+def _raise(error: OSError) -> None:
+    raise error

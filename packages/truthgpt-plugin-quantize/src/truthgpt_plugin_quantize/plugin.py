@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import version
 
+from truthgpt_core.diagnosis import Diagnosis
+from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import Plugin
 
 
@@ -19,3 +22,26 @@ class QuantizePlugin(Plugin):
     def version(self) -> str:
         """The version of its distribution."""
         return version("truthgpt-plugin-quantize")
+
+    @hookimpl
+    def diagnose(self) -> Iterator[Diagnosis]:
+        """Say which kernel `kernel=auto` takes on this CPU, and whether it computes right."""
+        import torch
+
+        from truthgpt_plugin_quantize.int8 import PACKED_MULTIPLE, Int8Linear, choose_kernel
+
+        kernel = choose_kernel()
+        capability = torch.backends.cpu.get_cpu_capability()
+        chosen = f"auto takes {kernel} on this CPU ({capability})"
+        linear = torch.nn.Linear(PACKED_MULTIPLE, 2, bias=False, dtype=torch.float32)
+        torch.nn.init.constant_(linear.weight, 0.5)
+        row = torch.linspace(0, 1, PACKED_MULTIPLE).unsqueeze(0)
+        # Within what rounding to bfloat16 costs.
+        if torch.allclose(Int8Linear.from_linear(linear, kernel)(row), linear(row), rtol=0.02):
+            yield Diagnosis.ok("int8 kernel", chosen)
+        else:
+            yield Diagnosis.failed(
+                "int8 kernel",
+                f"{chosen}, and it computes wrong numbers",
+                "Use --apply quantize:kernel=dequantize.",
+            )

@@ -1,0 +1,28 @@
+"""What the plugin says to `truthgpt doctor`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from truthgpt_core.diagnosis import Status
+from truthgpt_core.optimization import OptimizationContext
+from truthgpt_plugin_quantize.int8 import Int8Linear
+from truthgpt_plugin_quantize.optimization import Quantize
+from truthgpt_plugin_quantize.plugin import QuantizePlugin
+
+
+def test_names_the_kernel_that_is_taken_here(context: OptimizationContext) -> None:
+    """What it says of `kernel=auto` is what `apply` chooses on this machine."""
+    (said,) = QuantizePlugin().diagnose()
+    chosen = Quantize().apply(torch.nn.Sequential(torch.nn.Linear(32, 8)), context)
+    assert said.status is Status.OK
+    assert f"auto takes {chosen.settings['kernel']} on" in said.detail
+
+
+def test_a_kernel_that_computes_wrong_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is tried, and wrong numbers come with a way around it."""
+    monkeypatch.setattr(Int8Linear, "forward", lambda self, x: x[..., : self.out_features] * 0)
+    (said,) = QuantizePlugin().diagnose()
+    assert said.status is Status.FAILED
+    assert "kernel=dequantize" in said.fix

@@ -7,12 +7,14 @@ import os
 # Tests load nothing from the hub; without this a mistake would go and look.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from truthgpt_core.optimization import OptimizationContext
+from truthgpt_plugin_quantize.native import library
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,6 +22,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", r"ignore:`torch\.jit\.script_method` is deprecated:DeprecationWarning"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_code_is_kept(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Iterator[None]:
+    # Compiling takes seconds: once for all tests, in all processes.
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUTHGPT_CACHE", str(shared / "kept"))
+        yield
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let there be no C++ compiler, whatever was loaded before."""
+    monkeypatch.setenv("CXX", "nothing-of-this-name")
+    library.load.cache_clear()
+    yield
+    library.load.cache_clear()
 
 
 @pytest.fixture

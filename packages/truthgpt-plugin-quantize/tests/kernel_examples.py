@@ -19,6 +19,8 @@ from truthgpt_plugin_quantize.int8 import PACKED_ROWS, Int8Linear
 KERNEL, UNDER_WAY = sys.argv[1], Path(sys.argv[2])
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+# The packed kernels want whole channels.
+GROUP_SIZES = (0,) if KERNEL.startswith("packed") else (0, 32, 48, 64, 96)
 LAYOUTS = ("contiguous", "transposed", "every other", "same row", "begins at 1")
 
 
@@ -44,13 +46,15 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     dimensions=st.integers(1, 4),
     dtype=st.sampled_from(sorted(DTYPES)),
     layout=st.sampled_from(LAYOUTS),
+    group_size=st.sampled_from(GROUP_SIZES),
     bias=st.booleans(),
     shifted=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-@example(33, 8, 2, 2, "bfloat16", "contiguous", False, False, 0)
-@example(100, 8, 4, 2, "bfloat16", "contiguous", False, False, 0)
-@example(32, 1, 1, 1, "bfloat16", "begins at 1", False, True, 0)
+@example(33, 8, 2, 2, "bfloat16", "contiguous", 0, False, False, 0)
+@example(100, 8, 4, 2, "bfloat16", "contiguous", 0, False, False, 0)
+@example(32, 1, 1, 1, "bfloat16", "begins at 1", 0, False, True, 0)
+@example(192, 130, 4, 2, "float32", "contiguous", GROUP_SIZES[-1], True, False, 0)
 @settings(
     max_examples=200,
     deadline=None,
@@ -64,6 +68,7 @@ def check(
     dimensions: int,
     dtype: str,
     layout: str,
+    group_size: int,
     bias: bool,
     shifted: bool,
     seed: int,
@@ -72,7 +77,7 @@ def check(
     UNDER_WAY.write_text(repr(dict(locals())))
     torch.manual_seed(seed)
     linear = torch.nn.Linear(in_features, out_features, bias=bias, dtype=DTYPES[dtype])
-    layer = Int8Linear.from_linear(linear, KERNEL)
+    layer = Int8Linear.from_linear(linear, KERNEL, group_size)
     if shifted:
         # As a tensor of a memory-mapped file may lie.
         room = torch.empty(layer.qweight.numel() + 8, dtype=torch.int8)[8:]
@@ -84,19 +89,43 @@ def check(
     with torch.inference_mode():
         out = layer(x)
 
-    weight = layer.qweight.double() * layer.scales.double().unsqueeze(1)
+    grouped = layer.qweight.double().view(*layer.scales.shape, -1)
+    weight = (grouped * layer.scales.double().unsqueeze(-1)).view(layer.qweight.shape)
     added = torch.zeros(out_features) if layer.bias is None else layer.bias
     exact = x.double() @ weight.T + added.double()
     size = x.double().abs() @ weight.abs().T + added.double().abs()
+    if layer.kernel == "native" and rows <= PACKED_ROWS:
+        moved = moved_by_rounding(x.double(), weight.abs())
+        # The scales, of either side and their product; a sum of one number for each block,
+        # eight of them side by side; the answer and its sum with the bias.
+        relative = (in_features // 32 + 8) * 2.0**-24 + 2 * ROUNDOFF[dtype]
+        bound = moved + relative * (size + moved) + 2.0**-24 * (dtype == "float16")
+    else:
+        bound = bound_of_others(x, in_features, dtype, rows, size)
+    assert out.dtype == x.dtype
+    assert out.shape == (*shape, out_features)
+    assert ((out.double() - exact).abs() <= bound + 1e-30).all()
+
+
+def moved_by_rounding(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return by how much rounding activations to 8 bits can move a product at most."""
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    # Half a step, and what is lost when 127 steps are counted in float32.
+    each = blocks.abs().amax(-1, keepdim=True) / 127 * (0.5 + 2.0**-15)
+    return each.expand(blocks.shape).reshape(x.shape) @ weights.T
+
+
+def bound_of_others(
+    x: torch.Tensor, in_features: int, dtype: str, rows: int, size: torch.Tensor
+) -> torch.Tensor:
+    """Return how far the kernels that do not round to 8 bits may be from float64."""
     # Rounded are the activations, the scales, the product, its scaling and the sum with
     # the bias; sums are made in float32. Numbers below the normal ones of float16 are
     # rounded to multiples of 2**-24.
     rounded = KERNEL == "packed-bfloat16" and rows <= PACKED_ROWS and in_features % 32 == 0
     relative = 5 * ROUNDOFF["bfloat16" if rounded else dtype] + (in_features + 4) * 2.0**-23
     absolute = 2.0**-24 * (1 + x.double().abs().sum(-1, keepdim=True)) * (dtype == "float16")
-    assert out.dtype == x.dtype
-    assert out.shape == (*shape, out_features)
-    assert ((out.double() - exact).abs() <= relative * size + absolute + 1e-30).all()
+    return relative * size + absolute
 
 
 if __name__ == "__main__":

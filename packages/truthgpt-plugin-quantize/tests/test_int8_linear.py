@@ -16,20 +16,24 @@ from safetensors.torch import save_file
 
 from truthgpt_plugin_quantize.int8 import ALIGNMENT, LEVELS, Int8Linear, quantize, why_not
 
-KERNELS = ("packed", "packed-bfloat16", "dequantize")
+KERNELS = ("native", "packed", "packed-bfloat16", "dequantize")
 
 
 def made(
-    bias: bool = True, dtype: torch.dtype = torch.float32, kernel: str = "packed"
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+    kernel: str = "packed",
+    group_size: int = 0,
 ) -> tuple[torch.nn.Linear, Int8Linear]:
     """Make a layer of 64 to 24 and quantize it."""
     linear = torch.nn.Linear(64, 24, bias=bias, dtype=dtype)
-    return linear, Int8Linear.from_linear(linear, kernel)
+    return linear, Int8Linear.from_linear(linear, kernel, group_size)
 
 
 def back(qweight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Return the weights that integers and scales stand for."""
-    return qweight.double() * scales.double().unsqueeze(1)
+    grouped = qweight.double().view(*scales.shape, -1)
+    return (grouped * scales.double().unsqueeze(-1)).view(qweight.shape)
 
 
 @given(
@@ -51,6 +55,50 @@ def test_no_weight_moves_by_more_than_half_a_step(
     assert (error <= scales.double().unsqueeze(1) * (0.5 + 1e-5)).all()
     assert qweight.abs().amax(dim=1).eq(LEVELS).all()
     assert scales.dtype == torch.float32
+
+
+@given(
+    groups=st.integers(1, 4),
+    group_size=st.sampled_from([1, 7, 32]),
+    exponent=st.integers(-30, 30),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=50, deadline=None, database=None)
+def test_each_group_has_a_scale_of_its_own(
+    groups: int, group_size: int, exponent: int, seed: int
+) -> None:
+    """Each weight comes back within half a step of its group, however small beside the others."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, groups, group_size, generator=generator)
+    weight *= 2.0 ** (exponent * torch.arange(groups) / groups).view(1, -1, 1)
+    qweight, scales = quantize(weight.view(5, -1), group_size)
+    assert scales.shape == (5, groups)
+    error = (back(qweight, scales) - weight.view(5, -1).double()).abs().view(weight.shape)
+    assert (error <= scales.double().unsqueeze(-1) * (0.5 + 1e-5)).all()
+    assert qweight.abs().view(weight.shape).amax(dim=-1).eq(LEVELS).all()
+
+
+@pytest.mark.parametrize(("group_size", "shape"), [(0, (24,)), (32, (24, 2)), (48, (24,))])
+def test_shapes_in_a_checkpoint(group_size: int, shape: tuple[int, ...]) -> None:
+    """Scales have a column for each group, and none where groups do not fit into a row."""
+    _, layer = made(kernel="native", group_size=group_size)
+    shapes = {name: tuple(each.shape) for name, each in layer.state_dict().items()}
+    assert shapes == {"qweight": (24, 64), "scales": shape, "bias": (24,)}
+
+
+@pytest.mark.parametrize(
+    ("columns", "group_size", "kernel"),
+    [(64, 32, "native"), (64, 48, "native"), (96, 48, "dequantize"), (100, 50, "dequantize")],
+)
+def test_groups_that_cut_a_block_are_computed_in_floating_point(
+    columns: int, group_size: int, kernel: str
+) -> None:
+    """Compiled code reads blocks of 32 of one scale; what it cannot read it is not given."""
+    linear = torch.nn.Linear(columns, 8)
+    layer = Int8Linear.from_linear(linear, "native", group_size)
+    assert layer.kernel == kernel
+    x = torch.randn(2, columns)
+    assert layer(x) == pytest.approx(linear(x).detach(), abs=0.05)
 
 
 def test_the_same_weights_give_the_same_integers() -> None:

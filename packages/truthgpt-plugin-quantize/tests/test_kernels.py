@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 import torch
 
 from truthgpt_plugin_quantize.int8 import Int8Linear
+from truthgpt_plugin_quantize.native import library
 
 SCRIPT = Path(__file__).with_name("kernel_examples.py")
 
 
 @pytest.mark.parametrize("capability", [None, "default"])
-@pytest.mark.parametrize("kernel", ["packed", "packed-bfloat16", "dequantize"])
+@pytest.mark.parametrize("kernel", ["native", "packed", "packed-bfloat16", "dequantize"])
 def test_computes_what_the_integers_and_scales_say(
     kernel: str, capability: str | None, tmp_path: Path
 ) -> None:
@@ -25,6 +27,8 @@ def test_computes_what_the_integers_and_scales_say(
     environment = dict(os.environ)
     if capability is not None:
         environment["ATEN_CPU_CAPABILITY"] = capability
+        if kernel == "native":
+            environment["CXX"] = str(without_simd(tmp_path))
     process = subprocess.run(
         [sys.executable, str(SCRIPT), kernel, str(under_way)],
         capture_output=True,
@@ -40,11 +44,46 @@ def test_computes_what_the_integers_and_scales_say(
     assert process.stdout.strip() == "done"
 
 
+def without_simd(folder: Path) -> Path:
+    """Return a C++ compiler that makes code for processors without AVX."""
+    compiler = folder / "compiler"
+    flags = "-mno-avx" if platform.machine() == "x86_64" else ""
+    compiler.write_text(f'#!/bin/sh\nexec {library.find_compiler()} "$@" {flags}\n')
+    compiler.chmod(0o755)
+    return compiler
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [0, 31, 40, 95])
+def test_what_is_not_finite_is_not_hidden(bad: float, at: int) -> None:
+    """A NaN or infinity makes all of its own row's answers NaN, and touches no other row."""
+    layer = Int8Linear.from_linear(torch.nn.Linear(96, 40), "native", 32)
+    x = torch.randn(3, 96)
+    before = layer(x)
+    x[1, at] = bad
+    after = layer(x)
+    assert not after[1].isfinite().any()
+    assert torch.equal(after[::2], before[::2])
+
+
+def test_another_default_dtype_changes_nothing() -> None:
+    """Loading a model sets the default dtype for a while; answers do not depend on it."""
+    layer = Int8Linear.from_linear(torch.nn.Linear(96, 40), "native", 32)
+    x = torch.randn(3, 96)
+    before = layer(x)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        after = layer(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(after, before)
+
+
 def test_sums_beyond_float16_are_not_infinite() -> None:
     """float16 activations of real models, in the thousands, do not overflow before scaling."""
     linear = torch.nn.Linear(64, 4, bias=False, dtype=torch.float16)
     torch.nn.init.constant_(linear.weight, 0.01)
-    for kernel in ("packed", "packed-bfloat16", "dequantize"):
+    for kernel in ("native", "packed", "packed-bfloat16", "dequantize"):
         for rows in (1, 9):
             out = Int8Linear.from_linear(linear, kernel)(torch.full((rows, 64), 2000.0).half())
             assert out.flatten().tolist() == pytest.approx([1280.0] * 4 * rows, rel=0.02), kernel
@@ -57,6 +96,3 @@ def test_scales_below_float16_are_not_lost() -> None:
     x = torch.full((1, 64), 1000.0)
     out = Int8Linear.from_linear(linear, "packed")(x.half())
     assert out.flatten().tolist() == pytest.approx([64 * 1000.0 * 3e-6] * 4, rel=1e-3)
-
-
-# X * 1000.0 * 3e-6, rel=1e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from truthgpt_core.optimization import OptimizationContext
+from truthgpt_core.optimization import OptimizationContext, OptimizationError
 from truthgpt_plugin_quantize.int8 import Int8Linear
 from truthgpt_plugin_quantize.optimization import Quantize
 
@@ -64,7 +64,7 @@ def spread(model: Any, before: torch.Tensor, ids: torch.Tensor = IDS) -> float:
 
 
 @pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("kernel", ["packed", "packed-bfloat16", "dequantize"])
+@pytest.mark.parametrize("kernel", ["native", "packed", "packed-bfloat16", "dequantize"])
 def test_answers_stay_close(name: str, kernel: str, context: OptimizationContext) -> None:
     """Quantized, every architecture answers nearly as before, for a text and for one token."""
     model = make(name)
@@ -131,8 +131,66 @@ def test_a_refused_layer_is_the_same_after_restoring(context: OptimizationContex
 def test_settings_say_what_was_chosen(context: OptimizationContext) -> None:
     """`auto` is resolved in the settings, so another machine computes the same way."""
     applied = Quantize().apply(make("llama"), context)
+    assert applied.settings["kernel"] == "native"
+    assert applied.settings["group_size"] == 32
+    assert applied.notes == ("kernel native",)
+
+
+def test_without_a_compiler_whole_channels_are_chosen(
+    context: OptimizationContext, without_compiler: None
+) -> None:
+    """`auto` is what aten has for this CPU where nothing can be compiled."""
+    applied = Quantize().apply(make("llama"), context)
     assert applied.settings["kernel"] in ("packed", "packed-bfloat16")
+    assert applied.settings["group_size"] == 0
     assert applied.notes == (f"kernel {applied.settings['kernel']}",)
+
+
+def test_groups_without_a_compiler_are_computed_in_floating_point(
+    context: OptimizationContext, without_compiler: None
+) -> None:
+    """Who asks for groups gets them, and the kernel that can read them."""
+    applied = Quantize(group_size=32).apply(make("llama"), context)
+    assert applied.settings["kernel"] == "dequantize"
+    assert applied.settings["group_size"] == 32
+
+
+def test_asking_for_compiled_code_without_a_compiler_is_refused(
+    context: OptimizationContext, without_compiler: None
+) -> None:
+    """`kernel=native` is refused before anything is changed, and the error says what to do."""
+    model = make("llama")
+    with pytest.raises(OptimizationError, match=r"kernel native.*set CXX.*kernel=auto") as caught:
+        Quantize(kernel="native").apply(model, context)
+    assert "no C++ compiler" in caught.value.message
+    assert not [each for each in model.modules() if isinstance(each, Int8Linear)]
+
+
+@pytest.mark.parametrize("kernel", ["packed", "packed-bfloat16"])
+def test_groups_with_a_kernel_that_has_none_are_refused(
+    kernel: str, context: OptimizationContext
+) -> None:
+    """The error names both options, and says which of them to change."""
+    with pytest.raises(OptimizationError, match=f"{kernel} wants whole channels") as caught:
+        Quantize(kernel=kernel, group_size=64).apply(make("llama"), context)
+    assert "group_size is 64" in caught.value.message
+    assert caught.value.hint == "Say group_size=0, or kernel=native."
+
+
+def test_what_compiled_code_made_is_read_without_a_compiler(
+    context: OptimizationContext, request: pytest.FixtureRequest
+) -> None:
+    """Restored where nothing can be compiled, a model answers nearly as where it was made."""
+    model = make("llama")
+    applied = Quantize().apply(model, context)
+    one = logits(model, IDS[:1, :1])
+
+    request.getfixturevalue("without_compiler")
+    fresh = make("llama")
+    restored = Quantize(**applied.settings).restore(fresh, context)
+    restored.load_state_dict(model.state_dict())
+    assert restored.lm_head.kernel == "dequantize"
+    assert 0 < spread(restored, one, IDS[:1, :1]) < 0.02
 
 
 def test_restoring_computes_nothing(context: OptimizationContext) -> None:

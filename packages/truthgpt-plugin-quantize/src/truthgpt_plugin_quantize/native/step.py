@@ -1,0 +1,310 @@
+"""Which models `decode.cpp` can take one token through, and preparing one for it."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truthgpt_core.errors import TruthGPTError
+from truthgpt_plugin_quantize.int8 import Int8Linear
+from truthgpt_plugin_quantize.native import library, rows
+from truthgpt_plugin_quantize.native.library import Cache, Layer, Linear, NativeError, Shape
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+ARCHITECTURES = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+)
+ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
+ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
+"""Those whose angles do not depend on how long the sequence is."""
+
+FLOATS = {torch.float32: 0, torch.bfloat16: 1}
+
+LARGEST_DIVERGENCE = 0.1
+"""Nats from the model's own first step, from which on the compiled step is not used. Rounding
+activations to 8 bits takes some 0.001; what is computed wrongly takes whole nats."""
+
+_decoders: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
+
+
+def native_step(model: Any, cache: Any) -> Step | None:
+    """Return the function that computes one position with compiled code.
+
+    The first step of a model is computed by the model itself too; if the answers differ
+    by more than rounding explains, the compiled code is not used for it again.
+
+    Args:
+        model: a causal language model of transformers.
+        cache: its key-value cache, already holding the prompt.
+
+    Returns:
+        As the hook `make_decode_step`; None if the model or its cache is none that the
+        compiled code knows, or its answers were found to be wrong.
+    """
+    if why_not(model, cache):
+        return None
+    try:
+        decoder = _decoders.get(model)
+        if decoder is None or not decoder.fits(model, cache):
+            decoder = _decoders[model] = Decoder(model, cache)
+    except NativeError as error:
+        logger.warning("Decoding goes on without compiled code: %s", error)
+        return None
+    return None if decoder.trusted is False else decoder.step_for(model, cache)
+
+
+def why_not(model: Any, cache: Any) -> str:
+    """Say why the compiled code cannot do a model with a cache; empty if it can."""
+    kind = type(model)
+    if kind.__name__ not in ARCHITECTURES or not kind.__module__.startswith("transformers."):
+        return f"{kind.__name__} is none of {', '.join(sorted(ARCHITECTURES))}"
+    if model.config.hidden_act not in ACTIVATIONS:
+        return f"its activation is {model.config.hidden_act}"
+    if model.model.rotary_emb.rope_type not in ROPE_TYPES:
+        return f"its rotary embedding is {model.model.rotary_emb.rope_type}"
+    modules = list(model.modules())
+    linears = [each for each in modules if hasattr(each, "in_features")]
+    if not any(isinstance(each, Int8Linear) for each in linears):
+        return "none of its layers is quantized"
+    for each in linears:
+        if isinstance(each, Int8Linear):
+            if each.kernel != "native":
+                return f"a layer is quantized for the kernel {each.kernel}"
+        elif type(each) is not nn.Linear:
+            return f"it has a {type(each).__name__}"
+    if any(each._forward_hooks or each._forward_pre_hooks for each in modules):
+        return "it has forward hooks"
+    # That of the whole model computes the same, only faster: see `_own_step`.
+    if any("forward" in vars(each) for each in modules if each is not model):
+        return "the forward of one of its modules was replaced"
+    if type(model.model.embed_tokens) is not nn.Embedding:
+        return f"its embedding is a {type(model.model.embed_tokens).__name__}"
+    if any(not each.is_cpu or each.dtype not in FLOATS for each in model.parameters()):
+        return "it is not in float32 or bfloat16 on a CPU"
+    return _why_not_cache(cache, len(model.model.layers))
+
+
+def _why_not_cache(cache: Any, count: int) -> str:
+    layers = getattr(cache, "layers", ())
+    if len(layers) != count:
+        return f"its cache has {len(layers)} layers, and the model {count}"
+    for layer in layers:
+        if type(layer).__name__ != "StaticLayer":
+            return f"its cache has a {type(layer).__name__}"
+        if not layer.is_initialized:
+            return "its cache does not hold a prompt"
+        if layer.keys.shape[0] != 1:
+            return "it decodes several sequences at once"
+        if layer.keys.dtype not in FLOATS:
+            return f"its cache is in {layer.keys.dtype}"
+        if not (layer.keys.is_contiguous() and layer.values.is_contiguous()):
+            return "its cache is not contiguous"
+    return ""
+
+
+class StepError(TruthGPTError):
+    """A step was asked for a token or a position that there is not."""
+
+
+class Decoder:
+    """One model as the compiled code sees it; it keeps all that the code points to.
+
+    Args:
+        model: one that `why_not` has nothing against.
+        cache: likewise.
+
+    Attributes:
+        trusted: whether the first step agreed with the model's own; None before it.
+
+    Raises:
+        NativeError: the code cannot be compiled, or its threads cannot be started.
+    """
+
+    def __init__(self, model: Any, cache: Any) -> None:
+        self.trusted: bool | None = None
+        self._library = library.load()
+        self._threads, self._process = torch.get_num_threads(), os.getpid()
+        pool = library.pool(self._threads, self._process)
+        self._signature = _signature(model)
+        self._positions = cache.layers[0].keys.shape[2]
+        self._cache_dtype = cache.layers[0].keys.dtype
+        # While these live, no other tensor can have their addresses, which `fits` compares.
+        self._kept: list[Tensor] = [each.detach() for each in _tensors(model)]
+        config, inner = model.config, model.model
+        attention = inner.layers[0].self_attn
+        cosines, sines = self._angles(inner)
+        head = self._linear(model.lm_head)
+        layers = (Layer * len(inner.layers))(*map(self._layer, inner.layers))
+        shape = Shape(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=attention.head_dim,
+            rotary_dim=cosines.shape[-1],
+            layers=len(inner.layers),
+            vocabulary=head.rows,
+            activation=ACTIVATIONS[config.hidden_act],
+            cache_kind=FLOATS[self._cache_dtype],
+            embedding_kind=FLOATS[inner.embed_tokens.weight.dtype],
+            epsilon=config.rms_norm_eps,
+            attention_scale=attention.scaling,
+            embedding_scale=1.0,
+        )
+        self._vocabulary = head.rows
+        self._decoder = self._library.decoder_new(
+            pool,
+            ctypes.byref(shape),
+            layers,
+            self._vector(inner.norm.weight),
+            ctypes.byref(head),
+            self._keep(inner.embed_tokens.weight.detach().contiguous()).data_ptr(),
+            cosines.data_ptr(),
+            sines.data_ptr(),
+        )
+        if not self._decoder:
+            raise NativeError("There is no memory for compiled code to decode in")
+        weakref.finalize(self, self._library.decoder_free, self._decoder)
+
+    def fits(self, model: Any, cache: Any) -> bool:
+        """Return whether what the code points to is what the model has, and the cache no longer."""
+        keys = cache.layers[0].keys
+        return (
+            keys.shape[2] <= self._positions
+            and keys.dtype == self._cache_dtype
+            and self._threads == torch.get_num_threads()
+            and self._process == os.getpid()
+            and self._signature == _signature(model)
+        )
+
+    def step_for(self, model: Any, cache: Any) -> Step:
+        """Return the step for one sequence."""
+        caches = (Cache * len(cache.layers))(*map(_cache, cache.layers))
+        dtype = model.lm_head.weight.dtype if hasattr(model.lm_head, "weight") else model.dtype
+        run, decoder, vocabulary = self._library.decoder_step, self._decoder, self._vocabulary
+
+        places, tokens = cache.layers[0].keys.shape[2], model.model.embed_tokens.num_embeddings
+
+        def step(token: Tensor, position: Tensor) -> Tensor:
+            if self.trusted is False or os.getpid() != self._process:
+                return _own_step(model, cache, token, position)
+            chosen, place = int(token), int(position)
+            # Compiled code does not look where its data ends.
+            if not 0 <= chosen < tokens:
+                raise StepError(f"Token {chosen} is none of the model's {tokens}")
+            if not 0 <= place < places:
+                raise StepError(f"The cache has no position {place}: it has {places}")
+            logits = torch.empty(1, vocabulary, dtype=torch.float32)
+            run(decoder, chosen, place, caches, logits.data_ptr())
+            if self.trusted is None and not self._agrees(model, cache, token, position, logits):
+                return _own_step(model, cache, token, position)
+            return logits.to(dtype)
+
+        # The code writes into the cache, and reads what this object keeps.
+        step.keeps = (self, cache)  # type: ignore[attr-defined]
+        return step
+
+    def _agrees(
+        self, model: Any, cache: Any, token: Tensor, position: Tensor, logits: Tensor
+    ) -> bool:
+        own = _own_step(model, cache, token, position)
+        expected, given = own.float().log_softmax(-1), logits.log_softmax(-1)
+        divergence = float((expected.exp() * (expected - given)).sum())
+        self.trusted = divergence <= LARGEST_DIVERGENCE
+        if not self.trusted:
+            logger.warning(
+                "Compiled code is not used for this model: its first answer differs by %.3g nats",
+                divergence,
+            )
+        return self.trusted
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self._kept.append(tensor)
+        return tensor
+
+    def _vector(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        return self._keep(tensor.detach().float().contiguous()).data_ptr()
+
+    def _angles(self, inner: Any) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(self._positions).unsqueeze(0)
+        like = torch.zeros(1, 1, 1, dtype=torch.float32)
+        cosines, sines = inner.rotary_emb(like, positions)
+        return self._keep(cosines[0].contiguous()), self._keep(sines[0].contiguous())
+
+    def _linear(self, module: Any) -> Linear:
+        if isinstance(module, Int8Linear):
+            weight = self._keep(module.qweight.contiguous())
+            scales = self._keep(module.scales.contiguous())
+            matrix = rows.describe(weight, scales)
+        else:
+            weight = self._keep(module.weight.detach().contiguous())
+            matrix = Linear(
+                weight=weight.data_ptr(),
+                rows=weight.shape[0],
+                columns=weight.shape[1],
+                kind=FLOATS[weight.dtype],
+            )
+        matrix.bias = self._vector(module.bias)
+        return matrix
+
+    def _layer(self, layer: Any) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return Layer(
+            attention_norm=self._vector(layer.input_layernorm.weight),
+            mlp_norm=self._vector(layer.post_attention_layernorm.weight),
+            q_norm=self._vector(getattr(getattr(attention, "q_norm", None), "weight", None)),
+            k_norm=self._vector(getattr(getattr(attention, "k_norm", None), "weight", None)),
+            q=self._linear(attention.q_proj),
+            k=self._linear(attention.k_proj),
+            v=self._linear(attention.v_proj),
+            o=self._linear(attention.o_proj),
+            gate=self._linear(mlp.gate_proj),
+            up=self._linear(mlp.up_proj),
+            down=self._linear(mlp.down_proj),
+        )
+
+
+def _own_step(model: Any, cache: Any, token: Tensor, position: Tensor) -> Tensor:
+    for layer in cache.layers:
+        layer.cumulative_length.fill_(position.item())
+    # Not `model(...)`: another plugin may have put a compiled function in its place.
+    forward = type(model).forward
+    output = forward(
+        model, input_ids=token, position_ids=position, past_key_values=cache, use_cache=True
+    )
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+def _cache(layer: Any) -> Cache:
+    _, head_step, position_step, _ = layer.keys.stride()
+    return Cache(
+        keys=layer.keys.data_ptr(),
+        values=layer.values.data_ptr(),
+        length=layer.cumulative_length.data_ptr(),
+        head_step=head_step,
+        position_step=position_step,
+    )
+
+
+def _signature(model: Any) -> tuple[tuple[int, int], ...]:
+    """Say where all weights are and how often they were changed in place."""
+    return tuple(
+        (each.data_ptr(), 0 if each.is_inference() else each._version) for each in _tensors(model)
+    )
+
+
+def _tensors(model: Any) -> tuple[Tensor, ...]:
+    return (*model.parameters(), *model.buffers())

@@ -39,7 +39,9 @@ class Animal:
 
 ZOO = {
     "healthy": Animal(
-        PLUGIN + "    def initialize(self, registry):\n        registry.register('healthy', lambda: 1)",
+        PLUGIN
+        + "    def initialize(self, registry):\n"
+        + "        registry.register('healthy', lambda: 1)",
         value="MODULE:Animal",
     ),
     "syntax_error": Animal("def f(:", "cannot be imported: SyntaxError"),

@@ -7,9 +7,7 @@ has not been imported.
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from importlib.resources import files
 from typing import Literal
 
 Kind = Literal["commands", "optimizations"]
@@ -17,6 +15,9 @@ Kind = Literal["commands", "optimizations"]
 
 @cache
 def _catalogue() -> dict[str, dict[str, dict[str, str]]]:
+    import json
+    from importlib.resources import files
+
     text = files("truthgpt_core").joinpath("catalogue.json").read_text(encoding="utf-8")
     catalogue: dict[str, dict[str, dict[str, str]]] = json.loads(text)
     return catalogue

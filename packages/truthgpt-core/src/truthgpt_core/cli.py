@@ -28,7 +28,7 @@ class CommandGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, without importing any."""
-        return sorted({*commands.OWN, *self._entry_points()})
+        return sorted({*commands.OWN, *self._installed()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return the command of this name.
@@ -51,7 +51,7 @@ class CommandGroup(click.Group):
                     raise TruthGPTError(
                         f'The command "{cmd_name}" of {distribution.name} cannot be used: {reason}'
                     )
-                return _load_command(entry_point)
+                return _load_command(entry_point, distribution.name)
         missing = catalogue.distribution_of("commands", cmd_name)
         if missing:
             raise TruthGPTError(
@@ -66,16 +66,18 @@ class CommandGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands, those from entry points without importing them."""
+        commands.leave_quickly()
         rows = []
         # Once: each call reads the metadata of everything that is installed.
-        installed = self._entry_points()
+        installed = self._installed()
         for name in sorted({*commands.OWN, *installed}):
             known = commands.OWN.get(name) or catalogue.help_of("commands", name)
-            rows.append((name, known or f"(from {_distribution_of(installed[name])})"))
+            rows.append((name, known or f"(from {installed[name]})"))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
-    def _entry_points(self) -> dict[str, EntryPoint]:
+    def _installed(self) -> dict[str, str]:
+        """Say which distribution each command comes from."""
         from truthgpt_core import discovery
         from truthgpt_core.plugin_listing import switched_off
         from truthgpt_core.plugin_switches import Switches
@@ -83,18 +85,17 @@ class CommandGroup(click.Group):
         installed = discovery.discover()
         off = switched_off(installed, Switches.read())
         return {
-            name: entry_point
+            name: distribution.name
             for distribution in installed
             if distribution.name not in off
-            for name, entry_point in distribution.entry_points.get(discovery.COMMANDS, {}).items()
+            for name in distribution.entry_points.get(discovery.COMMANDS, ())
         }
 
 
-def _load_command(entry_point: EntryPoint) -> click.Command:
+def _load_command(entry_point: EntryPoint, distribution: str) -> click.Command:
     try:
         command = entry_point.load()
     except (Exception, SystemExit) as error:
-        distribution = _distribution_of(entry_point)
         raise TruthGPTError(
             f'The command "{entry_point.name}" of {distribution} cannot be imported: '
             f"{in_one_line(error)}",
@@ -105,10 +106,6 @@ def _load_command(entry_point: EntryPoint) -> click.Command:
             f'"{entry_point.value}", the command "{entry_point.name}", is no click command'
         )
     return command
-
-
-def _distribution_of(entry_point: EntryPoint) -> str:
-    return entry_point.dist.name if entry_point.dist else entry_point.module
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -21,7 +21,9 @@ import logging
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import cached_property
+from email.message import Message
+from email.parser import HeaderParser
+from functools import cache, cached_property
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distributions
 from importlib.metadata import distribution as find_distribution
 from typing import NamedTuple
@@ -70,6 +72,7 @@ class Installed:
     version: str
     entry_points: dict[str, dict[str, EntryPoint]]
     _distribution: Distribution = field(repr=False, compare=False)
+    _fields: Message = field(repr=False, compare=False)
     problem: str = ""
 
     @cached_property
@@ -87,32 +90,19 @@ class Installed:
         """What it always requires, in its order; what cannot be read is left out."""
         if self.problem:
             return ()
-        from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
-        from packaging.requirements import InvalidRequirement
-        from packaging.requirements import Requirement as Parsed
-
-        found = []
-        for text in self._distribution.requires or ():
-            try:
-                parsed = Parsed(text)
-                applies = parsed.marker is None or parsed.marker.evaluate({"extra": ""})
-            except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
-                continue  # pip has already complained to the person who installed it
-            if applies:
-                found.append(
-                    Requirement(normalized(parsed.name), parsed.name, str(parsed.specifier))
-                )
-        return tuple(found)
+        # An egg-info directory has them in a file of their own, which `requires` reads.
+        texts = self._fields.get_all("Requires-Dist") or self._distribution.requires or ()
+        return tuple(each for text in texts if (each := _requirement(text)) is not None)
 
     @cached_property
     def python(self) -> str:
         """The versions of Python that it is for, as a version specifier; empty if any."""
-        return "" if self.problem else _field(self._distribution, "Requires-Python")
+        return str(self._fields.get("Requires-Python", ""))
 
     @cached_property
     def summary(self) -> str:
         """Its one-line description."""
-        return "" if self.problem else _field(self._distribution, "Summary")
+        return str(self._fields.get("Summary", ""))
 
     def names(self, group: str) -> list[str]:
         """The names that it declares in an entry-point group."""
@@ -170,9 +160,11 @@ def installed_version(name: str) -> str | None:
 def _read(distribution: Distribution) -> Installed:
     groups: dict[str, dict[str, EntryPoint]] = defaultdict(dict)
     name = version = problem = ""
+    fields = Message()
     try:
         # A file that is missing, empty or damaged shows here in as many ways.
-        name, version = _field(distribution, "Name"), _field(distribution, "Version")
+        fields = _read_fields(distribution)
+        name, version = fields.get("Name", ""), fields.get("Version", "")
     except Exception:
         logger.debug("Reading the metadata of %r failed", distribution, exc_info=True)
     if not name or not version:
@@ -186,13 +178,32 @@ def _read(distribution: Distribution) -> Installed:
         groups.clear()
         problem = problem or "its entry_points.txt cannot be read: reinstall it"
     name = name or _folder_name(distribution) or "unknown"
-    return Installed(name, version, dict(groups), distribution, problem)
+    return Installed(name, version, dict(groups), distribution, fields, problem)
 
 
-def _field(distribution: Distribution, name: str) -> str:
-    # Asking for what is not there is deprecated.
-    metadata = distribution.metadata
-    return metadata[name] if name in metadata else ""  # noqa: SIM401  # it promises no `get`
+def _read_fields(distribution: Distribution) -> Message:
+    """Read the fields of a distribution's metadata.
+
+    `Distribution.metadata` parses the description as well, which is most of it, each time.
+    """
+    text = next(filter(None, map(distribution.read_text, ("METADATA", "PKG-INFO", ""))), "")
+    return HeaderParser().parsestr(text.partition("\n\n")[0])
+
+
+@cache  # plugins require much the same
+def _requirement(text: str) -> Requirement | None:
+    from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
+    from packaging.requirements import InvalidRequirement
+    from packaging.requirements import Requirement as Parsed
+
+    try:
+        parsed = Parsed(text)
+        applies = parsed.marker is None or parsed.marker.evaluate({"extra": ""})
+    except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
+        return None  # pip has already complained to the person who installed it
+    if not applies:
+        return None
+    return Requirement(normalized(parsed.name), parsed.name, str(parsed.specifier))
 
 
 def _is_ours(installed: Installed) -> bool:

@@ -7,7 +7,6 @@ anything else that reaches them is a bug of ours.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -30,6 +29,8 @@ class TruthGPTError(Exception):
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
     """Return `Did you mean "x"?` for the candidate closest to `word`, or None if none is close."""
+    import difflib  # only a mistake waits for it
+
     by_folded = {candidate.casefold(): candidate for candidate in candidates}
     close = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
     return f'Did you mean "{by_folded[close[0]]}"?' if close else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 
 from truthgpt_core import commands
 from truthgpt_core.cycles import find_cycles
@@ -40,7 +41,7 @@ def judge(installed: Iterable[Installed], off: Collection[str] = ()) -> dict[str
     """
     everything = [each for each in installed if each.name not in off]
     reasons: dict[str, str] = {}
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {normalized(each.name): each.version for each in everything}
     for distribution in everything:
         reason = (
             distribution.problem
@@ -74,6 +75,7 @@ def judge(installed: Iterable[Installed], off: Collection[str] = ()) -> dict[str
     return reasons
 
 
+@cache  # plugins require much the same
 def satisfies(version: str, versions: str) -> bool:
     """Return whether a version is one that a specifier allows; one that is no version is.
 

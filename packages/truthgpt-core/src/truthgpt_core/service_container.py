@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -21,6 +20,7 @@ from truthgpt_core.service_errors import (
 from truthgpt_core.service_graph import Dependency
 from truthgpt_core.service_health import ServiceHealth, ask
 from truthgpt_core.service_keeping import (
+    Building,
     CloseErrors,
     Keeper,
     Kept,
@@ -29,21 +29,23 @@ from truthgpt_core.service_keeping import (
     close_method,
     raise_errors,
 )
+from truthgpt_core.service_override import Groups, Override, Overrides, holders
 from truthgpt_core.service_registration import ServiceRegistry
-from truthgpt_core.service_resolver import Opened, Resolver, compile_call, constant, finish, opening
+from truthgpt_core.service_resolver import (
+    Call,
+    Opened,
+    Resolver,
+    constant,
+    finish,
+    opening,
+    written_out,
+)
 from truthgpt_core.service_spec import Lifetime, ServiceSpec, read_spec
 
 _MISSING: Any = object()
 
-
-@dataclass(eq=False)
-class _Override:
-    name: str
-    beneath: ServiceSpec | None  # the override of the same name that this one covers
-    dependencies: tuple[Dependency, ...]
-    requirements: frozenset[str]
-    set_aside: list[tuple[Keeper, dict[str, Kept]]] = field(default_factory=list)
-    ended: bool = False
+_WRITTEN_OUT = 2
+"""How many levels of transient services are written out into one that needs them."""
 
 
 class ServiceContainer(Keeper):
@@ -71,14 +73,13 @@ class ServiceContainer(Keeper):
     """
 
     def __init__(self, registry: ServiceRegistry | None = None) -> None:
-        super().__init__(self, {})
+        super().__init__(self, {}, [])
         self._registry = ServiceRegistry() if registry is None else registry
         self._graph = self._registry._graph
         self._lock = self._registry._lock
         self._finished = itertools.count()
-        self._building: list[tuple[Keeper, str]] = []
         self._scopes: list[ServiceScope] = []
-        self._overrides: list[_Override] = []
+        self._overrides = Overrides(self._groups)
         self._registry._attach(self._on_change)
 
     @property
@@ -108,7 +109,7 @@ class ServiceContainer(Keeper):
         """
         with self._lock:
             self._refuse_if_closed(self)
-            scope = ServiceScope(self, self._resolvers)
+            scope = ServiceScope(self, self._entries, self._building)
             self._scopes.append(scope)
         try:
             yield scope
@@ -127,8 +128,12 @@ class ServiceContainer(Keeper):
         What was built on the service is set aside and built anew on demand; after the
         block the old instances are back, untouched, and those built in the block are
         closed. The override keeps the lifetime of what it overrides, and is found by
-        the same annotations. Overrides nest; one that ends while a later one has not
-        stays in force until that one ends too.
+        the same annotations. Overrides nest, and those that overlap end in any order.
+
+        Built on a service is what had it injected, and what got it with `get`, or by
+        calling a provider, while it was being constructed. A service that gets another
+        one later and keeps it is not known to be built on it: let such a one call
+        `get` or its provider whenever it needs the other.
 
         Args:
             name: a registered service.
@@ -146,17 +151,11 @@ class ServiceContainer(Keeper):
             self._refuse_if_unknown(name)
             before = self._graph.spec(name)
             spec = read_spec(name, service, before.lifetime, stands_for=before)
-            requirements = frozenset(self._graph.requirements(name))
-            self._refuse_if_building(self._graph.dependents({name}))
-            override = _Override(
-                name,
-                self._registry._overriding.get(name),
-                self._graph.dependencies(name),
-                requirements,
-            )
-            affected = self._registry._override(name, spec)
-            override.set_aside = self._take_all(affected)
-            self._overrides.append(override)
+            self._graph.wire()
+            self._refuse_if_building(self._graph.dependents({name}), by_hand=True)
+            override = Override(name, spec, self._graph.copy(), next(self._finished))
+            override.set_aside = self._take_all(self._registry._override(name, spec))
+            self._overrides.begin(override)
         try:
             yield
         finally:
@@ -196,7 +195,7 @@ class ServiceContainer(Keeper):
         with self._lock:
             scopes = self._scopes[::-1]
             self._closed = self._closing = True
-            self._resolvers = {}
+            self._entries = {}
         errors: CloseErrors = []
         for scope in scopes:
             scope._close_all(errors)
@@ -220,66 +219,85 @@ class ServiceContainer(Keeper):
             raise ServiceClosedError(f"The {what} of services was closed")
 
     def _refuse_if_unknown(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise UnknownServiceError(f"There is no service {name!r}", hint="Names are strings.")
         if name not in self._graph:
-            known = self._graph.names()
-            hint = did_you_mean(name, known) if isinstance(name, str) else "Names are strings."
-            raise UnknownServiceError(f"There is no service {name!r}", hint=hint)
+            hint = did_you_mean(name, self._graph.names())
+            raise UnknownServiceError(f'There is no service "{name}"', hint=hint)
 
-    def _refuse_if_building(self, affected: set[str]) -> None:
+    def _refuse_if_building(self, affected: set[str], *, by_hand: bool) -> None:
         # The lock is held, so whatever is being built is being built by this thread.
-        if caught := [name for _, name in self._building if name in affected]:
+        caught = [
+            one.name
+            for one in self._building
+            if one.name in affected or (by_hand and not affected.isdisjoint(one.by_hand))
+        ]
+        if caught:
             raise ServiceError(
                 f'Service "{caught[-1]}" is being built, and cannot be changed, '
                 "nor can what it depends on, before it is"
             )
 
-    def _resolver(self, name: str, keeper: Keeper) -> Resolver:
+    def _resolve(self, name: str, keeper: Keeper) -> Any:
+        """Return a service that has no entry."""
         with self._lock:
             for at in (keeper, self):  # while services are being closed, the others are there
-                if keeper._closing and name in at._services:
-                    return constant(at._services[name])
+                if keeper._closing and isinstance(name, str) and name in at._services:
+                    return at._services[name]
             self._refuse_if_closed(keeper)
             self._refuse_if_unknown(name)
             self._graph.validate()
-            return self._compiled(name)
+            resolve = self._compiled(name)
+        return resolve(keeper)
 
     def _compiled(self, name: str) -> Resolver:
-        if (resolver := self._resolvers.get(name)) is None:
-            if name in self._services:  # it was set aside by an override, and is back
-                resolver = constant(self._services[name])
-            else:
-                resolver = self._compile(self._graph.spec(name))
-            self._resolvers[name] = resolver
+        if name in self._services:
+            # It may have been set aside by an override, and be back.
+            self._entries[name] = self._services[name], None
+            return constant(self._services[name])
+        resolver = self._resolver(name)
+        if resolver is None:
+            resolver = self._compile(self._graph.spec(name))
+            self._entries[name] = None, resolver
         return resolver
 
+    def _resolver(self, name: str) -> Resolver | None:
+        return self._entries.get(name, (None, None))[1]
+
     def _compile(self, spec: ServiceSpec) -> Resolver:
-        if spec.making == "instance":
-            make = constant(spec.source)
-        else:
-            factory = spec.source
-            if spec.making == "generator":
-                factory = opening(spec.name, factory)
-            positional: list[Resolver] = []
-            keyword: dict[str, Resolver] = {}
-            dependencies = iter(self._graph.dependencies(spec.name))
-            dependency = next(dependencies, None)
-            for parameter in spec.parameters:
-                if dependency is None or dependency.parameter != parameter.name:
-                    break  # it keeps its default, so what follows is passed by keyword
-                if dependency.keyword_only:
-                    break
-                positional.append(self._argument(dependency))
-                dependency = next(dependencies, None)
-            while dependency is not None:
-                keyword[dependency.parameter] = self._argument(dependency)
-                dependency = next(dependencies, None)
-            make = compile_call(spec.name, factory, positional, keyword)
+        if spec.lifetime == "transient" and spec.making == "call":
+            return written_out(self._call(spec, _WRITTEN_OUT))
+        make = constant(spec.source) if spec.making == "instance" else self._call(spec, 0)
         return make if spec.lifetime == "transient" else self._keeping(spec, make)
 
-    def _argument(self, dependency: Dependency) -> Resolver:
+    def _call(self, spec: ServiceSpec, depth: int) -> Call:
+        """Return how `spec` is made, with the calls of transient services down to `depth`."""
+        factory = spec.source
+        if spec.making == "generator":
+            factory = opening(spec.name, factory)
+        positional: list[Resolver] = []
+        keyword: dict[str, Resolver] = {}
+        dependencies = iter(self._graph.dependencies(spec.name))
+        dependency = next(dependencies, None)
+        for parameter in spec.parameters:
+            if dependency is None or dependency.parameter != parameter.name:
+                break  # it keeps its default, so what follows is passed by keyword
+            if dependency.keyword_only:
+                break
+            positional.append(self._argument(dependency, depth))
+            dependency = next(dependencies, None)
+        while dependency is not None:
+            keyword[dependency.parameter] = self._argument(dependency, depth)
+            dependency = next(dependencies, None)
+        return Call(spec.name, factory, positional, keyword)
+
+    def _argument(self, dependency: Dependency, depth: int) -> Resolver:
         name = dependency.name
         if dependency.lazy:
             return lambda at: partial(at.get, name)
+        spec = self._graph.spec(name)
+        if depth and spec.lifetime == "transient" and spec.making == "call":
+            return self._call(spec, depth - 1)
         return self._compiled(name)
 
     def _keeping(self, spec: ServiceSpec, make: Resolver) -> Resolver:
@@ -305,18 +323,19 @@ class ServiceContainer(Keeper):
             if name in keeper._services:
                 return keeper._services[name]
             self._refuse_if_closed(keeper)
-            if self._resolvers.get(name) is not resolve:  # replaced while we waited for the lock
+            if self._resolver(name) is not resolve:  # replaced while we waited for the lock
                 return keeper.get(name)
             if keeper is self and spec.lifetime == "scoped":
                 raise LifetimeError(
                     f'Service "{name}" is scoped, and was not asked for in a scope',
                     hint="Get it, and what needs it, from `with container.scope() as scope:`.",
                 )
-            if (keeper, name) in self._building:
-                start = self._building.index((keeper, name))
-                path = [one for _, one in self._building[start:]]
-                raise ServiceCycleError([*path, name], while_building=True)
-            self._building.append((keeper, name))
+            for place, one in enumerate(self._building):
+                if one.keeper is keeper and one.name == name:
+                    path = [each.name for each in self._building[place:]]
+                    raise ServiceCycleError([*path, name], while_building=True)
+            building = Building(keeper, name)
+            self._building.append(building)
             try:
                 made = make(keeper)
             finally:
@@ -327,32 +346,36 @@ class ServiceContainer(Keeper):
                 made = made.service
             elif spec.making == "call" and not self._keeps(keeper, made):
                 close = close_method(made)
-            reach = self._graph.reach(name)
-            keeper._keep(name, Kept(made, next(self._finished), reach, close))
+            by_hand = frozenset(building.by_hand)
+            reach = self._graph.reach(name, by_hand)
+            keeper._keep(name, Kept(made, next(self._finished), reach, close, by_hand))
             if keeper is self:
-                self._resolvers[name] = constant(made)
+                self._entries[name] = made, None
             return made
 
     def _keeps(self, keeper: Keeper, service: Any) -> bool:
         """Whether a factory returned what is a service already, under another name."""
         return any(service is one for at in (self, keeper) for one in at._services.values())
 
-    def _take_all(self, affected: set[str]) -> list[tuple[Keeper, dict[str, Kept]]]:
-        """Drop what was compiled from `affected`, and stop keeping what was built on it."""
-        for name in affected:
-            self._resolvers.pop(name, None)
-        return [(keeper, keeper._take(affected)) for keeper in [*self._scopes[::-1], self]]
+    def _groups(self) -> list[dict[str, Kept]]:
+        return [keeper._kept for keeper in (*self._scopes, self)]
 
-    def _on_change(self, changed: str, affected: set[str]) -> Callable[[], None]:
+    def _take_all(self, names: set[str]) -> Groups:
+        """Forget all that is built on `names`, and how it is; return it."""
+        known = [item for kept in self._groups() for item in kept.items()]
+        names = holders(self._graph, names, known)
+        for name in names:
+            self._entries.pop(name, None)
+        return [(keeper, keeper._take(names)) for keeper in (*self._scopes, self)]
+
+    def _on_change(
+        self, changed: str, spec: ServiceSpec | None, affected: set[str], undoing: bool
+    ) -> Callable[[], None]:
         """Forget `affected`; return what closes the services that this outdates."""
-        self._refuse_if_building(affected)
-        outdated = [kept for _, kept in self._take_all(affected)]
-        for override in self._overrides:
-            # The graph shows what overrides a service, not what the service itself needs.
-            everything = override.name == changed or not affected.isdisjoint(override.requirements)
-            for _, kept in override.set_aside:
-                names = kept.keys() if everything else kept.keys() & affected
-                outdated.append({name: kept.pop(name) for name in list(names)})
+        # What is taken back is taken back, also from a constructor that got it by hand.
+        self._refuse_if_building(affected, by_hand=not undoing)
+        outdated = self._overrides.change(changed, spec)
+        outdated += [kept for _, kept in self._take_all(affected)]
 
         def finish() -> None:
             errors: CloseErrors = []
@@ -361,19 +384,14 @@ class ServiceContainer(Keeper):
 
         return finish
 
-    def _end(self, override: _Override, errors: CloseErrors) -> None:
-        outdated: list[dict[str, Kept]] = []
+    def _end(self, override: Override, errors: CloseErrors) -> None:
         with self._lock:
-            override.ended = True
-            while self._overrides and self._overrides[-1].ended:
-                last = self._overrides.pop()
-                affected = self._registry._override(last.name, last.beneath)
-                outdated += [kept for _, kept in self._take_all(affected)]
-                same = self._graph.wire(last.name) == last.dependencies
-                for keeper, kept in last.set_aside:
-                    if keeper._closed or not same:
-                        outdated.append(kept)
-                        continue
-                    for name, one in kept.items():
-                        keeper._keep(name, one)
+            outdated = self._overrides.end(override)
+            affected = self._registry._override(override.name, self._overrides.spec(override.name))
+            for keeper, kept in override.set_aside:
+                affected |= kept.keys() & keeper._kept.keys()
+            outdated += [kept for _, kept in self._take_all(affected)]
+            for keeper, kept in override.set_aside:
+                for name, one in kept.items():
+                    keeper._keep(name, one)
         close_each(outdated, errors)

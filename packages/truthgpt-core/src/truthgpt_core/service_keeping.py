@@ -4,41 +4,65 @@ from __future__ import annotations
 
 import graphlib
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from truthgpt_core.service_errors import ServiceCloseError
 from truthgpt_core.service_graph import Reach
-from truthgpt_core.service_resolver import Resolver, add_building_path
+from truthgpt_core.service_resolver import Entry, add_building_path
 
 if TYPE_CHECKING:
     from truthgpt_core.service_container import ServiceContainer
 
-CloseErrors = list[tuple[str, Exception]]
+CloseErrors = list[tuple[str, BaseException]]
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """An instance that is kept, with all it takes to close it at the right moment."""
+    """An instance that is kept, with all it takes to close it at the right moment.
+
+    `by_hand` names what was got from a container or a scope while it was being made,
+    rather than injected: dependencies that the graph does not show.
+    """
 
     service: Any
     finished: int
     reach: Reach
     close: Callable[[], object] | None
+    by_hand: frozenset[str]
+
+
+@dataclass(eq=False)
+class Building:
+    """A service that is being built, by the thread that holds the container's lock."""
+
+    keeper: Keeper
+    name: str
+    thread: int = field(default_factory=get_ident)
+    by_hand: set[str] = field(default_factory=set)
 
 
 class Keeper:
     """What the container and a scope have in common: they keep instances and close them.
 
     `_services` repeats the instances of `_kept`, to find them in one step. A scope shares
-    the `_resolvers` of its container until it is closed; then there are none, so that
+    the `_entries` of its container until it is closed; then there are none, so that
     `get` need not ask whether it is closed.
     """
 
-    def __init__(self, container: ServiceContainer, resolvers: dict[str, Resolver]) -> None:
+    def __init__(
+        self,
+        container: ServiceContainer,
+        entries: dict[str, Entry],
+        building: list[Building],
+    ) -> None:
         self._container = container
-        self._resolvers = resolvers
+        self._entries = entries
+        self._building = building
         self._services: dict[str, Any] = {}
         self._kept: dict[str, Kept] = {}
         self._closed = False
@@ -59,13 +83,15 @@ class Keeper:
             LifetimeError: if `name` is scoped, or needs something that is, and this is no scope.
             ServiceError: if the graph of services is not valid; see `ServiceRegistry.validate`.
         """
-        resolve: Resolver | None
+        if self._building:
+            _note_by_hand(self._building, name)
         try:
-            resolve = self._resolvers[name]
-        except KeyError:
-            resolve = None  # so that errors from here on have no KeyError as their context
+            service, resolve = self._entries[name]
+        except (KeyError, TypeError):
+            # Called below, so that its errors do not have this one as their context.
+            resolve = partial(self._container._resolve, name)
         if resolve is None:
-            resolve = self._container._resolver(name, self)
+            return service
         try:
             return resolve(self)
         except Exception as error:
@@ -87,11 +113,13 @@ class Keeper:
         # While its dependents are being closed, a service can still be got; none is built.
         with self._container._lock:
             self._closed = self._closing = True
-            self._resolvers = {}
+            self._entries = {}
             kept, self._kept = self._kept, {}
-        for name in closing_order(kept):
-            _close(name, kept[name], errors)
-            self._services.pop(name, None)
+            groups = [kept, *self._container._overrides.take(self)]
+        for name, one in closing_order(groups):
+            _close(name, one, errors)
+            if kept.get(name) is one:
+                self._services.pop(name, None)
         self._closing = False
 
 
@@ -102,37 +130,51 @@ class ServiceScope(Keeper):
     """
 
 
-def closing_order(kept: Mapping[str, Kept]) -> list[str]:
-    """Return the names in the order to close them: each before everything it may use.
+def closing_order(groups: Iterable[Mapping[str, Kept]]) -> list[tuple[str, Kept]]:
+    """Return instances in the order to close them: each before everything it may use.
 
     Args:
-        kept: the instances by name.
+        groups: the instances by name. Several groups may have a name, because overrides
+            set instances aside.
 
     What was finished last is closed first, which is right for everything that was got
     while it was being made, by parameter or by hand. What came later through a provider
     is the exception: it is kept open for the holder of the provider, unless it needs
     that holder in turn.
     """
-    now = {name: one.reach.now & kept.keys() for name, one in kept.items()}
-    every = {name: now[name] | (one.reach.later & kept.keys()) for name, one in kept.items()}
-    before: dict[str, set[str]] = {
-        name: {one for one in needs if one in now[name] or not _reaches(every, one, name)}
-        for name, needs in every.items()
+    # Instances go by when they were finished, which no two have in common.
+    kept = {one.finished: (name, one) for group in groups for name, one in group.items()}
+    by_name: defaultdict[str, set[int]] = defaultdict(set)
+    for finished, (name, _) in kept.items():
+        by_name[name].add(finished)
+    now = {
+        # What it asked for by hand, but did not get, may be finished later, and need it.
+        finished: {each for need in one.reach.now for each in by_name[need] if each < finished}
+        for finished, (_, one) in kept.items()
+    }
+    every = {
+        finished: now[finished].union(*[by_name[need] for need in one.reach.later])
+        for finished, (_, one) in kept.items()
+    }
+    before = {
+        finished: {
+            one for one in needs if one in now[finished] or not _reaches(every, one, finished)
+        }
+        for finished, needs in every.items()
     }
     sorter = graphlib.TopologicalSorter(before)
     sorter.prepare()
-    ready: list[tuple[int, str]] = []
-    order: list[str] = []
+    ready: list[int] = []
+    order: list[int] = []
     while sorter.is_active():
-        for name in sorter.get_ready():
-            heapq.heappush(ready, (kept[name].finished, name))
-        _, name = heapq.heappop(ready)
-        order.append(name)
-        sorter.done(name)
-    return order[::-1]
+        for finished in sorter.get_ready():
+            heapq.heappush(ready, finished)
+        order.append(heapq.heappop(ready))
+        sorter.done(order[-1])
+    return [kept[finished] for finished in reversed(order)]
 
 
-def _reaches(edges: Mapping[str, Set[str]], start: str, goal: str) -> bool:
+def _reaches(edges: Mapping[int, Set[int]], start: int, goal: int) -> bool:
     found = {start}
     waiting = [start]
     while waiting:
@@ -149,18 +191,27 @@ def close_method(service: Any) -> Callable[[], object] | None:
 
 
 def close_each(groups: Iterable[Mapping[str, Kept]], errors: CloseErrors) -> None:
-    """Close all of `groups`, one after the other, adding to `errors` what is raised."""
-    for kept in groups:
-        for name in closing_order(kept):
-            _close(name, kept[name], errors)
+    """Close all of `groups` in one order, adding to `errors` what is raised."""
+    for name, one in closing_order(groups):
+        _close(name, one, errors)
 
 
 def raise_errors(errors: CloseErrors) -> None:
-    """Raise one `ServiceCloseError` for all of `errors`, if there are any."""
-    if errors:
-        raise ServiceCloseError(errors) from ExceptionGroup(
-            "closing services failed", [error for _, error in errors]
+    """Raise one `ServiceCloseError` for all of `errors`, if there are any.
+
+    What is no `Exception`, such as KeyboardInterrupt, is raised as it is.
+    """
+    failures = [(name, error) for name, error in errors if isinstance(error, Exception)]
+    failed = ServiceCloseError(failures) if failures else None
+    if failed is not None:
+        failed.__cause__ = ExceptionGroup(
+            "closing services failed", [error for _, error in failures]
         )
+    for _, error in errors:
+        if not isinstance(error, Exception):
+            raise error from failed
+    if failed is not None:
+        raise failed
 
 
 def _close(name: str, kept: Kept, errors: CloseErrors) -> None:
@@ -168,5 +219,11 @@ def _close(name: str, kept: Kept, errors: CloseErrors) -> None:
         return
     try:
         kept.close()
-    except Exception as error:  # noqa: BLE001 - one that fails must not keep the others open
+    except BaseException as error:  # noqa: BLE001 - one that fails must not keep the others open
         errors.append((name, error))
+
+
+def _note_by_hand(building: list[Building], name: str) -> None:
+    innermost = building[-1:]  # empty if another thread has just finished
+    if innermost and innermost[0].thread == get_ident() and isinstance(name, str):
+        innermost[0].by_hand.add(name)

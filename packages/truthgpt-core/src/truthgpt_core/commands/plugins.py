@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -46,6 +45,8 @@ def plugins(context: click.Context, as_json: bool, load: bool, strict: bool) -> 
 
     rows = _rows(load)
     if as_json:
+        import json
+
         click.echo(json.dumps([_as_json(row) for row in rows], indent=2))
     elif rows:
         _print_table(rows, load)
@@ -68,6 +69,8 @@ def show(name: str, as_json: bool, load: bool) -> None:
     if not found:
         raise _unknown(name, rows)
     if as_json:
+        import json
+
         click.echo(json.dumps([_in_full(row, rows) for row in found], indent=2))
         return
     for number, row in enumerate(found):
@@ -130,8 +133,10 @@ def _rows(load: bool) -> list[PluginRow]:
         manager = PluginManager(strict=False)
         manager.activate_all()
         return manager.rows()
+    from truthgpt_core import commands
     from truthgpt_core.plugin_listing import installed_rows
 
+    commands.leave_quickly()
     return [row for _, row in sorted(installed_rows().items())]
 
 
@@ -186,8 +191,7 @@ def _print_table(rows: list[PluginRow], load: bool) -> None:
             cells.append(", ".join(row.hooks or ()))
             cells.append("" if row.load_seconds is None else f"{row.load_seconds * 1000:.0f} ms")
         table.append(cells)
-    for line in columns(table):
-        click.echo(line)
+    click.echo("\n".join(columns(table)))
     reasons = [row for row in rows if row.reason]
     if reasons:
         click.echo()

@@ -101,14 +101,23 @@ def test_events_cannot_be_changed(emitter):
         del seen[0].type
 
 
-def test_data_is_never_looked_at(emitter):
-    """Delivering an event neither reads, copies nor converts its data."""
+def test_values_are_never_looked_at(emitter):
+    """Delivering an event neither reads, copies nor converts a value: no tensor is waited for."""
     seen = []
     emitter.on(STEP, seen.append)
-    emitter.emit(STEP, Untouchable(loss=1))
     value = Untouchable()
     emitter.emit(STEP, {"loss": value})
-    assert seen[1].data["loss"] is value
+    assert seen[0].data["loss"] is value
+
+
+def test_an_event_stays_as_it_was_emitted(emitter):
+    """Changing the mapping that was emitted changes no event."""
+    seen = []
+    emitter.on(STEP, seen.append)
+    data = {"loss": 1}
+    emitter.emit(STEP, data)
+    data["loss"] = 2
+    assert seen[0].data["loss"] == 1
 
 
 def test_showing_an_event_does_not_show_its_values():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from truthgpt_core.service_registry import (
     LifetimeError,
     Provider,
     ServiceContainer,
     ServiceError,
+    ServiceInfo,
 )
 
 if TYPE_CHECKING:
@@ -149,9 +153,67 @@ def test_graph_is_a_mermaid_flowchart(container: ServiceContainer) -> None:
         "flowchart TD\n"
         '    n0(["job"])\n'
         '    n1("session")\n'
-        '    n2["the #34;engine#34; #35;1#10;"]\n'
+        '    n2["the#32;#34;engine#34;#32;#35;1#10;"]\n'
         "    n0 -.-> n1\n"
         "    n0 --> n2\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("model_service", "model_service"),
+        ("kebab-case-2", "kebab-case-2"),
+        ("end", "end"),
+        ('"]', "#34;#93;"),
+        ("größe 日本", "gr#246;#223;e#32;#26085;#26412;"),
+        ("a;b\n%%c", "a#59;b#10;#37;#37;c"),
+        ("direction TB", "direction#32;TB"),
+        ("style a:b#c", "style#32;a#58;b#35;c"),
+        ("fa:fa-car", "fa#58;fa-car"),
+        ("__init__", "#95;#95;init#95;#95;"),
+        ("- 1. *x*", "#45;#32;1#46;#32;#42;x#42;"),
+        ("www.example.com", "www#46;example#46;com"),
+        ("`code`", "#96;code#96;"),
+        ("<b>", "#60;b#62;"),
+        ("a--b_", "a#45;#45;b#95;"),
+        (" ", "#32;"),
+        ("\ud800", "#55296;"),
+    ],
+)
+def test_names_are_no_mermaid(container: ServiceContainer, name: str, label: str) -> None:
+    """No name is taken for a command, an icon or Markdown, and the text is ASCII."""
+    container.register(name, Engine)
+    assert container.graph() == f'flowchart TD\n    n0["{label}"]\n'
+
+
+@given(st.text(min_size=1))
+def test_labels_stand_for_names(name: str) -> None:
+    """Reading the entities of a label gives the name, whatever it is."""
+    container = ServiceContainer()
+    container.register(name, Engine)
+    lines = container.graph().splitlines()
+    match = re.fullmatch(r' {4}n0\["((?:[A-Za-z0-9_-]|#[0-9]+;)+)"\]', lines[1])
+    assert len(lines) == 2
+    assert match
+    assert re.sub("#([0-9]+);", lambda code: chr(int(code[1])), match[1]) == name
+
+
+def test_services_are_described_without_making_them(container: ServiceContainer) -> None:
+    """`describe` tells lifetimes and needs of a graph that is not valid, too."""
+
+    def job(session: Provider[Any], engine: Engine, driver: Any, *, speed: int = 3) -> None:
+        raise AssertionError("made")
+
+    container.register("job", job, singleton=False)
+    container.register("session", lambda: 1, lifetime="scoped")
+    container.register("big", Engine)
+    container.register("small", Engine)
+    assert container.registry.describe() == (
+        ServiceInfo("big", "singleton", needs=(), later=(), missing=()),
+        ServiceInfo("job", "transient", ("big", "small"), ("session",), ("driver",)),
+        ServiceInfo("session", "scoped", (), (), ()),
+        ServiceInfo("small", "singleton", (), (), ()),
     )
 
 

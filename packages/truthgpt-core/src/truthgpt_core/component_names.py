@@ -86,42 +86,50 @@ class ComponentNames:
         found = ((name, self.get(name)) for name in sorted(self._layers))
         return [(name, layer) for name, layer in found if layer is not None]
 
-    def is_free(self, name: str, layer: Component | Alias) -> bool:
-        """Return whether to register `layer`; False if that was done already.
+    def check_free(self, name: str, layer: Layer) -> None:
+        """Refuse `layer` if `name` stands for something else.
 
         Raises:
-            DuplicateComponentError: the name stands for something else.
+            DuplicateComponentError: it does.
         """
         present = self.get(name)
         if present is None:
-            return True
+            return
         match present, layer:
             case Component(loader=None), Component(target=None):
                 pass
             case Component(), Component(target=None):
                 if present.origin == layer.origin:
-                    return False
+                    return
             case Component(target=None), Component():
-                return True
+                return
             case Component(), Component():
                 if present.target is layer.target:
-                    return False
+                    return
             case Alias(), Alias():
                 if present.name == layer.name:
-                    return False
+                    return
         raise DuplicateComponentError(
             f'{self._label} has "{name}" already, {present}, so it cannot be {layer}',
             hint="Choose another name, or say replace=True.",
         )
 
-    def push(self, name: str, layer: Layer) -> None:
-        """Let `name` stand for `layer`; the transaction under way can take that back."""
-        self.cover(name, layer)
-        record_undo(partial(self.withdraw, name, layer))
+    def push(self, name: str, layer: Layer, *, replace: bool) -> None:
+        """Let `name` stand for `layer`; the transaction under way can take that back.
 
-    def cover(self, name: str, layer: Layer) -> None:
-        """Let `name` stand for `layer`, to be taken back with `withdraw` alone."""
-        self._layers[name] = (*self._layers.get(name, ()), layer)
+        Raises:
+            DuplicateComponentError: it stands for something else, and `replace` is False.
+        """
+        if not replace:
+            self.check_free(name, layer)
+        undoable = record_undo(partial(self.withdraw, name, layer))
+        self.cover(name, layer, for_good=not undoable)
+
+    def cover(self, name: str, layer: Layer, *, for_good: bool = False) -> None:
+        """Let `name` stand for `layer`, to be taken back with `withdraw` unless it is for good."""
+        # What lies under a layer that stays for good will never be seen again.
+        beneath = () if for_good else self._layers.get(name, ())
+        self._layers[name] = (*beneath, layer)
 
     def withdraw(self, name: str, layer: Layer) -> None:
         """Take `layer` out of `name`, wherever it lies."""
@@ -143,6 +151,16 @@ def check_name(name: object) -> None:
         raise ComponentNameError(
             f"{name!r} cannot name a component", hint='Use letters, digits, "_" and "-".'
         )
+
+
+def refuse_other_than_string(name: object) -> None:
+    """Refuse what is not even a string where the name of a component is looked up.
+
+    Raises:
+        ComponentNameError: it is none.
+    """
+    if not isinstance(name, str):
+        raise ComponentNameError(f"{name!r} cannot name a component", hint="Names are strings.")
 
 
 def name_for(cls: type) -> str:

@@ -30,8 +30,8 @@ class EventStream:
     """
 
     def __init__(self, maxsize: int, subscribe: Callable[[EventStream], Subscription]) -> None:
-        if maxsize < 1:
-            raise EventError(f"A stream must hold at least one event, and maxsize is {maxsize}")
+        if not isinstance(maxsize, int) or maxsize < 1:
+            raise EventError(f"A stream must hold at least one event, and maxsize is {maxsize!r}")
         self.dropped = 0
         self._events: deque[Event] = deque()
         self._maxsize = maxsize
@@ -63,6 +63,8 @@ class EventStream:
                 self.dropped += 1
             self._events.append(event)
             self._wake()
+        if self.closed:  # only now: the emitter's lock is never taken under this one
+            self._subscription.close()
 
     def __len__(self) -> int:
         return len(self._events)

@@ -17,7 +17,8 @@ What can be relied on:
 - A handler may add and remove handlers, and so may other threads. One that is added
   gets no event whose `emit` has begun; one that is removed gets no call that has not
   begun.
-- Emitting to nobody builds no event. The data is never copied, converted or looked at.
+- Emitting to nobody builds no event. What the data holds is never copied, converted or
+  looked at; the mapping itself is copied, so that an event stays as it was emitted.
 """
 
 from __future__ import annotations
@@ -148,8 +149,8 @@ class Subscription:
         return removed
 
     def close(self) -> None:
-        """Take the handler out for good, whatever becomes of a transaction under way."""
-        self._emitter._detach(self)
+        """Take the handler out for good: no transaction that rolls back puts it back."""
+        self._emitter._detach(self, for_good=True)
 
     def __enter__(self) -> Self:
         return self
@@ -236,14 +237,19 @@ class EventEmitter:
             decorator, the function unchanged.
 
         Raises:
-            EventHandlerError: the handler cannot be called with one event, is a
-                coroutine function, or `every` is not a positive whole number.
+            EventHandlerError: the handler or the filter cannot be called with one event,
+                or is a coroutine function or a generator function; `every` is not a
+                positive whole number, or `priority` is no whole number.
             EventTypeError: `event_type` is not an event type.
         """
         if event_type is not None:
             _require_event_type(event_type)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise EventHandlerError(f"every must be a whole number of at least 1, not {every!r}")
+        if not isinstance(priority, int):
+            raise EventHandlerError(f"priority must be a whole number, not {priority!r}")
+        if filter is not None:
+            check_handler(filter, "filter")
 
         def register(handler: Handler) -> Subscription:
             check_handler(handler)
@@ -288,13 +294,17 @@ class EventEmitter:
 
         Args:
             event_type: what kind of news it is.
-            data: what there is to tell; leave it unchanged afterwards.
+            data: what there is to tell; leave the values unchanged afterwards.
 
         Raises:
             EventTypeError: `event_type` is not an event type.
+            EventError: `data` is no mapping, and somebody listens.
             Exception: what a critical handler raised; an ExceptionGroup if several did.
         """
-        subscriptions = self._routes.get(event_type)
+        try:
+            subscriptions = self._routes.get(event_type)
+        except TypeError:  # it has no hash, so it is no event type, as _route will say
+            subscriptions = None
         if not subscriptions:
             if subscriptions is None:
                 subscriptions = self._route(event_type)
@@ -328,6 +338,7 @@ class EventEmitter:
         Raises:
             EventTypeError: `event_type` is not an event type.
         """
+        _require_event_type(event_type)
         subscriptions = self._routes.get(event_type)
         return bool(self._route(event_type) if subscriptions is None else subscriptions)
 
@@ -366,7 +377,7 @@ class EventEmitter:
 
     def _attach(self, subscription: Subscription) -> None:
         with self._lock:
-            if subscription.active:
+            if subscription.active or subscription._guarded is _nothing:
                 return
             subscriptions = list(self._subscriptions)
             insort(subscriptions, subscription, key=_position)
@@ -374,8 +385,10 @@ class EventEmitter:
             self._subscriptions = tuple(subscriptions)
             self._routes = {}
 
-    def _detach(self, subscription: Subscription) -> bool:
+    def _detach(self, subscription: Subscription, *, for_good: bool = False) -> bool:
         with self._lock:
+            if for_good:
+                subscription._guarded = _nothing
             if not subscription.active:
                 return False
             subscription._call = _nothing

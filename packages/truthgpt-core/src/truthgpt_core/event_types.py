@@ -85,6 +85,7 @@ class EventType:
     OPTIMIZATION_FINISHED: ClassVar[EventType]
 
     def __new__(cls, name: str) -> EventType:  # noqa: D102 - the class says it
+        _require_name(name)
         known = cls._known.get(name)
         if known is None:
             hint = did_you_mean(name, cls._known) or "EventType.known() lists the known types."
@@ -105,6 +106,7 @@ class EventType:
         Raises:
             EventTypeError: the name has no dot or holds other characters.
         """
+        _require_name(name)
         if not _NAMESPACED.fullmatch(name):
             if name in cls._known:
                 hint = f"That type is TruthGPT's own: use EventType.{name.upper()}."
@@ -149,6 +151,11 @@ class EventType:
         return (EventType.custom if "." in self._name else EventType), (self._name,)
 
 
+def _require_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise EventTypeError(f"The name of an event type is a string, and {name!r} is none")
+
+
 for _constant in [name for name in EventType.__annotations__ if name.isupper()]:
     setattr(EventType, _constant, EventType._define(_constant.lower()))
 
@@ -159,15 +166,19 @@ class Event:
 
     Args:
         event_type: what kind of news it is.
-        data: what there is to tell. It is shown through a read-only view and neither
-            copied nor looked at, so a tensor in it costs no synchronization; whoever
-            emits it leaves it unchanged afterwards.
+        data: what there is to tell. The mapping is copied, so that nobody can change it;
+            its values are the very same, and are not looked at, so a tensor among them
+            costs no synchronization. A value that can be changed still can: whoever
+            emits it leaves them unchanged afterwards.
         timestamp: seconds since the epoch; now, if None.
 
     Attributes:
         type: what kind of news it is.
-        data: a read-only mapping, `event.data["step"]`.
+        data: an immutable mapping, `event.data["step"]`.
         timestamp: when it was emitted, in seconds since the epoch.
+
+    Raises:
+        EventError: `data` is no mapping.
     """
 
     __slots__ = ("data", "timestamp", "type")
@@ -182,8 +193,15 @@ class Event:
         data: Mapping[str, Any] = NO_DATA,
         timestamp: float | None = None,
     ) -> None:
+        if data is not NO_DATA:
+            if not isinstance(data, dict) and not isinstance(data, Mapping):
+                raise EventError(
+                    f"The data of {event_type} must be a mapping, not {type(data).__name__}"
+                )
+            # A plain dict: one with default values would take in each key that is asked for.
+            data = MappingProxyType(dict(data))
         _set(self, "type", event_type)
-        _set(self, "data", MappingProxyType(data))
+        _set(self, "data", data)
         _set(self, "timestamp", time() if timestamp is None else timestamp)
 
     def view(self, view: Callable[[Event], ViewT]) -> ViewT:
@@ -202,6 +220,9 @@ class Event:
 
     def __delattr__(self, name: str) -> NoReturn:
         raise FrozenInstanceError(f"an event cannot be changed: {name}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Event, (self.type, dict(self.data), self.timestamp)
 
     def __repr__(self) -> str:
         # The values are left out: showing a tensor synchronizes its device.

@@ -42,4 +42,4 @@ class ComponentArgumentsError(FactoryError):
 
     def __init__(self, message: str, *, problems: list[str], hint: str) -> None:
         super().__init__(message, hint=hint)
-        self.problems = tuple(problems)
+        self.problems: tuple[str, ...] = tuple(problems)

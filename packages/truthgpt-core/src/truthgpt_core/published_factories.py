@@ -5,6 +5,7 @@ Import these names from `truthgpt_core.dynamic_factory`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,11 +19,21 @@ if TYPE_CHECKING:
 
 FactoryT = TypeVar("FactoryT", bound="DynamicFactory[Any]")
 
-_published: dict[str, list[DynamicFactory[Any]]] = {}
+
+@dataclass(eq=False, slots=True)
+class _Publication:
+    """One call of `publish_factory`: the same factory may be published by several."""
+
+    factory: DynamicFactory[Any]
+
+
+_published: dict[str, list[_Publication]] = {}
 
 
 def publish_factory(factory: FactoryT, *, replace: bool = False) -> FactoryT:
-    """Let `get_factory` find a factory by its name. Doing so again changes nothing.
+    """Let `get_factory` find a factory by its name.
+
+    Doing so again changes nothing; it is found until both are taken back.
 
     Args:
         factory: a factory with a name.
@@ -40,16 +51,16 @@ def publish_factory(factory: FactoryT, *, replace: bool = False) -> FactoryT:
             f"{factory!r} has no name to be published as", hint="Say DynamicFactory(name=...)."
         )
     with lock:
-        published = _published.setdefault(name, [])
-        if published and published[-1] is factory:
-            return factory
-        if published and not replace:
+        published = _published.get(name, [])
+        if published and published[-1].factory is not factory and not replace:
             raise FactoryError(
-                f'A factory named "{name}" exists already, {published[-1]!r}',
+                f'A factory named "{name}" exists already, {published[-1].factory!r}',
                 hint="Choose another name, or say replace=True.",
             )
-        published.append(factory)
-        record_undo(partial(_unpublish, name, factory))
+        publication = _Publication(factory)
+        undoable = record_undo(partial(_withdraw, name, publication))
+        # What lies under one that stays for good will never be found again.
+        _published[name] = [*published, publication] if undoable else [publication]
     return factory
 
 
@@ -64,7 +75,7 @@ def get_factory(name: str) -> DynamicFactory[Any]:
     """
     with lock:
         if name in _published:
-            return _published[name][-1]
+            return _published[name][-1].factory
         have = f"There is: {', '.join(sorted(_published))}." if _published else "There is none."
         suggestion = did_you_mean(name, _published)
     raise UnknownFactoryError(
@@ -73,12 +84,9 @@ def get_factory(name: str) -> DynamicFactory[Any]:
     )
 
 
-def _unpublish(name: str, factory: DynamicFactory[Any]) -> None:
+def _withdraw(name: str, publication: _Publication) -> None:
     with lock:
-        rest = list(_published.get(name, ()))
-        if factory in rest:
-            # The newest: published, replaced and published again, it is there twice.
-            del rest[len(rest) - 1 - rest[::-1].index(factory)]
+        rest = [kept for kept in _published.get(name, ()) if kept is not publication]
         if rest:
             _published[name] = rest
         else:

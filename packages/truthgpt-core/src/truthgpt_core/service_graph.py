@@ -8,9 +8,11 @@ something it depends on.
 from __future__ import annotations
 
 import graphlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.service_errors import (
@@ -21,6 +23,9 @@ from truthgpt_core.service_errors import (
     ServiceError,
 )
 from truthgpt_core.service_spec import Lifetime, ServiceSpec
+
+# All but letters and digits, and what joins them: `model_service`, not `__init__`.
+_ESCAPED = re.compile("[^A-Za-z0-9_-]|(?<![A-Za-z0-9])[_-]|[_-](?![A-Za-z0-9])")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,26 @@ class Reach:
 
 
 @dataclass(frozen=True)
+class ServiceInfo:
+    """A service and what it needs, known without making it.
+
+    Attributes:
+        name: the name that it is registered under.
+        lifetime: "singleton", "scoped" or "transient".
+        needs: the services that it gets when it is made; where several would do for a
+            parameter, which is an error, all of them.
+        later: those that it gets through a `Provider`.
+        missing: its parameters for which nothing is registered.
+    """
+
+    name: str
+    lifetime: Lifetime
+    needs: tuple[str, ...]
+    later: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Wiring:
     dependencies: tuple[Dependency, ...]
     asked: frozenset[str | type]  # the parameter names and classes that decided it
@@ -72,6 +97,7 @@ class ServiceGraph:
     def __init__(self) -> None:
         self._specs: dict[str, ServiceSpec] = {}
         self._kinds: dict[str, type | None] = {}
+        self._vague: set[str] = set()  # whose kind is None because it could not be evaluated
         self._providers: defaultdict[type, set[str]] = defaultdict(set)
         self._local_classes: dict[tuple[str, str], type] = {}
         self._wirings: dict[str, _Wiring] = {}
@@ -91,6 +117,15 @@ class ServiceGraph:
         """Return the registration of `name`."""
         return self._specs[name]
 
+    def copy(self) -> ServiceGraph:
+        """Return a graph that says the same, and changes by itself from then on."""
+        graph = ServiceGraph()
+        for attribute, value in vars(self).items():
+            setattr(graph, attribute, value.copy())
+        for names_by_key in (graph._providers, graph._asking, graph._dependents):
+            _copy_values(names_by_key)
+        return graph
+
     def put(self, name: str, spec: ServiceSpec | None) -> set[str]:
         """Let `name` stand for `spec`, or for nothing.
 
@@ -106,8 +141,13 @@ class ServiceGraph:
             self._specs[name] = spec
             self._note_local_class(spec)
             # Before the first use, types wait: they may name classes that do not exist yet.
-            if self._wirings and (kind := self._kind(name)) is not None:
-                asking |= self._asking.get(kind, set())
+            if self._wirings:
+                vague, self._vague = self._vague, set()
+                for one in vague:
+                    del self._kinds[one]
+                for one in [name, *vague]:
+                    if (kind := self._kind(one)) is not None:
+                        asking |= self._asking.get(kind, set())
         asking.discard(name)
         changed = {one for one in asking if self._wire(one) != self._wirings[one]} | {name}
         affected = self.dependents(changed)
@@ -126,43 +166,26 @@ class ServiceGraph:
             waiting += new
         return found
 
-    def requirements(self, name: str) -> set[str]:
-        """Return everything that `name` needs, at once or lazily, itself excepted."""
-        self._wire_all()
-        found: set[str] = set()
-        waiting = [name]
-        while waiting:
-            for dependency in self._wirings[waiting.pop()].dependencies:
-                new = {one for one in dependency.candidates if one in self._specs} - found
-                found |= new
-                waiting += new
-        return found - {name}
-
     def dependencies(self, name: str) -> tuple[Dependency, ...]:
         """Return what the parameters of `name` get, in their order; defaults are left out."""
         return self._wirings[name].dependencies
 
-    def wire(self, name: str) -> tuple[Dependency, ...]:
-        """Return `dependencies(name)` after wiring what is not wired yet; () for no service."""
-        self._wire_all()
-        return self._wirings[name].dependencies if name in self._wirings else ()
-
-    def reach(self, name: str) -> Reach:
-        """Return which kept instances making `name` can get; the graph must be valid."""
+    def reach(self, name: str, by_hand: Iterable[str]) -> Reach:
+        """Return which kept instances making `name` could get, or got by hand."""
         found: dict[bool, set[str]] = {False: set(), True: set()}
         seen: set[tuple[str, bool]] = set()
-        waiting = [(name, False)]
-        while waiting:
-            one, later = waiting.pop()
-            for dependency in self._wirings[one].dependencies:
-                step = (dependency.name, later or dependency.lazy)
-                if step in seen:
-                    continue
-                seen.add(step)
-                if self._specs[dependency.name].lifetime == "transient":
-                    waiting.append(step)
-                else:
-                    found[step[1]].add(dependency.name)
+        # What it asked for by hand may not have been there.
+        steps = [*self._steps(name), *((one, False) for one in by_hand if one in self._wirings)]
+        while steps:
+            step = steps.pop()
+            if step in seen:
+                continue
+            seen.add(step)
+            one, later = step
+            if self._specs[one].lifetime == "transient":
+                steps += [(needed, later or lazy) for needed, lazy in self._steps(one)]
+            else:
+                found[later].add(one)
         return Reach(frozenset(found[False]), frozenset(found[True] - found[False]))
 
     def validate(self) -> None:
@@ -176,7 +199,7 @@ class ServiceGraph:
         """
         if len(self._valid) == len(self._specs):
             return
-        self._wire_all()
+        self.wire()
         unjudged = sorted(self._specs.keys() - self._valid)
         for name in unjudged:
             for dependency in self._wirings[name].dependencies:
@@ -193,13 +216,30 @@ class ServiceGraph:
                 )
         self._valid.update(unjudged)
 
+    def describe(self, name: str) -> ServiceInfo:
+        """Return what is known of `name`; the graph need not be valid."""
+        self.wire()
+        needs: dict[bool, set[str]] = {False: set(), True: set()}
+        missing = []
+        for dependency in self._wirings[name].dependencies:
+            needs[dependency.lazy].update(dependency.candidates)
+            if not dependency.candidates:
+                missing.append(dependency.parameter)
+        return ServiceInfo(
+            name,
+            self._specs[name].lifetime,
+            tuple(sorted(needs[False])),
+            tuple(sorted(needs[True])),
+            tuple(missing),
+        )
+
     def mermaid(self) -> str:
         """Return the graph as a Mermaid flowchart, the same text for the same graph.
 
         Singletons are rectangles, scoped services round, transient ones stadiums;
         a dotted arrow is a `Provider`.
         """
-        self._wire_all()
+        self.wire()
         ids = {name: f"n{number}" for number, name in enumerate(self.names())}
         shapes: Mapping[Lifetime, tuple[str, str]] = {
             "singleton": ("[", "]"),
@@ -222,7 +262,15 @@ class ServiceGraph:
             ]
         return "\n".join(lines) + "\n"
 
+    def _steps(self, name: str) -> list[tuple[str, bool]]:
+        return [
+            (needed, dependency.lazy)
+            for dependency in self._wirings[name].dependencies
+            for needed in dependency.candidates
+        ]
+
     def _forget_spec(self, name: str) -> None:
+        self._vague.discard(name)
         if (spec := self._specs.pop(name, None)) is None:
             return
         if (kind := self._kinds.pop(name, None)) is not None:
@@ -242,12 +290,16 @@ class ServiceGraph:
 
     def _kind(self, name: str) -> type | None:
         if name not in self._kinds:
-            kind = self._kinds[name] = self._specs[name].provides(self._local_classes)
-            if kind is not None:
-                self._providers[kind].add(name)
+            provided = self._specs[name].provides(self._local_classes)
+            self._kinds[name] = provided.kind
+            if provided.kind is not None:
+                self._providers[provided.kind].add(name)
+            if not provided.resolved:
+                self._vague.add(name)
         return self._kinds[name]
 
-    def _wire_all(self) -> None:
+    def wire(self) -> None:
+        """Find out what every parameter gets, where that is not known yet."""
         for name in self._specs.keys() - self._kinds.keys():
             self._kind(name)
         for name in self._specs.keys() - self._wirings.keys():
@@ -307,7 +359,24 @@ class ServiceGraph:
             )
         return MissingDependencyError(
             f'"{spec.name}" needs "{dependency.parameter}" {where}, which is not registered',
-            hint=did_you_mean(dependency.parameter, self._specs),
+            hint=self._heir_of_wanted(spec, dependency)
+            or did_you_mean(dependency.parameter, self._specs),
+        )
+
+    def _heir_of_wanted(self, spec: ServiceSpec, dependency: Dependency) -> str | None:
+        (parameter,) = (one for one in spec.parameters if one.name == dependency.parameter)
+        wanted = spec.wanted(parameter, self._local_classes).kind
+        heirs = [
+            name
+            for kind, names in self._providers.items()
+            for name in names
+            if wanted in kind.__mro__ and name != spec.name
+        ]
+        if wanted is None or not heirs:
+            return None
+        return (
+            f'"{min(heirs)}" provides a subclass of {wanted.__name__}: give the parameter its '
+            f"name, or register it with a function that says it returns {wanted.__name__}."
         )
 
     def _refuse_cycles(self, names: Iterable[str]) -> None:
@@ -348,6 +417,11 @@ class ServiceGraph:
         return ()
 
 
+def _copy_values(names_by_key: dict[Any, set[str]]) -> None:
+    for key, names in names_by_key.items():
+        names_by_key[key] = names.copy()
+
+
 def _local_key(source: object) -> tuple[str, str] | None:
     """Return how a class that was defined inside a function is looked up; None for all else."""
     if isinstance(source, type) and "<locals>" in source.__qualname__:
@@ -356,7 +430,10 @@ def _local_key(source: object) -> tuple[str, str] | None:
 
 
 def _escaped(name: str) -> str:
-    """Return `name` for a quoted Mermaid label; `#34;` is how Mermaid writes a quote."""
-    return "".join(
-        char if char.isalnum() or char in " _-./:" else f"#{ord(char)};" for char in name
-    )
+    """Return `name` for a quoted Mermaid label, in ASCII; `#34;` is how Mermaid writes a quote.
+
+    Quotes do not protect all that stands between them: a line with `direction TB` in it is taken
+    for that command, `style a:b#35;` loses its semicolon, `fa:fa-car` becomes an icon, and
+    some versions read Markdown in all labels. So little is left as it is.
+    """
+    return _ESCAPED.sub(lambda char: f"#{ord(char[0])};", name)

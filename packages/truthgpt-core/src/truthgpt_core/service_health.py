@@ -27,10 +27,10 @@ class ServiceHealth:
 
 def ask(lifetime: Lifetime, service: Any) -> ServiceHealth:
     """Return how `service`, which is built, says that it is."""
-    method = None if isinstance(service, type) else getattr(service, "health", None)
-    if not callable(method):
-        return ServiceHealth(lifetime, built=True)
     try:
+        method = None if isinstance(service, type) else getattr(service, "health", None)
+        if not callable(method):
+            return ServiceHealth(lifetime, built=True)
         said = method()
     except Exception as error:  # noqa: BLE001 - raising is how a service says that it is not well
         return ServiceHealth(lifetime, True, False, f"{type(error).__name__}: {error}")

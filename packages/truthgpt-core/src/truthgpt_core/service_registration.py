@@ -14,11 +14,11 @@ from truthgpt_core.service_errors import (
     ServiceError,
     UnknownServiceError,
 )
-from truthgpt_core.service_graph import ServiceGraph
+from truthgpt_core.service_graph import ServiceGraph, ServiceInfo
 from truthgpt_core.service_spec import Lifetime, ServiceSpec, check_name, read_spec
 from truthgpt_core.transaction import record_undo
 
-_OnChange = Callable[[str, set[str]], Callable[[], None]]
+_OnChange = Callable[[str, ServiceSpec | None, set[str], bool], Callable[[], None]]
 
 
 @dataclass(eq=False)
@@ -68,7 +68,8 @@ class ServiceRegistry:
         tell no service from another and are ignored, as are annotations that cannot be evaluated.
 
         Registering the very same object under the same name and lifetime again changes
-        nothing. Otherwise, replacing closes what was built on the service that is replaced.
+        nothing; it is there until both registrations are taken back. Otherwise, replacing
+        closes what was built on the service that is replaced.
 
         Args:
             name: the key, a string that is not empty.
@@ -96,8 +97,8 @@ class ServiceRegistry:
             present = self._registered(name)
             if present is not None:
                 if present.source is spec.source and present.lifetime == spec.lifetime:
-                    return
-                if not replace:
+                    spec = present
+                elif not replace:
                     raise DuplicateServiceError(
                         f'Service "{name}" is registered already, as {present.source!r}',
                         hint="Give replace=True to replace it.",
@@ -154,6 +155,11 @@ class ServiceRegistry:
         with self._lock:
             return self._graph.mermaid()
 
+    def describe(self) -> tuple[ServiceInfo, ...]:
+        """Return what every service needs, by name; the graph need not be valid."""
+        with self._lock:
+            return tuple(self._graph.describe(name) for name in self._graph.names())
+
     def _registered(self, name: str) -> ServiceSpec | None:
         layer = self._layers.get(name)
         return layer.spec if layer else None
@@ -171,36 +177,45 @@ class ServiceRegistry:
                 top = beneath
                 while top is not None and top.withdrawn:
                     top = top.beneath
-                finish_undo = self._change(name, top)
+                finish_undo = self._change(name, top, undoing=True)
             finish_undo()
 
         record_undo(undo)
         return finish
 
-    def _change(self, name: str, layer: _Layer | None) -> Callable[[], None]:
+    def _change(
+        self, name: str, layer: _Layer | None, *, undoing: bool = False
+    ) -> Callable[[], None]:
         """Make `layer` the top of `name`; return what closes the services that this outdates."""
         before = self._registered(name)
         spec = layer.spec if layer else None
-        affected = set() if name in self._overriding else self._graph.put(name, spec)
-        finish = _nothing
-        if self._on_change is not None:
-            try:
-                finish = self._on_change(name, affected)
-            except ServiceError:
-                if name not in self._overriding:
-                    self._graph.put(name, before)
-                raise
+        finish = _nothing if spec is before else self._replace(name, before, spec, undoing)
         if layer is None:
             self._layers.pop(name, None)
         else:
             self._layers[name] = layer
         return finish
 
+    def _replace(
+        self, name: str, before: ServiceSpec | None, spec: ServiceSpec | None, undoing: bool
+    ) -> Callable[[], None]:
+        affected = set() if name in self._overriding else self._graph.put(name, spec)
+        if self._on_change is not None:
+            try:
+                return self._on_change(name, spec, affected, undoing)
+            except ServiceError:
+                if name not in self._overriding:
+                    self._graph.put(name, before)
+                raise
+        return _nothing
+
     def _override(self, name: str, spec: ServiceSpec | None) -> set[str]:
         """Let the graph show `spec`, or the registration again, under `name`."""
         if spec is None:
             self._overriding.pop(name, None)
             return self._graph.put(name, self._registered(name))
+        if self._overriding.get(name) is spec:
+            return set()
         self._overriding[name] = spec
         return self._graph.put(name, spec)
 

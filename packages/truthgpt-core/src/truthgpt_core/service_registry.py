@@ -29,6 +29,7 @@ from truthgpt_core.service_errors import (
     ServiceError,
     UnknownServiceError,
 )
+from truthgpt_core.service_graph import ServiceInfo
 from truthgpt_core.service_health import ServiceHealth
 from truthgpt_core.service_keeping import ServiceScope
 from truthgpt_core.service_registration import ServiceRegistry
@@ -48,6 +49,7 @@ __all__ = [
     "ServiceCycleError",
     "ServiceError",
     "ServiceHealth",
+    "ServiceInfo",
     "ServiceRegistry",
     "ServiceScope",
     "UnknownServiceError",

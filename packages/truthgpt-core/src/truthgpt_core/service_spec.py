@@ -48,7 +48,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an annotation asks for.
+    """What the annotation of a parameter asks for, or that of a result offers.
 
     Attributes:
         kind: the class, or None where the annotation names none that services are told by.
@@ -94,20 +94,23 @@ class ServiceSpec:
         """What was registered, under however many overrides."""
         return self if self.stands_for is None else self.stands_for.original
 
-    def provides(self, local_classes: Mapping[tuple[str, str], type]) -> type | None:
-        """Return the class that annotations find this service by, or None."""
+    def provides(self, local_classes: Mapping[tuple[str, str], type]) -> Wanted:
+        """Return the class that annotations find this service by."""
         if self.stands_for is not None:
             return self.original.provides(local_classes)
         if isinstance(self.source, type):
-            return _telling(self.source)
+            return Wanted(_telling(self.source))
         if self.making == "instance":
-            return _telling(type(self.source))
+            return Wanted(_telling(type(self.source)))
         function = _unwrapped(self.source)
         hint = self._resolve(getattr(function, "__annotations__", {}).get("return"), local_classes)
+        if hint is _UNRESOLVED:
+            return Wanted(resolved=False)
         if self.making == "generator":
             is_iterator = get_origin(hint) in (Iterator, Iterable, Generator)
-            hint = get_args(hint)[0] if is_iterator else None
-        return _telling(_without_none(hint))
+            yielded = get_args(hint)[:1] if is_iterator else ()
+            hint = yielded[0] if yielded else None
+        return Wanted(_telling(_without_none(hint)))
 
     def wanted(self, parameter: Parameter, local_classes: Mapping[tuple[str, str], type]) -> Wanted:
         """Return what the annotation of `parameter` asks for."""

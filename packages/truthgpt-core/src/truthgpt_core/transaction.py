@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
 
+from truthgpt_core.errors import TruthGPTError
+
 logger = logging.getLogger(__name__)
 
 Undo = Callable[[], None]
@@ -25,7 +27,10 @@ class Transaction:
     """Collects undo functions while it is entered; rolls back if its block raises.
 
     Transactions nest: what an inner one collected when it ends well is undone
-    with the outer one.
+    with the outer one. One that has ended may be entered again, and then collects more.
+
+    Raises:
+        TruthGPTError: on being entered while it is entered already.
     """
 
     def __init__(self) -> None:
@@ -33,6 +38,8 @@ class Transaction:
         self._outer: Token[Transaction | None] | None = None
 
     def __enter__(self) -> Transaction:
+        if self._outer is not None:
+            raise TruthGPTError("This transaction is under way already")
         self._outer = _current.set(self)
         return self
 
@@ -55,17 +62,32 @@ class Transaction:
         self._undos.append(undo)
 
     def rollback(self) -> None:
-        """Run what was recorded, newest first, once; one that raises is logged and the rest run."""
+        """Run what was recorded, newest first, once.
+
+        One that raises is logged and the rest run. What is no `Exception`, such as
+        KeyboardInterrupt, is raised again after the rest has run.
+        """
+        interruption: BaseException | None = None
         while self._undos:
             undo = self._undos.pop()
             try:
                 undo()
             except Exception:
                 logger.exception("Undoing a registration failed: %r", undo)
+            except BaseException as error:  # noqa: BLE001 - raised when nothing is left to undo
+                interruption = interruption or error
+        if interruption is not None:
+            raise interruption
 
 
-def record_undo(undo: Undo) -> None:
-    """Tell the transaction that is under way, if there is one, how to take a registration back."""
+def record_undo(undo: Undo) -> bool:
+    """Tell the transaction that is under way how to take a registration back.
+
+    Returns:
+        Whether there is one; if not, the registration is there for good.
+    """
     transaction = _current.get()
-    if transaction is not None:
-        transaction.record(undo)
+    if transaction is None:
+        return False
+    transaction.record(undo)
+    return True

@@ -1,0 +1,499 @@
+"""Any program of registrations is undone without a trace.
+
+A machine registers, replaces and removes services, event handlers, components,
+factories and config sections, in transactions that nest, fail, and are rolled back
+later in any order, while services are in use, overridden and built on one another.
+After every step, all that can be seen of the registries is what a model of a few
+lines says: of each name, the newest registration that was not taken back is in force.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from truthgpt_core.config import Section, json_schema, register_section
+from truthgpt_core.dynamic_factory import (
+    DynamicFactory,
+    FactoryError,
+    get_factory,
+    publish_factory,
+    register_component,
+)
+from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_core.service_registry import ServiceContainer, ServiceError, UnknownServiceError
+from truthgpt_core.transaction import Transaction
+
+USES = [{"services"}, {"services", "overrides"}, {"events"}, {"components", "factories"}]
+USES.append({"sections"}.union(*USES))
+NAMES = "abc"
+KINDS = (EventType.TRAINING_STEP, EventType.MODEL_LOADED)
+SECTIONS = ("machine_alpha", "machine_beta")
+PUBLISHED = "factory_of_the_transaction_machine"
+
+names = st.sampled_from(NAMES)
+some_names = st.lists(names, unique=True, max_size=2)
+# What is refused, and what stays for good, makes programs shorter: it comes seldom.
+mostly = st.integers(0, 3).map(bool)
+seldom = mostly.map(lambda drawn: not drawn)
+hows = st.tuples(mostly, seldom)  # replacing, for good
+recipes = st.tuples(
+    some_names, some_names, st.sampled_from(["singleton"] * 3 + ["scoped", "transient"])
+)
+classes = st.deferred(lambda: st.sampled_from(CLASSES))
+
+
+class Tool:
+    pass
+
+
+class Hammer(Tool):
+    pass
+
+
+class Saw(Tool):
+    pass
+
+
+class Food:
+    pass
+
+
+class Bread(Food):
+    pass
+
+
+class Spork(Tool, Food):
+    """A component for the factories of both base classes."""
+
+
+CLASSES = (Hammer, Saw, Bread, Spork)
+
+
+class Small(Section):
+    small: int = 1
+
+
+class Large(Section):
+    large: int = 2
+
+
+class Made:
+    """A service: the number of its recipe, and the services that it was given."""
+
+    def __init__(self, name: str, number: int, parts: tuple[Any, ...]) -> None:
+        self.name, self.number, self.parts = name, number, parts
+        self.closed = False
+
+    def close(self) -> None:
+        assert not self.closed, f"{self.told()} is closed twice"
+        assert self.usable(), f"{self.told()} is closed after what it was built on"
+        self.closed = True
+
+    def usable(self) -> bool:
+        parts = (part for part in self.parts if isinstance(part, Made))
+        return not self.closed and all(part.usable() for part in parts)
+
+    def told(self) -> tuple[Any, ...]:
+        parts = (part.told() if isinstance(part, Made) else part for part in self.parts)
+        return (self.name, self.number, *parts)
+
+
+class Recipe:
+    """What is registered as a service: a function, and the lifetime of what it makes."""
+
+    def __init__(self, kitchen: list[ServiceContainer], number: int, name: str, drawn: Any) -> None:
+        needs, by_hand, lifetime = drawn
+        # Circles through parameters would make most graphs faulty; and transient services
+        # that get one another by hand, in a circle, would recur for ever.
+        needs = sorted((need for need in needs if need > name), reverse=True)
+        if lifetime == "transient" or number % 4:
+            by_hand = [other for other in by_hand if other > name]
+
+        def made(*injected: Any) -> Made:
+            return Made(name, number, (*injected, *map(got, by_hand)))
+
+        def got(other: str) -> Any:
+            try:
+                return kitchen[0].get(other)
+            except UnknownServiceError:
+                return "absent"
+
+        # A few have no defaults, so that some graphs are faulty.
+        default = "=None" if number % 4 else ""
+        parameters = ", ".join(f"{need}{default}" for need in needs)
+        scope: dict[str, Any] = {"made": made}
+        exec(f"def make({parameters}): return made({', '.join(needs)})", scope)
+        self.make: Callable[..., Made] = scope["make"]
+        self.lifetime: Any = lifetime
+        self.kept = lifetime != "transient"
+
+
+def got(get: Callable[[str], Any], name: str) -> Any:
+    """Return a service, or the type of the error that there is instead."""
+    try:
+        service = get(name)
+    except ServiceError as error:
+        return type(error)
+    assert service.usable(), f"{service.told()} is in use after it was closed"
+    return service
+
+
+def seen(container: ServiceContainer, scope: Any) -> tuple[Any, ...]:
+    """Return all that can be seen of a container's services."""
+    try:
+        container.registry.validate()
+    except ServiceError as error:
+        return container.graph(), type(error), str(error)
+    services = [got(get, name) for name in NAMES for get in (container.get, scope.get)]
+    return container.graph(), *[one.told() if isinstance(one, Made) else one for one in services]
+
+
+def published() -> DynamicFactory[Any] | None:
+    try:
+        return get_factory(PUBLISHED)
+    except FactoryError:
+        return None
+
+
+def change(*registries: str, **drawn: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
+    """Make a rule of a method that changes registries, perhaps in a transaction of its own."""
+
+    def decorate(method: Callable[..., None]) -> Any:
+        def step(self: Registrations, apart: bool, **arguments: Any) -> None:
+            if apart:
+                self.begin()
+            method(self, **arguments)
+            self.changed |= set(registries)
+            if apart:
+                self.commit()
+
+        step.__name__ = method.__name__
+        used = precondition(lambda self: not self.used.isdisjoint(registries))
+        return used(rule(apart=st.booleans(), **drawn)(step))
+
+    return decorate
+
+
+class Registrations(RuleBasedStateMachine):
+    """The registries, and a model of them.
+
+    In the model, every name of every registry has a pile of registrations; a removal is
+    one, of None. A transaction knows its own, and rolling it back takes them out of
+    the piles, wherever they lie.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: set[str] = set()
+        self.changed: set[str] = set()
+        self.piles: dict[tuple[Any, ...], list[tuple[object, Any]]] = defaultdict(list)
+        self.open: list[tuple[Transaction, list[tuple[Any, object]]]] = []
+        self.ended: list[tuple[Transaction, list[tuple[Any, object]]]] = []
+        self.count = 0
+        self.container = ServiceContainer()
+        self.kitchen = [self.container]
+        self.scoping = self.container.scope()
+        self.scope = self.scoping.__enter__()
+        self.overrides: list[tuple[str, Recipe, Any]] = []
+        self.before_overrides: list[Any] | None = None
+        self.emitter = EventEmitter()
+        self.heard: list[int] = []
+        self.handles: list[Any] = []
+        self.factories = [DynamicFactory(Tool), DynamicFactory(Food)]
+        self.publishable = [DynamicFactory(name=PUBLISHED) for _ in range(2)]
+        self.begin()  # around everything, for the registries that the process shares
+
+    @initialize(used=st.sampled_from(USES), drawn=st.tuples(recipes, recipes, recipes))
+    def choose(self, used: set[str], drawn: Any) -> None:
+        """Use one registry, which brings about involved cases of it sooner, or all together."""
+        self.used = used
+        for name, one in zip(NAMES, drawn if "services" in used else (), strict=False):
+            self.register_service(name=name, drawn=one, again=False, how=(False, True), apart=False)
+
+    def teardown(self) -> None:
+        for *_, override in reversed(self.overrides):
+            override.__exit__(None, None, None)
+        for transaction, _ in reversed(self.open):
+            transaction.__exit__(LookupError, LookupError("the end"), None)
+        self.scoping.__exit__(None, None, None)
+        self.container.close()
+        self.factories.clear()  # a factory has open components for as long as it is alive
+        assert DynamicFactory(Tool).names() == DynamicFactory(Food).names() == ()
+        assert published() is None
+        assert "sections" not in self.used or not set(SECTIONS) & set(json_schema()["properties"])
+
+    # The model
+
+    def pile(self, key: tuple[Any, ...], value: Any, *, for_good: bool = False) -> None:
+        token = object()
+        self.piles[key].append((token, value))
+        if not for_good:
+            self.open[-1][1].append((key, token))
+
+    def attempt(self, act: Any, allowed: bool, key: Any, value: Any, for_good: Any = False) -> None:
+        """Register or remove something: outside of every transaction, if it is for good."""
+        if allowed:
+            contextvars.Context().run(act) if for_good else act()
+            self.pile(key, value, for_good=for_good)
+        else:
+            with pytest.raises(TruthGPTError):
+                act()
+
+    def top(self, *key: Any) -> Any:
+        pile = self.piles[key]
+        return pile[-1][1] if pile else None
+
+    # Transactions
+
+    @rule()
+    def begin(self) -> None:
+        transaction = Transaction()
+        transaction.__enter__()
+        self.open.append((transaction, []))
+
+    @precondition(lambda self: len(self.open) > 1)
+    @rule()
+    def commit(self) -> None:
+        transaction, tokens = self.open.pop()
+        transaction.__exit__(None, None, None)
+        self.open[-1][1].extend(tokens)
+        self.ended.append((transaction, tokens))
+
+    @precondition(lambda self: len(self.open) > 1)
+    @rule()
+    def fail(self) -> None:
+        transaction, tokens = self.open.pop()
+        transaction.__exit__(LookupError, LookupError("activation failed"), None)
+        self.take_back(tokens)
+
+    @precondition(lambda self: self.ended)
+    @rule(which=st.integers(0, 9))
+    def undo(self, which: int) -> None:
+        transaction, tokens = self.ended.pop(which % len(self.ended))
+        transaction.rollback()
+        self.take_back(tokens)
+
+    def take_back(self, tokens: list[tuple[Any, object]]) -> None:
+        for key, token in tokens:
+            self.piles[key] = [entry for entry in self.piles[key] if entry[0] is not token]
+        self.changed |= self.used
+        self.before_overrides = None
+
+    # Services
+
+    def recipe(self, name: str, drawn: Any) -> Recipe:
+        self.count += 1
+        return Recipe(self.kitchen, self.count, name, drawn)
+
+    @change("services", name=names, drawn=recipes, again=seldom, how=hows)
+    def register_service(self, name: str, drawn: Any, again: bool, how: Any) -> None:
+        replace, for_good = how
+        present = self.top("service", name)
+        recipe = self.recipe(name, drawn)
+        recipe = present if again and present else recipe
+
+        def register() -> None:
+            self.container.register(name, recipe.make, lifetime=recipe.lifetime, replace=replace)
+
+        allowed = replace or present in (None, recipe)
+        self.attempt(register, allowed, ("service", name), recipe, for_good)
+        if allowed and recipe is not present:
+            self.before_overrides = None
+
+    @change("services", name=names)
+    def unregister_service(self, name: str) -> None:
+        key, unregister = ("service", name), partial(self.container.registry.unregister, name)
+        self.attempt(unregister, self.top(*key) is not None, key, None)
+        self.before_overrides = None
+
+    @change("overrides", name=names, drawn=recipes)
+    def begin_override(self, name: str, drawn: Any) -> None:
+        overridden = self.overridden().get(name) or self.top("service", name)
+        if overridden is None:
+            return
+        if not self.overrides:
+            self.before_overrides = self.kept()
+        recipe = self.recipe(name, (*drawn[:2], overridden.lifetime))
+        override = self.container.override(name, recipe.make)
+        override.__enter__()
+        self.overrides.append((name, recipe, override))
+
+    @precondition(lambda self: self.overrides)
+    @change("overrides", which=st.integers(0, 9))
+    def end_override(self, which: int) -> None:
+        *_, override = self.overrides.pop(which % len(self.overrides))
+        override.__exit__(None, None, None)
+        if not self.overrides and self.before_overrides is not None:
+            assert self.kept() == self.before_overrides
+
+    def overridden(self) -> dict[str, Recipe]:
+        return {name: recipe for name, recipe, _ in self.overrides}
+
+    def kept(self) -> list[Any]:
+        """Return the services that are the same as long as nothing changes."""
+        tops = [(name, self.top("service", name)) for name in NAMES]
+        return [got(self.scope.get, name) for name, top in tops if top and top.kept]
+
+    # Events
+
+    @change(
+        "events", kind=st.sampled_from([None, *KINDS]), priority=st.integers(-1, 1), for_good=seldom
+    )
+    def add_handler(self, kind: EventType | None, priority: int, for_good: bool) -> None:
+        number = len(self.handles)
+
+        def add() -> None:
+            def handler(event: Any) -> None:
+                self.heard.append(number)
+
+            self.handles.append(self.emitter.on(kind, handler, priority=priority))
+
+        self.attempt(add, True, ("handler", number), (kind, -priority), for_good)
+
+    @precondition(lambda self: self.handles)
+    @change("events", which=st.integers(0, 9))
+    def remove_handler(self, which: int) -> None:
+        number = which % len(self.handles)
+        if self.top("handler", number) is None:
+            assert not self.handles[number].remove()
+        else:
+            self.attempt(self.handles[number].remove, True, ("handler", number), None, False)
+
+    # Components
+
+    def takers(self, cls: type) -> list[int]:
+        bases = enumerate((Tool, Food))
+        return [which for which, base in bases if issubclass(cls, base)]
+
+    @change("components", name=names, cls=classes, how=hows, lazy=st.booleans())
+    def register_bound(self, name: str, cls: type, how: Any, lazy: bool) -> None:
+        replace, for_good = how
+        for which in self.takers(cls):
+            key = ("component", which, name)
+            factory = self.factories[which]
+            register = partial(factory.register, name, cls, replace=replace)
+            if lazy and replace:
+                loader = partial(factory.register_lazy, name, lambda: cls, describe="a loader")
+                register = partial(loader, replace=True)
+            self.attempt(register, replace or self.top(*key) in (None, cls), key, cls, for_good)
+
+    @change("components", name=names, cls=classes, replace=mostly)
+    def register_open(self, name: str, cls: type, replace: bool) -> None:
+        keys = [("component", which, name) for which in self.takers(cls)]
+        tops = {self.top(*key) for key in [("open", name), *keys]}
+        allowed = replace or tops <= {None, cls}
+        register = partial(register_component(name, replace=replace), cls)
+        self.attempt(register, allowed, ("open", name), cls)
+        self.count += 1
+        for key in [("opened", self.count), *keys] if allowed else []:
+            self.pile(key, (name, cls) if key[0] == "opened" else cls)
+
+    @change("components", name=names, which=st.integers(0, 1))
+    def unregister_component(self, name: str, which: int) -> None:
+        key = ("component", which, name)
+        unregister = partial(self.factories[which].unregister, name)
+        self.attempt(unregister, self.top(*key) is not None, key, None)
+
+    @change("components", alias=names, name=names, which=st.integers(0, 1))
+    def register_alias(self, alias: str, name: str, which: int) -> None:
+        key = ("component", which, alias)
+        register = partial(self.factories[which].register_alias, alias, name)
+        target = self.top("component", which, name)
+        if isinstance(target, str):  # an alias of an alias is one of what that stands for
+            name, target = target, self.top("component", which, target)
+        allowed = isinstance(target, type) and self.top(*key) in (None, name)
+        self.attempt(register, allowed, key, name)
+
+    @change("factories", which=st.integers(0, 1), replace=mostly)
+    def publish(self, which: int, replace: bool) -> None:
+        factory = self.publishable[which]
+        allowed = replace or self.top("factory") in (None, factory)
+        publish = partial(publish_factory, factory, replace=replace)
+        self.attempt(publish, allowed, ("factory",), factory)
+
+    # Sections
+
+    @change("sections", name=st.sampled_from(SECTIONS), model=st.sampled_from([Small, Large]))
+    def register_section(self, name: str, model: type[Section]) -> None:
+        key = ("section", name)
+        register = partial(register_section, name, model)
+        self.attempt(register, self.top(*key) in (None, model), key, model)
+
+    # What can be seen
+
+    @invariant()
+    def check(self) -> None:
+        """Compare what changed, and after a rollback everything, with the model."""
+        changed, self.changed = self.changed, set()
+        if not changed.isdisjoint(("services", "overrides")):
+            self.services_are_as_in_a_new_container()
+        if "events" in changed:
+            self.handlers_are_called_in_order()
+        if "components" in changed:
+            self.components_are_created_by_name()
+        if "factories" in changed:
+            assert published() is self.top("factory")
+        if "sections" in changed:
+            self.sections_are_in_the_schema()
+
+    def services_are_as_in_a_new_container(self) -> None:
+        tops = {name: self.top("service", name) for name in NAMES}
+        registered = {name: recipe for name, recipe in tops.items() if recipe}
+        assert self.container.registry.names() == tuple(sorted(registered))
+        found = seen(self.container, self.scope)
+        with ServiceContainer() as fresh, fresh.scope() as scope:
+            self.kitchen[0] = fresh
+            for name, recipe in {**registered, **self.overridden()}.items():
+                fresh.register(name, recipe.make, lifetime=recipe.lifetime)
+            assert found == seen(fresh, scope)
+        self.kitchen[0] = self.container
+
+    def handlers_are_called_in_order(self) -> None:
+        tops = {number: self.top("handler", number) for number in range(len(self.handles))}
+        for kind in KINDS:
+            self.heard.clear()
+            self.emitter.emit(kind)
+            heard = [number for number in tops if tops[number] and tops[number][0] in (None, kind)]
+            assert self.heard == sorted(heard, key=lambda number: (tops[number][1], number))
+
+    def components_are_created_by_name(self) -> None:
+        for which, factory in enumerate(self.factories):
+            tops = {name: self.top("component", which, name) for name in NAMES}
+            self.factory_has(factory, tops)
+        opened = [self.top(*key) for key in list(self.piles) if key[0] == "opened"]
+        for base in (Tool, Food):
+            tops = {name: cls for name, cls in filter(None, opened) if issubclass(cls, base)}
+            self.factory_has(DynamicFactory(base), tops)
+
+    def factory_has(self, factory: DynamicFactory[Any], tops: dict[str, Any]) -> None:
+        classes = {name: cls for name, cls in tops.items() if isinstance(cls, type)}
+        aliases = {name: target for name, target in tops.items() if isinstance(target, str)}
+        assert {name: type(factory.create(name)) for name in factory.names()} == classes
+        assert factory.aliases() == aliases
+        for alias, target in aliases.items():
+            if target in classes:
+                assert type(factory.create(alias)) is classes[target]
+            else:
+                with pytest.raises(FactoryError):
+                    factory.create(alias)
+
+    def sections_are_in_the_schema(self) -> None:
+        properties = json_schema()["properties"]
+        for name in SECTIONS:
+            model = self.top("section", name)
+            assert (name in properties) is (model is not None)
+            assert model is None or model.__name__ in str(properties[name])
+
+
+TestRegistrations = Registrations.TestCase
+TestRegistrations.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

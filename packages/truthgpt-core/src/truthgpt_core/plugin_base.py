@@ -27,7 +27,10 @@ class PluginError(TruthGPTError):
 class Plugin:
     """A plugin as a class, for one that has more to do than implement hooks.
 
-    Subclasses may implement hooks as methods, marked with `hookimpl`.
+    Subclasses may implement hooks as methods, marked with `hookimpl`. What a plugin
+    registers belongs into these and `initialize`. A module is imported once: what it
+    registers then is undone with the plugin too, and does not come back when the plugin is
+    activated again.
     """
 
     @property

@@ -180,3 +180,19 @@ def test_calls_are_judged_as_python_judges_them(function, args, kwargs):
             factory.create("f", *args, **kwargs)
     else:
         assert factory.create("f", *args, **kwargs) is None
+
+
+def test_a_value_that_the_component_refuses_is_one_error():
+    """What a constructor says of a configuration's value is an error of ours that names both."""
+
+    class Picky:
+        def __init__(self, lr: float) -> None:
+            raise ValueError(f"Invalid learning rate: {lr}")
+
+    factory = DynamicFactory(Picky, name="picky_factory")
+    factory.register("picky", Picky)
+    with pytest.raises(FactoryError) as raised:
+        factory.create_from_config({"name": "picky", "parameters": {"lr": -1.0}})
+    assert str(raised.value) == (
+        '"picky" of picky_factory refuses its parameters: ValueError: Invalid learning rate: -1.0'
+    )

@@ -33,7 +33,7 @@ from truthgpt_core.component_names import (
     origin_of,
     refuse_other_than_string,
 )
-from truthgpt_core.errors import did_you_mean
+from truthgpt_core.errors import did_you_mean, in_one_line
 from truthgpt_core.factory_errors import (
     ComponentArgumentsError,
     ComponentLoadError,
@@ -314,7 +314,7 @@ class DynamicFactory(Generic[T]):
 
         Raises:
             ComponentArgumentsError: as for `create`.
-            FactoryError: the configuration has another form, or as for `create`.
+            FactoryError: it has another form, the component refuses a value, or as for `create`.
         """
         name, parameters = config.get("name"), config.get("parameters", {})
         form = 'Write {"name": ..., "parameters": {...}}.'
@@ -333,7 +333,12 @@ class DynamicFactory(Generic[T]):
                 f'The program sets {", ".join(twice)} of "{name}" itself',
                 hint="Take it out of the configuration.",
             )
-        return self.create(name, *args, **parameters, **kwargs)
+        try:
+            return self.create(name, *args, **parameters, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise FactoryError(
+                f'"{name}" of {self._label} refuses its parameters: {in_one_line(error)}'
+            ) from error
 
     def __contains__(self, name: object) -> bool:
         with lock:

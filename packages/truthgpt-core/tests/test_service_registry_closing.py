@@ -13,6 +13,7 @@ from truthgpt_core.service_registry import (
     ServiceClosedError,
     ServiceCloseError,
     ServiceContainer,
+    ServiceCycleError,
     UnknownServiceError,
 )
 
@@ -221,6 +222,95 @@ def test_service_can_get_its_dependency_while_it_is_closed(
     container.get("user")
     container.close()
     assert log == ["still there", "c"]
+
+
+def test_what_was_got_by_hand_outlives_it_though_it_has_a_provider(
+    container: ServiceContainer, log: Log
+) -> None:
+    """A service got inside a generator function is open after the yield, whatever it brought."""
+
+    def holder(late: Provider[Any]) -> Any:
+        service = log.service("holder")
+        service.late = late
+        return service
+
+    def opened() -> Iterator[str]:
+        container.get("holder")
+        yield "service"
+        log.append("after yield")
+
+    container.register("holder", holder)
+    container.register("late", lambda: log.service("late"))
+    container.register("opened", opened)
+    container.get("opened")
+    container.get("holder").late()
+    container.close()
+    assert log == ["after yield", "holder", "late"]
+
+
+def test_what_was_asked_for_in_vain_is_closed_by_what_it_needs(
+    container: ServiceContainer, log: Log
+) -> None:
+    """A constructor that asks for its own dependent, and does without, is closed after it."""
+
+    def base() -> Any:
+        with pytest.raises(ServiceCycleError):
+            container.get("user")
+        return log.service("base")
+
+    container.register("base", base)
+    container.register("user", lambda base: log.service("user"))
+    container.get("base")
+    container.get("user")
+    container.close()
+    assert log == ["user", "base"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_interrupt_while_closing_passes_after_all_are_closed(
+    container: ServiceContainer, log: Log, kind: type[BaseException]
+) -> None:
+    """Ctrl-C in a `close` is raised as it is, and leaves nothing open."""
+
+    def interrupted(b: Any) -> Iterator[int]:
+        yield 1
+        raise kind
+
+    def failing(b: Any) -> Iterator[int]:
+        yield 1
+        raise ValueError("stuck")
+
+    container.register("interrupted", interrupted)
+    container.register("failing", failing)
+    container.get("interrupted")
+    container.get("failing")
+    with pytest.raises(kind) as caught:
+        container.close()
+    assert log == ["b", "c"]
+    assert isinstance(caught.value.__cause__, ServiceCloseError)
+
+
+def test_with_block_closes_the_container(log: Log) -> None:
+    """A container is a context manager, which closes it at the end of the block."""
+    with ServiceContainer() as container:
+        container.register("c", lambda: log.service("c"))
+        container.get("c")
+        assert log == []
+    assert log == ["c"]
+
+
+def test_scope_finishes_its_generator_functions(container: ServiceContainer, log: Log) -> None:
+    """What follows the yield of a scoped generator function runs at the end of the scope."""
+
+    def session(c: Any) -> Iterator[str]:
+        yield "session"
+        log.append("after yield")
+
+    container.register("session", session, lifetime="scoped")
+    with container.scope() as scope:
+        assert scope.get("session") == "session"
+        assert log == []
+    assert log == ["after yield"]
 
 
 def test_scope_closes_what_is_scoped_at_its_end(container: ServiceContainer, log: Log) -> None:

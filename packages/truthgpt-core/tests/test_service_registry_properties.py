@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthgpt_core.service_registry import ServiceContainer, ServiceCycleError, ServiceError
+from truthgpt_core.service_registry import (
+    Provider,
+    ServiceContainer,
+    ServiceCycleError,
+    ServiceError,
+)
 
 NAMES = "abcdefgh"
 
@@ -168,3 +173,83 @@ def test_override_leaves_no_trace(graph: Graph, name: str, asked: list[str]) -> 
     container.close()
     for one in NAMES:
         assert log.count(("made", one)) == log.count(("closed", one))
+
+
+WAYS = st.sampled_from(["not", "injected", "by hand", "later"])
+
+
+class Part:
+    """A service that is closed while all that it was made of, or got later, is open."""
+
+    def __init__(self, name: str, parts: list[Part], later: dict[str, Callable[[], Part]]) -> None:
+        self.name, self.parts, self.later = name, parts, later
+        self.got: list[Part] = []
+        self.closed = False
+
+    def open(self) -> bool:
+        return not self.closed and all(part.open() for part in self.parts)
+
+    def close(self) -> None:
+        assert self.open(), f"{self.name} is closed after what it was made of"
+        assert all(part.open() for part in self.got), f"{self.name} is closed after what it got"
+        self.closed = True
+
+
+@given(
+    st.tuples(*[st.tuples(*[WAYS] * 6)] * 6),
+    st.tuples(*[st.sampled_from(["singleton", "singleton", "transient"])] * 6),
+    st.lists(st.tuples(st.sampled_from(NAMES[:6]), st.sampled_from(NAMES[:6])), max_size=12),
+)
+def test_everything_is_closed_before_what_it_uses(
+    ways: Any, lifetimes: Any, program: list[tuple[str, str]]
+) -> None:
+    """However services got one another, each is closed while all of those are still open.
+
+    Of two that need each other, one through a provider, only that one's holder has to wait.
+    """
+    names = NAMES[:6]
+    container = ServiceContainer()
+    needs: dict[str, dict[str, str]] = {}
+    made: list[Part] = []
+
+    def register(name: str, lifetime: Any) -> None:
+        by_hand = [need for need, way in needs[name].items() if way == "by hand"]
+
+        def make(given: dict[str, Any]) -> Part:
+            parts = [given[need] for need, way in needs[name].items() if way == "injected"]
+            later = {need: given[need] for need, way in needs[name].items() if way == "later"}
+            part = Part(name, [*parts, *map(container.get, by_hand)], later)
+            if lifetime == "singleton":
+                made.append(part)
+            return part
+
+        parameters = ", ".join(
+            need if way == "injected" else f"{need}: Provider"
+            for need, way in needs[name].items()
+            if way in ("injected", "later")
+        )
+        scope: dict[str, Any] = {"make": make, "Provider": Provider}
+        exec(f"def factory({parameters}): return make(locals())", scope)
+        container.register(name, scope["factory"], lifetime=lifetime)
+
+    for place, name in enumerate(names):
+        found = zip(names, ways[place], strict=True)
+        # What is needed at once comes before, so that there is no cycle without a provider.
+        needs[name] = {n: way for n, way in found if way == "later" or (n < name and way != "not")}
+    for name, lifetime in zip(names, lifetimes, strict=True):
+        register(name, lifetime)
+    for name, later in program:
+        part = container.get(name)
+        if later in part.later and not _needs(needs, later, name):
+            part.got.append(part.later[later]())
+    container.close()
+    assert all(part.closed for part in made)
+
+
+def _needs(needs: dict[str, dict[str, str]], start: str, goal: str) -> bool:
+    found, waiting = {start}, [start]
+    while waiting:
+        new = needs[waiting.pop()].keys() - found
+        found |= new
+        waiting += new
+    return goal in found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -55,6 +55,96 @@ def test_racing_threads_get_one_instance_of_a_scope() -> None:
         got = at_once([lambda: scope.get("s")] * 8)
     assert made == ["s"]
     assert len(set(map(id, got))) == 1
+
+
+@pytest.mark.parametrize("lifetime", ["singleton", "scoped"])
+def test_racing_threads_get_one_instance_of_what_fails_the_first_time(lifetime: Any) -> None:
+    """One of eight threads gets the error, and the others the one instance that is made then."""
+    attempts: list[str] = []
+    container = ServiceContainer()
+
+    def flaky() -> object:
+        slow(attempts, "attempt")
+        if len(attempts) == 1:
+            raise OSError("not yet")
+        return object()
+
+    container.register("s", flaky, lifetime=lifetime)
+
+    with container.scope() as scope:
+
+        def get() -> object:
+            try:
+                return scope.get("s")
+            except OSError as error:
+                return error
+
+        got = at_once([get] * 8)
+    assert len(attempts) == 2
+    (failure,) = (one for one in got if isinstance(one, OSError))
+    assert len({id(one) for one in got if one is not failure}) == 1
+
+
+def test_racing_threads_open_a_generator_function_once() -> None:
+    """Eight threads that ask for it and for what is built on it open it once, and close it once."""
+    made: list[str] = []
+    container = ServiceContainer()
+
+    def opened() -> Iterator[object]:
+        yield slow(made, "opened")
+        made.append("closed")
+
+    container.register("opened", opened)
+    container.register("user", lambda opened: [opened])
+    asked = ["opened", "user"] * 4
+    got = at_once([lambda name=name: container.get(name) for name in asked])  # type: ignore[misc]
+    assert made == ["opened"]
+    assert {id(one[0] if isinstance(one, list) else one) for one in got} == {id(got[0])}
+    container.close()
+    assert made == ["opened", "closed"]
+
+
+def test_each_scope_of_racing_threads_has_its_own() -> None:
+    """Threads with scopes of their own get an instance each, and share the singleton it needs."""
+    made: list[str] = []
+    container = ServiceContainer()
+    container.register("pool", lambda: slow(made, "pool"))
+    container.register("session", lambda pool: [pool], lifetime="scoped")
+
+    def work() -> Any:
+        with container.scope() as scope:
+            return scope.get("session"), scope.get("session")
+
+    got = at_once([work] * 8)
+    assert made == ["pool"]
+    assert all(first is second for first, second in got)
+    assert len({id(session) for session, _ in got}) == 8
+    assert len({id(session[0]) for session, _ in got}) == 1
+
+
+def test_services_may_be_replaced_while_threads_use_them() -> None:
+    """A get never fails or mixes old and new parts while another thread replaces them."""
+    container = ServiceContainer()
+    done = threading.Event()
+    container.register("part", lambda: 0)
+    container.register("left", lambda part: part)
+    container.register("right", lambda part: part)
+    container.register("both", lambda left, right: (left, right))
+
+    def replace() -> None:
+        for number in range(1, 101):
+            container.register("part", lambda number=number: number, replace=True)
+        done.set()
+
+    def use() -> set[Any]:
+        got = set()
+        while not done.is_set():
+            got.add(container.get("both"))
+        return got
+
+    uses = at_once([replace, *[use] * 4])[1:]
+    assert all(left == right for got in uses for left, right in got)
+    assert container.get("both") == (100, 100)
 
 
 def test_threads_entering_from_different_ends_finish() -> None:

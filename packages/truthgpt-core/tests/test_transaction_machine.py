@@ -13,12 +13,12 @@ import contextvars
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from truthgpt_core.config import Section, json_schema, register_section
 from truthgpt_core.dynamic_factory import (
@@ -33,8 +33,7 @@ from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.service_registry import ServiceContainer, ServiceError, UnknownServiceError
 from truthgpt_core.transaction import Transaction
 
-USES = [{"services"}, {"services", "overrides"}, {"events"}, {"components", "factories"}]
-USES.append({"sections"}.union(*USES))
+STEPS: dict[str, tuple[set[str], dict[str, st.SearchStrategy[Any]]]] = {}
 NAMES = "abc"
 KINDS = (EventType.TRAINING_STEP, EventType.MODEL_LOADED)
 SECTIONS = ("machine_alpha", "machine_beta")
@@ -49,7 +48,8 @@ hows = st.tuples(mostly, seldom)  # replacing, for good
 recipes = st.tuples(
     some_names, some_names, st.sampled_from(["singleton"] * 3 + ["scoped", "transient"])
 )
-classes = st.deferred(lambda: st.sampled_from(CLASSES))
+one_of_two = st.integers(0, 1)
+classes = st.deferred(lambda: st.sampled_from([Hammer, Saw]))
 
 
 class Tool:
@@ -62,21 +62,6 @@ class Hammer(Tool):
 
 class Saw(Tool):
     pass
-
-
-class Food:
-    pass
-
-
-class Bread(Food):
-    pass
-
-
-class Spork(Tool, Food):
-    """A component for the factories of both base classes."""
-
-
-CLASSES = (Hammer, Saw, Bread, Spork)
 
 
 class Small(Section):
@@ -165,21 +150,12 @@ def published() -> DynamicFactory[Any] | None:
         return None
 
 
-def change(*registries: str, **drawn: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
-    """Make a rule of a method that changes registries, perhaps in a transaction of its own."""
+def step(*registries: str, **drawn: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
+    """Let a method be a step of programs that use one of the registries, or of all."""
 
-    def decorate(method: Callable[..., None]) -> Any:
-        def step(self: Registrations, apart: bool, **arguments: Any) -> None:
-            if apart:
-                self.begin()
-            method(self, **arguments)
-            self.changed |= set(registries)
-            if apart:
-                self.commit()
-
-        step.__name__ = method.__name__
-        used = precondition(lambda self: not self.used.isdisjoint(registries))
-        return used(rule(apart=st.booleans(), **drawn)(step))
+    def decorate(method: Any) -> Any:
+        STEPS[method.__name__] = set(registries), drawn
+        return method
 
     return decorate
 
@@ -192,9 +168,10 @@ class Registrations(RuleBasedStateMachine):
     the piles, wherever they lie.
     """
 
+    used: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(self) -> None:
         super().__init__()
-        self.used: set[str] = set()
         self.changed: set[str] = set()
         self.piles: dict[tuple[Any, ...], list[tuple[object, Any]]] = defaultdict(list)
         self.open: list[tuple[Transaction, list[tuple[Any, object]]]] = []
@@ -209,16 +186,31 @@ class Registrations(RuleBasedStateMachine):
         self.emitter = EventEmitter()
         self.heard: list[int] = []
         self.handles: list[Any] = []
-        self.factories = [DynamicFactory(Tool), DynamicFactory(Food)]
+        self.factories = [DynamicFactory(Tool), DynamicFactory(Tool)]
         self.publishable = [DynamicFactory(name=PUBLISHED) for _ in range(2)]
         self.begin()  # around everything, for the registries that the process shares
 
-    @initialize(used=st.sampled_from(USES), drawn=st.tuples(recipes, recipes, recipes))
-    def choose(self, used: set[str], drawn: Any) -> None:
-        """Use one registry, which brings about involved cases of it sooner, or all together."""
-        self.used = used
-        for name, one in zip(NAMES, drawn if "services" in used else (), strict=False):
-            self.register_service(name=name, drawn=one, again=False, how=(False, True), apart=False)
+    @initialize(drawn=st.tuples(recipes, recipes, recipes))
+    def register_services(self, drawn: Any) -> None:
+        for name, one in zip(NAMES, drawn if "services" in self.used else (), strict=False):
+            self.register_service(name, one, again=False, how=(False, True))
+
+    @rule(data=st.data())
+    def take_steps(self, data: st.DataObject) -> None:
+        """Take steps, some of them in a transaction of their own."""
+        usable = [name for name in STEPS if not STEPS[name][0] or STEPS[name][0] & self.used]
+        for _ in range(5):
+            name = data.draw(st.sampled_from(usable), label="step")
+            registries, strategies = STEPS[name]
+            drawn = {key: data.draw(strategy, label=key) for key, strategy in strategies.items()}
+            apart = bool(registries) and data.draw(st.booleans(), label="apart")
+            if apart:
+                self.begin()
+            getattr(self, name)(**drawn)
+            if apart:
+                self.end(well=True)
+            self.changed |= registries
+            self.check(services=not registries or data.draw(mostly, label="look"))
 
     def teardown(self) -> None:
         for *_, override in reversed(self.overrides):
@@ -228,7 +220,7 @@ class Registrations(RuleBasedStateMachine):
         self.scoping.__exit__(None, None, None)
         self.container.close()
         self.factories.clear()  # a factory has open components for as long as it is alive
-        assert DynamicFactory(Tool).names() == DynamicFactory(Food).names() == ()
+        assert DynamicFactory(Tool).names() == ()
         assert published() is None
         assert "sections" not in self.used or not set(SECTIONS) & set(json_schema()["properties"])
 
@@ -255,30 +247,31 @@ class Registrations(RuleBasedStateMachine):
 
     # Transactions
 
-    @rule()
+    @step()
     def begin(self) -> None:
+        if len(self.open) == 4:  # deeper down, little would ever be taken back
+            return
         transaction = Transaction()
         transaction.__enter__()
         self.open.append((transaction, []))
 
-    @precondition(lambda self: len(self.open) > 1)
-    @rule()
-    def commit(self) -> None:
+    @step(well=st.booleans())
+    def end(self, well: bool) -> None:
+        if len(self.open) == 1:
+            return
         transaction, tokens = self.open.pop()
-        transaction.__exit__(None, None, None)
-        self.open[-1][1].extend(tokens)
-        self.ended.append((transaction, tokens))
+        if well:
+            transaction.__exit__(None, None, None)
+            self.open[-1][1].extend(tokens)
+            self.ended.append((transaction, tokens))
+        else:
+            transaction.__exit__(LookupError, LookupError("activation failed"), None)
+            self.take_back(tokens)
 
-    @precondition(lambda self: len(self.open) > 1)
-    @rule()
-    def fail(self) -> None:
-        transaction, tokens = self.open.pop()
-        transaction.__exit__(LookupError, LookupError("activation failed"), None)
-        self.take_back(tokens)
-
-    @precondition(lambda self: self.ended)
-    @rule(which=st.integers(0, 9))
+    @step(which=st.integers(0, 9))
     def undo(self, which: int) -> None:
+        if not self.ended:
+            return
         transaction, tokens = self.ended.pop(which % len(self.ended))
         transaction.rollback()
         self.take_back(tokens)
@@ -286,7 +279,7 @@ class Registrations(RuleBasedStateMachine):
     def take_back(self, tokens: list[tuple[Any, object]]) -> None:
         for key, token in tokens:
             self.piles[key] = [entry for entry in self.piles[key] if entry[0] is not token]
-        self.changed |= self.used
+        self.changed = set(self.used)
         self.before_overrides = None
 
     # Services
@@ -295,7 +288,7 @@ class Registrations(RuleBasedStateMachine):
         self.count += 1
         return Recipe(self.kitchen, self.count, name, drawn)
 
-    @change("services", name=names, drawn=recipes, again=seldom, how=hows)
+    @step("services", name=names, drawn=recipes, again=seldom, how=hows)
     def register_service(self, name: str, drawn: Any, again: bool, how: Any) -> None:
         replace, for_good = how
         present = self.top("service", name)
@@ -310,13 +303,13 @@ class Registrations(RuleBasedStateMachine):
         if allowed and recipe is not present:
             self.before_overrides = None
 
-    @change("services", name=names)
+    @step("services", name=names)
     def unregister_service(self, name: str) -> None:
         key, unregister = ("service", name), partial(self.container.registry.unregister, name)
         self.attempt(unregister, self.top(*key) is not None, key, None)
         self.before_overrides = None
 
-    @change("overrides", name=names, drawn=recipes)
+    @step("overrides", name=names, drawn=recipes)
     def begin_override(self, name: str, drawn: Any) -> None:
         overridden = self.overridden().get(name) or self.top("service", name)
         if overridden is None:
@@ -328,13 +321,15 @@ class Registrations(RuleBasedStateMachine):
         override.__enter__()
         self.overrides.append((name, recipe, override))
 
-    @precondition(lambda self: self.overrides)
-    @change("overrides", which=st.integers(0, 9))
+    @step("overrides", which=st.integers(0, 9))
     def end_override(self, which: int) -> None:
+        if not self.overrides:
+            return
         *_, override = self.overrides.pop(which % len(self.overrides))
         override.__exit__(None, None, None)
         if not self.overrides and self.before_overrides is not None:
-            assert self.kept() == self.before_overrides
+            for before, now in zip(self.before_overrides, self.kept(), strict=True):
+                assert now is before or not isinstance(before, Made)
 
     def overridden(self) -> dict[str, Recipe]:
         return {name: recipe for name, recipe, _ in self.overrides}
@@ -346,7 +341,7 @@ class Registrations(RuleBasedStateMachine):
 
     # Events
 
-    @change(
+    @step(
         "events", kind=st.sampled_from([None, *KINDS]), priority=st.integers(-1, 1), for_good=seldom
     )
     def add_handler(self, kind: EventType | None, priority: int, for_good: bool) -> None:
@@ -360,9 +355,10 @@ class Registrations(RuleBasedStateMachine):
 
         self.attempt(add, True, ("handler", number), (kind, -priority), for_good)
 
-    @precondition(lambda self: self.handles)
-    @change("events", which=st.integers(0, 9))
+    @step("events", which=st.integers(0, 9))
     def remove_handler(self, which: int) -> None:
+        if not self.handles:
+            return
         number = which % len(self.handles)
         if self.top("handler", number) is None:
             assert not self.handles[number].remove()
@@ -371,40 +367,32 @@ class Registrations(RuleBasedStateMachine):
 
     # Components
 
-    def takers(self, cls: type) -> list[int]:
-        bases = enumerate((Tool, Food))
-        return [which for which, base in bases if issubclass(cls, base)]
-
-    @change("components", name=names, cls=classes, how=hows, lazy=st.booleans())
-    def register_bound(self, name: str, cls: type, how: Any, lazy: bool) -> None:
+    @step("components", which=one_of_two, name=names, cls=classes, how=hows, lazy=seldom)
+    def register_bound(self, which: int, name: str, cls: type, how: Any, lazy: bool) -> None:
         replace, for_good = how
-        for which in self.takers(cls):
-            key = ("component", which, name)
-            factory = self.factories[which]
-            register = partial(factory.register, name, cls, replace=replace)
-            if lazy and replace:
-                loader = partial(factory.register_lazy, name, lambda: cls, describe="a loader")
-                register = partial(loader, replace=True)
-            self.attempt(register, replace or self.top(*key) in (None, cls), key, cls, for_good)
+        key, factory = ("component", which, name), self.factories[which]
+        register = partial(factory.register, name, cls, replace=replace)
+        if lazy and replace:
+            loader = partial(factory.register_lazy, name, lambda: cls, describe="a loader")
+            register = partial(loader, replace=True)
+        self.attempt(register, replace or self.top(*key) in (None, cls), key, cls, for_good)
 
-    @change("components", name=names, cls=classes, replace=mostly)
+    @step("components", name=names, cls=classes, replace=mostly)
     def register_open(self, name: str, cls: type, replace: bool) -> None:
-        keys = [("component", which, name) for which in self.takers(cls)]
-        tops = {self.top(*key) for key in [("open", name), *keys]}
-        allowed = replace or tops <= {None, cls}
+        keys = [("open", name), ("component", 0, name), ("component", 1, name)]
+        allowed = replace or {self.top(*key) for key in keys} <= {None, cls}
         register = partial(register_component(name, replace=replace), cls)
-        self.attempt(register, allowed, ("open", name), cls)
-        self.count += 1
-        for key in [("opened", self.count), *keys] if allowed else []:
-            self.pile(key, (name, cls) if key[0] == "opened" else cls)
+        self.attempt(register, allowed, keys[0], cls)
+        for key in keys[1:] if allowed else []:
+            self.pile(key, cls)
 
-    @change("components", name=names, which=st.integers(0, 1))
+    @step("components", name=names, which=one_of_two)
     def unregister_component(self, name: str, which: int) -> None:
         key = ("component", which, name)
         unregister = partial(self.factories[which].unregister, name)
         self.attempt(unregister, self.top(*key) is not None, key, None)
 
-    @change("components", alias=names, name=names, which=st.integers(0, 1))
+    @step("components", alias=names, name=names, which=one_of_two)
     def register_alias(self, alias: str, name: str, which: int) -> None:
         key = ("component", which, alias)
         register = partial(self.factories[which].register_alias, alias, name)
@@ -414,7 +402,7 @@ class Registrations(RuleBasedStateMachine):
         allowed = isinstance(target, type) and self.top(*key) in (None, name)
         self.attempt(register, allowed, key, name)
 
-    @change("factories", which=st.integers(0, 1), replace=mostly)
+    @step("factories", which=one_of_two, replace=mostly)
     def publish(self, which: int, replace: bool) -> None:
         factory = self.publishable[which]
         allowed = replace or self.top("factory") in (None, factory)
@@ -423,7 +411,7 @@ class Registrations(RuleBasedStateMachine):
 
     # Sections
 
-    @change("sections", name=st.sampled_from(SECTIONS), model=st.sampled_from([Small, Large]))
+    @step("sections", name=st.sampled_from(SECTIONS), model=st.sampled_from([Small, Large]))
     def register_section(self, name: str, model: type[Section]) -> None:
         key = ("section", name)
         register = partial(register_section, name, model)
@@ -431,10 +419,11 @@ class Registrations(RuleBasedStateMachine):
 
     # What can be seen
 
-    @invariant()
-    def check(self) -> None:
-        """Compare what changed, and after a rollback everything, with the model."""
-        changed, self.changed = self.changed, set()
+    def check(self, services: bool) -> None:
+        """Compare what changed with the model; after a rollback, everything."""
+        # Not looked at, services are not built before the next step.
+        unseen = set() if services else {"services", "overrides"}
+        changed, self.changed = self.changed - unseen, self.changed & unseen
         if not changed.isdisjoint(("services", "overrides")):
             self.services_are_as_in_a_new_container()
         if "events" in changed:
@@ -470,10 +459,7 @@ class Registrations(RuleBasedStateMachine):
         for which, factory in enumerate(self.factories):
             tops = {name: self.top("component", which, name) for name in NAMES}
             self.factory_has(factory, tops)
-        opened = [self.top(*key) for key in list(self.piles) if key[0] == "opened"]
-        for base in (Tool, Food):
-            tops = {name: cls for name, cls in filter(None, opened) if issubclass(cls, base)}
-            self.factory_has(DynamicFactory(base), tops)
+        self.factory_has(DynamicFactory(Tool), {name: self.top("open", name) for name in NAMES})
 
     def factory_has(self, factory: DynamicFactory[Any], tops: dict[str, Any]) -> None:
         classes = {name: cls for name, cls in tops.items() if isinstance(cls, type)}
@@ -495,5 +481,18 @@ class Registrations(RuleBasedStateMachine):
             assert model is None or model.__name__ in str(properties[name])
 
 
-TestRegistrations = Registrations.TestCase
-TestRegistrations.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+def using(registries: str) -> Any:
+    """Return a test of programs that use these: the fewer they are, the more involved."""
+
+    class Program(Registrations):
+        used = frozenset(registries.split())
+
+    Program.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+    return Program.TestCase
+
+
+TestServices = using("services")
+TestOverrides = using("services overrides")
+TestEvents = using("events")
+TestComponents = using("components factories")
+TestAllTogether = using("services overrides events components factories sections")

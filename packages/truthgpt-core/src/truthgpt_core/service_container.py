@@ -246,7 +246,11 @@ class ServiceContainer(Keeper):
                     return at._services[name]
             self._refuse_if_closed(keeper)
             self._refuse_if_unknown(name)
-            self._graph.validate()
+            if name not in self._services:
+                # It may be back from an override; a fault elsewhere does not take it away.
+                if name in keeper._services:
+                    return keeper._services[name]
+                self._graph.validate()
             resolve = self._compiled(name)
         return resolve(keeper)
 
@@ -394,4 +398,6 @@ class ServiceContainer(Keeper):
             for keeper, kept in override.set_aside:
                 for name, one in kept.items():
                     keeper._keep(name, one)
+            # What is built is wired, or a change would not reach it.
+            self._graph.wire()
         close_each(outdated, errors)

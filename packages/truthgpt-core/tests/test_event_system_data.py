@@ -34,6 +34,12 @@ from truthgpt_core.event_system import (
 STEP = EventType.TRAINING_STEP
 
 
+LOOKS = (
+    "bool float int index complex len iter next getitem contains hash eq ne lt le gt ge add "
+    "repr str format getattr copy deepcopy reduce reduce_ex getstate array call neg abs round"
+)
+
+
 def untouchable(name):
     def touched(self, *args):
         raise AssertionError(f"a value was looked at: {name}")
@@ -44,40 +50,7 @@ def untouchable(name):
 class Tensor:
     """What stands for a tensor on a device: each look at its value would wait for the device."""
 
-    for _name in [
-        "bool",
-        "float",
-        "int",
-        "index",
-        "complex",
-        "len",
-        "iter",
-        "next",
-        "getitem",
-        "contains",
-        "hash",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "add",
-        "repr",
-        "str",
-        "format",
-        "getattr",
-        "copy",
-        "deepcopy",
-        "reduce",
-        "reduce_ex",
-        "getstate",
-        "array",
-        "call",
-        "neg",
-        "abs",
-        "round",
-    ]:
+    for _name in LOOKS.split():
         vars()[f"__{_name}__"] = untouchable(_name)
 
 

@@ -165,15 +165,90 @@ def test_a_closed_loop_is_no_failure_of_the_emitter():
     loop.close()
     emitter.emit(STEP)
     assert (emitter.errors, stream.closed) == (0, True)
+    assert not emitter.has_handlers(STEP)
     # The task was abandoned on purpose; asyncio would report that when it is collected.
     reading._log_destroy_pending = False
     with pytest.raises(RuntimeError):
         reading.get_coro().throw(RuntimeError("abandoned"))
 
 
-def test_a_stream_holds_at_least_one_event():
+@pytest.mark.parametrize("maxsize", [0, -1, 1.5, "many"])
+def test_a_stream_holds_at_least_one_event(maxsize):
     """A stream that could hold nothing is refused, and leaves nothing registered."""
     emitter = EventEmitter()
-    with pytest.raises(EventError, match="maxsize is 0"):
-        emitter.stream(maxsize=0)
+    with pytest.raises(EventError, match=f"maxsize is {maxsize!r}"):
+        emitter.stream(maxsize=maxsize)
     assert not emitter.has_handlers(STEP)
+
+
+def test_every_event_of_all_threads_is_read_or_counted_as_dropped():
+    """What four threads emit faster than a consumer reads is either read, in order, or dropped."""
+
+    async def consume():
+        emitter = EventEmitter()
+        stream = emitter.stream(STEP, maxsize=10)
+        start = threading.Barrier(4)
+
+        def train(which):
+            start.wait(10)
+            for step in range(500):
+                emitter.emit(STEP, {"step": (which, step)})
+
+        threads = [threading.Thread(target=train, args=(n,), daemon=True) for n in range(4)]
+        reading = asyncio.create_task(steps_of(stream))
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            await asyncio.sleep(0)
+        stream.close()
+        return await reading, stream.dropped
+
+    steps, dropped = run(consume())
+    assert len(steps) + dropped == 2000
+    for which in range(4):
+        mine = [step for thread, step in steps if thread == which]
+        assert mine == sorted(set(mine))
+
+
+def test_closing_in_another_thread_wakes_a_consumer_that_waits():
+    """A consumer that waits for an event ends when any thread closes its stream."""
+
+    async def consume():
+        stream = EventEmitter().stream()
+        waiting = asyncio.create_task(steps_of(stream))
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=stream.close, daemon=True)
+        thread.start()
+        result = await waiting
+        thread.join(10)
+        return result
+
+    assert run(consume()) == []
+
+
+def test_closing_twice_is_closing():
+    """A stream may be closed again, by anybody, also inside its block."""
+
+    async def consume():
+        emitter = EventEmitter()
+        async with emitter.stream() as stream:
+            stream.close()
+            stream.close()
+            emitter.emit(STEP)
+        return len(stream)
+
+    assert run(consume()) == 0
+
+
+def test_a_stream_filters_and_counts_as_a_handler_does():
+    """A stream with a filter and every=2 has every second event that passes."""
+
+    async def consume():
+        emitter = EventEmitter()
+        stream = emitter.stream(STEP, every=2, filter=lambda event: event.data["step"] % 3 == 0)
+        for step in range(1, 16):
+            emitter.emit(STEP, {"step": step})
+        stream.close()
+        return await steps_of(stream)
+
+    assert run(consume()) == [6, 12]

@@ -183,8 +183,9 @@ def test_getting_an_unknown_name_suggests_one(container: ServiceContainer) -> No
 def test_names_are_the_only_keys(container: ServiceContainer) -> None:
     """Getting by class is refused, though the class is registered."""
     container.register("engine", Engine)
-    with pytest.raises(UnknownServiceError, match="Names are strings"):
-        container.get(Engine)  # type: ignore[arg-type]
+    for key in (Engine, ["engine"]):
+        with pytest.raises(UnknownServiceError, match="Names are strings"):
+            container.get(key)  # type: ignore[arg-type]
 
 
 # Transactions

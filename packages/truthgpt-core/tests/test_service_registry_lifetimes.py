@@ -232,6 +232,21 @@ def _raises() -> None:
     raise OSError("disk full")
 
 
+def test_service_whose_health_cannot_even_be_asked_is_not_well(
+    container: ServiceContainer,
+) -> None:
+    """An attribute `health` that raises is the answer of that service, not an error of all."""
+
+    class Broken:
+        @property
+        def health(self) -> None:
+            raise OSError("no device")
+
+    container.register("broken", Broken)
+    container.get("broken")
+    assert container.health()["broken"].message == "OSError: no device"
+
+
 @pytest.mark.parametrize(
     ("answer", "ok", "message"),
     [

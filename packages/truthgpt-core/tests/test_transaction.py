@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.transaction import Transaction, record_undo
 
 
@@ -82,6 +83,52 @@ def test_one_undo_that_raises_does_not_stop_the_others(
     (record,) = caplog.records
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], OSError)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_undo_that_is_interrupted_does_not_stop_the_others(error: type[BaseException]) -> None:
+    """Ctrl-C, or a plugin that exits when it is shut down, passes after all is undone."""
+    undone: list[str] = []
+
+    def interrupted() -> None:
+        raise error("now")
+
+    with Transaction() as transaction:
+        record_undo(lambda: undone.append("first"))
+        record_undo(interrupted)
+        record_undo(lambda: undone.append("third"))
+    with pytest.raises(error, match="now"):
+        transaction.rollback()
+    assert undone == ["third", "first"]
+
+
+def test_a_transaction_cannot_be_entered_twice_at_once() -> None:
+    """A transaction inside of itself is an error, and the outer one goes on."""
+    undone: list[str] = []
+    with Transaction() as transaction:
+        with pytest.raises(TruthGPTError, match="under way already"), transaction:
+            pass
+        record_undo(lambda: undone.append("it"))
+    transaction.rollback()
+    assert undone == ["it"]
+
+
+def test_a_transaction_that_ended_can_be_entered_again() -> None:
+    """What is registered in each of its blocks is undone together."""
+    undone: list[str] = []
+    with Transaction() as transaction:
+        record_undo(lambda: undone.append("first"))
+    with transaction:
+        record_undo(lambda: undone.append("second"))
+    transaction.rollback()
+    assert undone == ["second", "first"]
+
+
+def test_a_registration_knows_whether_it_can_be_taken_back() -> None:
+    """`record_undo` says whether there is a transaction that will keep the function."""
+    assert not record_undo(print)
+    with Transaction():
+        assert record_undo(print)
 
 
 def test_after_the_block_registrations_are_not_its_own() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -22,9 +22,6 @@ from truthgpt_core.service_registry import (
     register_service,
 )
 from truthgpt_core.transaction import Transaction
-
-if TYPE_CHECKING:
-    pass  # an annotation that cannot be evaluated when the tests run
 
 
 class Engine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,9 +17,6 @@ from truthgpt_core.service_registry import (
     ServiceError,
     ServiceInfo,
 )
-
-if TYPE_CHECKING:
-    pass  # an annotation that cannot be evaluated when the tests run
 
 
 class Engine:

@@ -179,6 +179,19 @@ def test_a_factory_is_published_until_the_last_who_did_is_gone(factory):
         get_factory("test_factory")
 
 
+def test_a_factory_that_two_plugins_publish_stays_until_both_are_gone(factory):
+    """A factory that is published again is found as long as one of those who did is there."""
+    with Transaction() as one:
+        publish_factory(factory)
+    with Transaction() as other:
+        publish_factory(factory)
+    one.rollback()
+    assert get_factory("test_factory") is factory
+    other.rollback()
+    with pytest.raises(UnknownFactoryError):
+        get_factory("test_factory")
+
+
 def test_registering_for_good_again_and_again_keeps_nothing(factory):
     """Outside of a transaction, what is replaced is forgotten, also by the collector."""
 

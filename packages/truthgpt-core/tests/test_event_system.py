@@ -227,7 +227,7 @@ class Unnameable:
         raise RuntimeError("broken, too")
 
 
-@pytest.mark.parametrize("handler", [Unnameable(), {}.__getitem__, [].remove])
+@pytest.mark.parametrize("handler", [Unnameable(), {}.__getitem__, [].remove, [].__iadd__])
 def test_any_failing_handler_is_logged(emitter, handler, caplog):
     """A handler that is hard to name fails like any other: logged, counted, the rest run."""
     seen = []

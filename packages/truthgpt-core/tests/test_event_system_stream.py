@@ -18,7 +18,8 @@ def run(coroutine):
         async with asyncio.timeout(10):
             return await coroutine
 
-    return asyncio.run(limited())
+    # With debug, asyncio refuses what another thread may not do.
+    return asyncio.run(limited(), debug=True)
 
 
 async def steps_of(stream):

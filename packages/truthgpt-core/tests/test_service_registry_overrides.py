@@ -192,13 +192,46 @@ def test_override_that_goes_on_keeps_what_it_outdates_out_of_use(
     assert container.get("a") is before
 
 
-def test_fault_does_not_keep_what_comes_back_from_use(container: ServiceContainer) -> None:
+@pytest.mark.parametrize("lifetime", ["singleton", "scoped"])
+def test_fault_does_not_keep_what_comes_back_from_use(
+    container: ServiceContainer, log: Log, lifetime: Any
+) -> None:
     """A service that was built is got again after an override, though another is faulty."""
-    before = container.get("c")
-    container.register("faulty", lambda absent: None)
+    container.register("e", lambda: log.service("e"), lifetime=lifetime)
+    with container.scope() as scope:
+        before = scope.get("e")
+        container.register("faulty", lambda absent: None)
+        with container.override("e", "fake"):
+            pass
+        assert scope.get("e") is before
+
+
+def test_override_that_ends_reaches_what_has_just_come_back(
+    container: ServiceContainer,
+) -> None:
+    """Overrides that end one after the other leave nothing built on the first one's fake."""
     with container.override("c", "fake"):
-        pass
-    assert container.get("c") is before
+        container.register("user", lambda c: [c])
+        assert container.get("user") == ["fake"]
+        with container.override("user", "other"):
+            pass
+    assert container.get("user") == [container.get("c")]
+
+
+def test_what_one_override_hands_to_another_is_closed_in_its_order(
+    container: ServiceContainer, log: Log
+) -> None:
+    """What comes to be set aside by another override is closed before what it is built on."""
+    container.register("user", lambda b, d: log.service("user", b, d))
+    container.get("user")
+    first = container.override("d", log.service("fake d"))
+    second = container.override("c", log.service("fake c"))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    container.close()
+    second.__exit__(None, None, None)
+    assert log == ["user", "d", "b", "c"]
 
 
 def test_scope_that_ends_in_an_override_closes_all_that_was_built_in_it(

@@ -147,6 +147,53 @@ def test_services_may_be_replaced_while_threads_use_them() -> None:
     assert container.get("both") == (100, 100)
 
 
+def test_container_that_is_closed_waits_for_a_scope_that_another_thread_closes() -> None:
+    """A singleton is open until all that a scope built on it is closed, in whatever thread."""
+    container = ServiceContainer()
+    closing, go_on = threading.Event(), threading.Event()
+    log: list[str] = []
+
+    def pool() -> Iterator[str]:
+        yield "pool"
+        log.append("pool")
+
+    def session(pool: str) -> Iterator[str]:
+        yield "session"
+        closing.set()
+        assert go_on.wait(TIMEOUT)
+        log.append("session")
+
+    container.register("pool", pool)
+    container.register("session", session, lifetime="scoped")
+
+    def work() -> None:
+        with container.scope() as scope:
+            scope.get("session")
+
+    with ThreadPoolExecutor(2) as threads:
+        working = threads.submit(work)
+        assert closing.wait(TIMEOUT)
+        stopping = threads.submit(container.close)
+        threading.Event().wait(0.1)  # for it to have come as far as it can
+        go_on.set()
+        working.result(TIMEOUT)
+        stopping.result(TIMEOUT)
+    assert log == ["session", "pool"]
+
+
+def test_service_may_close_the_container_that_closes_it() -> None:
+    """A `close` that closes the container, or the scope, again does no harm."""
+    container = ServiceContainer()
+
+    def session() -> Iterator[str]:
+        yield "session"
+        container.close()
+
+    container.register("session", session, lifetime="scoped")
+    with container.scope() as scope:
+        scope.get("session")
+
+
 def test_threads_entering_from_different_ends_finish() -> None:
     """Constructors that get other services by hand do not lock each other out."""
     made: list[str] = []

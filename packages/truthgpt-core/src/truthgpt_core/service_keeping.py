@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
-from threading import get_ident
+from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Any
 
 from truthgpt_core.service_errors import ServiceCloseError
@@ -67,6 +67,7 @@ class Keeper:
         self._kept: dict[str, Kept] = {}
         self._closed = False
         self._closing = False
+        self._being_closed = RLock()  # a service may close what it is in
 
     def get(self, name: str) -> Any:
         """Return the service `name`, building it and what it needs if it is not there yet.
@@ -110,17 +111,19 @@ class Keeper:
         return taken
 
     def _close_all(self, errors: CloseErrors) -> None:
-        # While its dependents are being closed, a service can still be got; none is built.
-        with self._container._lock:
-            self._closed = self._closing = True
-            self._entries = {}
-            kept, self._kept = self._kept, {}
-            groups = [kept, *self._container._overrides.take(self)]
-        for name, one in closing_order(groups):
-            _close(name, one, errors)
-            if kept.get(name) is one:
-                self._services.pop(name, None)
-        self._closing = False
+        # A second thread that closes this, or the container, waits until it is closed.
+        with self._being_closed:
+            # While its dependents are being closed, a service can still be got; none is built.
+            with self._container._lock:
+                self._closed = self._closing = True
+                self._entries = {}
+                kept, self._kept = self._kept, {}
+                groups = [kept, *self._container._overrides.take(self)]
+            for name, one in closing_order(groups):
+                _close(name, one, errors)
+                if kept.get(name) is one:
+                    self._services.pop(name, None)
+            self._closing = False
 
 
 class ServiceScope(Keeper):

@@ -79,6 +79,7 @@ class EventType:
     PLUGIN_FAILED: ClassVar[EventType]
     OPTIMIZATION_STARTED: ClassVar[EventType]
     OPTIMIZATION_APPLIED: ClassVar[EventType]
+    OPTIMIZATION_NOTED: ClassVar[EventType]
     OPTIMIZATION_SKIPPED: ClassVar[EventType]
     OPTIMIZATION_REVERTED: ClassVar[EventType]
     OPTIMIZATION_FAILED: ClassVar[EventType]
@@ -356,12 +357,18 @@ class PluginEvent(EventView):
 
 
 class OptimizationEvent(EventView):
-    """A step of an optimization; `reason` says why it was skipped, reverted or failed."""
+    """A step of an optimization; `reason` says why it was skipped, reverted or failed.
+
+    An optimization emits `OPTIMIZATION_NOTED` for what it finds out only when the model
+    runs, such as what could not be compiled: a sentence in `note`, for the report. A later
+    note with the same `about` takes the place of an earlier one.
+    """
 
     __slots__ = ()
     event_types = (
         EventType.OPTIMIZATION_STARTED,
         EventType.OPTIMIZATION_APPLIED,
+        EventType.OPTIMIZATION_NOTED,
         EventType.OPTIMIZATION_SKIPPED,
         EventType.OPTIMIZATION_REVERTED,
         EventType.OPTIMIZATION_FAILED,
@@ -370,3 +377,5 @@ class OptimizationEvent(EventView):
 
     optimization = EventField[str]()
     reason = EventField[str]()
+    note = EventField[str]()
+    about = EventField[str]()

@@ -34,7 +34,7 @@ addresses only: a tensor that begins inside another one kills the process."""
 
 
 def why_not(module: Any) -> str:
-    """Say why a layer cannot be quantized; empty if it can."""
+    """Say why a layer cannot be quantized, without reading its weights; empty if it can."""
     if holds_several_layers(module):
         return f"{type(module).__name__} keeps several layers in one tensor"
     if not isinstance(module, nn.Linear):
@@ -47,9 +47,12 @@ def why_not(module: Any) -> str:
         return "it has no weights"
     if type(module.weight) is not nn.Parameter:
         return f"its weights are {type(module.weight).__name__}"
-    if not bool(torch.isfinite(module.weight).all()):
-        return "its weights are not all finite"
     return ""
+
+
+def why_not_values(linear: nn.Linear) -> str:
+    """Say why the values of a layer's weights cannot be quantized; empty if they can."""
+    return "" if bool(torch.isfinite(linear.weight).all()) else "its weights are not all finite"
 
 
 def holds_several_layers(module: Any) -> bool:

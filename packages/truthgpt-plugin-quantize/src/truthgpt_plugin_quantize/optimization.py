@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -71,6 +72,7 @@ class Quantize(Optimization[QuantizeOptions]):
     name: ClassVar[str] = "quantize"
     stage: ClassVar[Stage] = Stage.WEIGHTS
     options_type: ClassVar[type[Options]] = QuantizeOptions
+    layerwise: ClassVar[bool] = True
 
     def apply(self, model: Model, context: OptimizationContext) -> Applied:
         """Replace linear layers, one by one, so that only one exists twice at any time.
@@ -78,32 +80,37 @@ class Quantize(Optimization[QuantizeOptions]):
         Raises:
             OptimizationError: the model is quantized already, or no layer of it can be.
         """
-        from truthgpt_plugin_quantize.int8 import Int8Linear, why_not
+        from truthgpt_plugin_quantize.int8 import Int8Linear, why_not, why_not_values
 
         _refuse_quantized(model)
         reasons: dict[str, str] = {}
         for name, module in _linear_layers(model):
             reasons[name] = self._why_left_alone(name) or why_not(module)
-        covered = [name for name, reason in reasons.items() if not reason]
-        skipped = tuple((name, reason) for name, reason in reasons.items() if reason)
-        if not covered:
-            raise OptimizationError(
-                "quantize would cover none of the model's linear layers: " + _most_common(skipped)
-            )
+        chosen = [name for name, reason in reasons.items() if not reason]
+        if not chosen:
+            raise _covers_none(reasons)
         kernel, group_size = self._choose(context.device)
         if kernel == "native" and context.device == "cpu":
             _see_that_it_compiles()
-        for done, name in enumerate(covered):
-            context.progress("Quantizing", done, len(covered))
-            _replace(
-                model, name, Int8Linear.from_linear(model.get_submodule(name), kernel, group_size)
-            )
-        context.progress("Quantizing", len(covered), len(covered))
+        for done, name in enumerate(chosen):
+            context.progress("Quantizing", done, len(chosen))
+            context.fill(name)
+            linear = model.get_submodule(name)
+            reasons[name] = why_not_values(linear)
+            if not reasons[name]:
+                _replace(model, name, Int8Linear.from_linear(linear, kernel, group_size))
+            # Else it would stay in memory while the next one is read.
+            del linear
+        context.progress("Quantizing", len(chosen), len(chosen))
+        covered = tuple(name for name, reason in reasons.items() if not reason)
+        if not covered:
+            raise _covers_none(reasons)
         _untie(model, covered)
+        skipped = tuple((name, reason) for name, reason in reasons.items() if reason)
         # What cannot be seen from the names again when the model is restored.
         # By their whole names: as a pattern, `proj` would match all that end in it.
         refused = [f"={name}" for name, _ in skipped if not self._why_left_alone(name)]
-        chosen = self.options.model_copy(
+        settings = self.options.model_copy(
             update={
                 "kernel": kernel,
                 "group_size": group_size,
@@ -112,7 +119,7 @@ class Quantize(Optimization[QuantizeOptions]):
         )
         notes = (f"kernel {kernel}",) if context.device == "cpu" else ()
         return Applied(
-            model, Coverage("linear layers", tuple(covered), skipped), chosen.model_dump(), notes
+            model, Coverage("linear layers", covered, skipped), settings.model_dump(), notes
         )
 
     def restore(self, model: Model, context: OptimizationContext) -> Model:
@@ -214,7 +221,7 @@ def _replace(model: Model, name: str, module: Any) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _untie(model: Model, covered: list[str]) -> None:
+def _untie(model: Model, covered: Iterable[str]) -> None:
     """Tell transformers that a quantized output embedding is no longer the input embedding."""
     config = getattr(model, "config", None)
     if config is None or not getattr(config, "tie_word_embeddings", False):
@@ -224,8 +231,9 @@ def _untie(model: Model, covered: list[str]) -> None:
         config.tie_word_embeddings = False
 
 
-def _most_common(skipped: tuple[tuple[str, str], ...]) -> str:
-    if not skipped:
-        return "it has none"
-    reasons = [reason for _, reason in skipped]
-    return max(set(reasons), key=reasons.count)
+def _covers_none(reasons: Mapping[str, str]) -> OptimizationError:
+    found = list(reasons.values())
+    most_common = max(set(found), key=found.count) if found else "it has none"
+    return OptimizationError(
+        f"quantize would cover none of the model's linear layers: {most_common}"
+    )

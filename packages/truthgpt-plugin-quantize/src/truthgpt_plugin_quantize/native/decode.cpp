@@ -26,6 +26,7 @@
 namespace {
 
 constexpr int BLOCK = 32;  // activations are rounded in blocks of this many, each by its own scale
+constexpr int AHEAD = 4096;  // bytes that memory is asked for before they are needed
 
 enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 enum Activation : int32_t { SILU = 0, GELU_TANH = 1 };
@@ -168,52 +169,59 @@ inline __m256i quads(__m256i unsigned_bytes, __m256i signed_bytes) {
 #endif
 }
 
-template <int ROWS>
-void dots_int8(const Linear& m, int32_t row, const Activations& x, float* out) {
-    const int8_t* weights[ROWS];
-    const float* scales[ROWS];
-    __m256 sums[ROWS];
-    const int32_t groups = m.columns / m.group, blocks_in_group = m.group / BLOCK;
-    for (int r = 0; r < ROWS; ++r) {
-        weights[r] = static_cast<const int8_t*>(m.weight) + int64_t(row + r) * m.columns;
-        scales[r] = m.scales + int64_t(row + r) * groups;
-        sums[r] = _mm256_setzero_ps();
-    }
-    int32_t block = 0;
-    for (int32_t group = 0; group < groups; ++group) {
-        for (int32_t b = 0; b < blocks_in_group; ++b, ++block) {
-            const __m256i xs = _mm256_loadu_si256(
-                reinterpret_cast<const __m256i*>(x.rounded.data() + block * BLOCK));
-            const __m256i positive = _mm256_abs_epi8(xs);
-            const float scale = x.scales[block];
-            for (int r = 0; r < ROWS; ++r) {
-                const __m256i ws = _mm256_loadu_si256(
-                    reinterpret_cast<const __m256i*>(weights[r] + block * BLOCK));
-                const __m256i products = quads(positive, _mm256_sign_epi8(ws, xs));
-                sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products),
-                                          _mm256_set1_ps(scale * scales[r][group]), sums[r]);
+// Row after row, so that weights are one stream through memory: several rows side by side would
+// share the loads of x, and take three times as long where the weights are not in a cache.
+float dot_int8(const Linear& m, int32_t row, const Activations& x) {
+    const int32_t blocks = m.columns / BLOCK, blocks_in_scale = m.group / BLOCK;
+    const int8_t* weights = static_cast<const int8_t*>(m.weight) + int64_t(row) * m.columns;
+    const float* scales = m.scales + int64_t(row) * (m.columns / m.group);
+    const auto add = [&](int32_t block, float scale, __m256 sum) {
+        const __m256i xs = _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(x.rounded.data() + block * BLOCK));
+        const __m256i ws =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + block * BLOCK));
+        const __m256i products = quads(_mm256_abs_epi8(xs), _mm256_sign_epi8(ws, xs));
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products),
+                               _mm256_set1_ps(x.scales[block] * scale), sum);
+    };
+    __m256 even = _mm256_setzero_ps(), odd = even;
+    if (blocks_in_scale == 1) {
+        int32_t block = 0;
+        for (; block + 2 <= blocks; block += 2) {
+            _mm_prefetch(reinterpret_cast<const char*>(weights + block * BLOCK + AHEAD), _MM_HINT_T0);
+            if (block % 16 == 0)
+                _mm_prefetch(reinterpret_cast<const char*>(scales + block + AHEAD / BLOCK), _MM_HINT_T0);
+            even = add(block, scales[block], even);
+            odd = add(block + 1, scales[block + 1], odd);
+        }
+        if (block < blocks) even = add(block, scales[block], even);
+    } else {
+        for (int32_t first = 0, group = 0; first < blocks; first += blocks_in_scale, ++group) {
+            int32_t block = first;
+            for (; block + 2 <= first + blocks_in_scale; block += 2) {
+                _mm_prefetch(reinterpret_cast<const char*>(weights + block * BLOCK + AHEAD), _MM_HINT_T0);
+                even = add(block, scales[group], even);
+                odd = add(block + 1, scales[group], odd);
             }
+            if (block < first + blocks_in_scale) even = add(block, scales[group], even);
         }
     }
-    for (int r = 0; r < ROWS; ++r) out[r] = total(sums[r]);
+    return total(_mm256_add_ps(even, odd));
 }
 
 #else
 
-template <int ROWS>
-void dots_int8(const Linear& m, int32_t row, const Activations& x, float* out) {
-    for (int r = 0; r < ROWS; ++r) {
-        const int8_t* weights = static_cast<const int8_t*>(m.weight) + int64_t(row + r) * m.columns;
-        const float* scales = m.scales + int64_t(row + r) * (m.columns / m.group);
-        float sum = 0;
-        for (int32_t block = 0; block < m.columns / BLOCK; ++block) {
-            int32_t products = 0;
-            for (int i = block * BLOCK; i < (block + 1) * BLOCK; ++i)
-                products += int32_t(weights[i]) * int32_t(x.rounded[i]);
-            sum += float(products) * x.scales[block] * scales[block * BLOCK / m.group];
-        }
-        out[r] = sum;
+float dot_int8(const Linear& m, int32_t row, const Activations& x) {
+    const int8_t* weights = static_cast<const int8_t*>(m.weight) + int64_t(row) * m.columns;
+    const float* scales = m.scales + int64_t(row) * (m.columns / m.group);
+    float sum = 0;
+    for (int32_t block = 0; block < m.columns / BLOCK; ++block) {
+        int32_t products = 0;
+        for (int i = block * BLOCK; i < (block + 1) * BLOCK; ++i)
+            products += int32_t(weights[i]) * int32_t(x.rounded[i]);
+        sum += float(products) * x.scales[block] * scales[block * BLOCK / m.group];
     }
+    return sum;
 }
 
 #endif
@@ -223,8 +231,7 @@ void multiply(const Linear& m, const Activations& x, int32_t first, int32_t last
     int32_t row = first;
     switch (m.kind) {
         case INT8:
-            for (; row + 4 <= last; row += 4) dots_int8<4>(m, row, x, out + row - first);
-            for (; row < last; ++row) dots_int8<1>(m, row, x, out + row - first);
+            for (; row < last; ++row) out[row - first] = dot_int8(m, row, x);
             break;
         case FLOAT32:
             for (; row < last; ++row)

@@ -14,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from truthgpt_plugin_quantize.int8 import PACKED_ROWS, Int8Linear
+from truthgpt_plugin_quantize.int8 import Int8Linear
+from truthgpt_plugin_quantize.quantized import FEW_ROWS
 
 KERNEL, UNDER_WAY = sys.argv[1], Path(sys.argv[2])
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,7 +95,7 @@ def check(
     added = torch.zeros(out_features) if layer.bias is None else layer.bias
     exact = x.double() @ weight.T + added.double()
     size = x.double().abs() @ weight.abs().T + added.double().abs()
-    if layer.kernel == "native" and rows <= PACKED_ROWS:
+    if layer.kernel == "native" and rows <= FEW_ROWS:
         moved = moved_by_rounding(x.double(), weight.abs())
         # The scales, of either side and their product; a sum of one number for each block,
         # eight of them side by side; the answer and its sum with the bias.
@@ -122,7 +123,7 @@ def bound_of_others(
     # Rounded are the activations, the scales, the product, its scaling and the sum with
     # the bias; sums are made in float32. Numbers below the normal ones of float16 are
     # rounded to multiples of 2**-24.
-    rounded = KERNEL == "packed-bfloat16" and rows <= PACKED_ROWS and in_features % 32 == 0
+    rounded = KERNEL == "packed-bfloat16" and rows <= FEW_ROWS and in_features % 32 == 0
     relative = 5 * ROUNDOFF["bfloat16" if rounded else dtype] + (in_features + 4) * 2.0**-23
     absolute = 2.0**-24 * (1 + x.double().abs().sum(-1, keepdim=True)) * (dtype == "float16")
     return relative * size + absolute

@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from truthgpt_core.optimization import Coverage, OptimizationContext, OptimizationError
+from truthgpt_core.optimization import (
+    Coverage,
+    OptimizationContext,
+    OptimizationError,
+    SourceModel,
+)
 from truthgpt_plugin_quantize.int8 import Int8Linear
 from truthgpt_plugin_quantize.optimization import Quantize
 
@@ -148,7 +153,7 @@ def test_a_layer_that_is_not_finite_is_left_alone_by_name(
 
 
 def test_layers_of_other_kinds_are_named_with_the_reason(context: OptimizationContext) -> None:
-    """Transposed weights, stacked experts and subclasses are skipped, not silently ignored."""
+    """What only looks like a layer, stacked experts and subclasses are skipped with a reason."""
 
     class Special(nn.Linear):
         pass
@@ -156,7 +161,7 @@ def test_layers_of_other_kinds_are_named_with_the_reason(context: OptimizationCo
     changed = model()
     changed["a"], changed["b"], changed["c"] = Conv1D(), Experts(), Special(4, 4)
     reasons = dict(Quantize().apply(changed, context).coverage.skipped)
-    assert "Conv1D keeps its weights transposed" in reasons["a"]
+    assert "Conv1D may not be a plain linear layer" in reasons["a"]
     assert "Experts keeps several layers in one tensor" in reasons["b"]
     assert "Special may not be a plain linear layer" in reasons["c"]
 
@@ -185,7 +190,7 @@ def test_a_model_without_such_layers_is_refused_with_the_reason(
 ) -> None:
     """If nothing can be covered it says why, and the model is as it was."""
     only = nn.ModuleDict({"a": Conv1D(), "b": Conv1D()})
-    assert "Conv1D keeps its weights transposed" in refused(only, context)
+    assert "Conv1D may not be a plain linear layer" in refused(only, context)
     assert "it has none" in refused(nn.ModuleDict({"embed": nn.Embedding(3, 4)}), context)
     assert "not among modules" in refused(model(), context, modules="lm_haed")
 
@@ -217,3 +222,26 @@ def test_progress_is_told(context: OptimizationContext) -> None:
     )
     Quantize().apply(model(), listening)
     assert seen == [("Quantizing", done, len(NAMES)) for done in range(len(NAMES) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("config", "by"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
+        ({"quantization_config": {"load_in_8bit": True}}, "another library"),
+    ],
+)
+def test_a_source_that_is_quantized_already_is_refused_unloaded(
+    config: dict[str, Any], by: str
+) -> None:
+    """What config.json says of another library is enough to refuse, with what to do instead."""
+    verdict = Quantize().check_source(SourceModel("model", config=config))
+    assert verdict.reason == f"it is quantized already, by {by}"
+    assert verdict.fix.startswith("Start from the model in floating point")
+
+
+def test_an_ordinary_source_is_not_refused() -> None:
+    """A model in floating point, or one whose configuration says `null`, can be quantized."""
+    assert Quantize().check_source(SourceModel("model", config={"dtype": "float32"})).ok
+    assert Quantize().check_source(SourceModel("model", config={"quantization_config": None})).ok

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from truthgpt_plugin_quantize.int8 import ALIGNMENT, LEVELS, Int8Linear, quantize, why_not
+from truthgpt_plugin_quantize.int8 import LEVELS, Int8Linear, quantize
+from truthgpt_plugin_quantize.kernels import ALIGNMENT
+from truthgpt_plugin_quantize.layers import why_not, why_not_values
 
 KERNELS = ("native", "packed", "packed-bfloat16", "dequantize")
 
@@ -147,10 +149,10 @@ def test_denormal_and_huge_weights_are_finite_and_within_half_a_step(magnitude: 
 def test_weights_that_are_not_finite_are_a_reason(bad: float) -> None:
     """One NaN or infinity keeps a layer from being quantized, and the reason says so."""
     linear = torch.nn.Linear(32, 8)
-    assert why_not(linear) == ""
+    assert why_not_values(linear) == ""
     with torch.no_grad():
         linear.weight[3, 5] = bad
-    assert "not all finite" in why_not(linear)
+    assert "not all finite" in why_not_values(linear)
 
 
 def test_weights_of_another_kind_of_tensor_are_a_reason() -> None:
@@ -297,4 +299,4 @@ def test_compiles_without_graph_breaks(tmp_path: Path, monkeypatch: pytest.Monke
 def test_says_what_it_is() -> None:
     """`print(model)` shows sizes and the kernel that is really used."""
     odd = Int8Linear.from_linear(torch.nn.Linear(33, 8), "packed")
-    assert "in_features=33, out_features=8, bias=True, kernel=dequantize" in repr(odd)
+    assert "in_features=33, out_features=8, bias=True, scheme=int8, kernel=dequantize" in repr(odd)

@@ -1,45 +1,70 @@
-"""The optimization `quantize`: what it covers, what it leaves alone and why."""
+"""The optimization `quantize`: its options, applying and restoring."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from truthgpt_core.optimization import (
     Applied,
     Coverage,
+    LayerChoice,
     Model,
     Optimization,
     OptimizationContext,
     OptimizationError,
     Options,
+    SourceModel,
     Stage,
+    Verdict,
 )
+from truthgpt_plugin_quantize.plan import Plan, Wanted, as_int8, make_plan, why_left_alone
+from truthgpt_plugin_quantize.schemes import (
+    Rule,
+    Scheme,
+    check_group,
+    layer_class,
+    parse_rule,
+    rules_as_list,
+)
+
+if TYPE_CHECKING:
+    from truthgpt_plugin_quantize.searching import Found
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _readable(text: str) -> str:
+    parse_rule(text)
+    return text
+
+
 Patterns = Annotated[list[str], BeforeValidator(_as_list)]
-
-
-GROUP_SIZE = 32
-"""What `group_size=auto` takes; whole channels diverge more, see `benchmarks/decode.py`."""
+Rules = Annotated[list[Annotated[str, AfterValidator(_readable)]], BeforeValidator(rules_as_list)]
 
 
 class QuantizeOptions(Options):
     """Options of `quantize`.
 
     Attributes:
-        scheme: `int8`: weights as 8-bit integers, symmetric, with one scale for each
-            group of neighbours in a row.
-        group_size: how many neighbours share a scale; 0 for a whole output channel.
-            `auto` takes 32 where compiled code can be had, else 0. Layers whose rows are
-            no multiple of it take whole channels.
+        scheme: what weights are made of. `int8`: 8-bit integers, symmetric, with one scale
+            for each group of neighbours in a row. `int8-dynamic`: the same by whole
+            channels, and activations are rounded to 8 bits as they come. `int4`: 4-bit
+            integers, with a scale and a minimum for each group; the output embedding is
+            int8, unless `layers` says otherwise. `fp8`: 8-bit floating point, on GPUs that
+            multiply it. `auto`: for each layer int4, int8 or as it was, whichever is
+            the smallest or fastest mix within `max_kl`.
+        group_size: how many neighbours share a scale; 0 for a whole output channel; int4
+            has groups of 32, 64 or 128. `auto` takes 32, for int8 only where compiled code
+            can be had, else 0. Rows that cannot be cut so take smaller groups or whole
+            channels, which the report says.
+        layers: `PATTERN=SCHEME` for layers that are to be made of something else, or of
+            nothing else (`none`); the first pattern that matches holds. A scheme may name
+            its groups: `int4/64`.
         modules: patterns (`*` matches anything) of the layers to quantize; a
             pattern also matches what is inside the module that it names.
         skip: patterns of the layers to leave alone; `=NAME` is the layer of exactly
@@ -49,20 +74,38 @@ class QuantizeOptions(Options):
             Llama family take a whole step in one call of C++ that is compiled for this
             machine. `packed` multiplies with activations in the model's dtype;
             `packed-bfloat16` the same with activations rounded to bfloat16; both want
-            whole channels. `dequantize` makes floating-point weights each time. `auto`
-            takes `native` where there is a C++ compiler, else `packed` where the CPU has
-            AVX-512, else `packed-bfloat16`.
+            int8 by whole channels. `dequantize` makes floating-point weights each time.
+            `auto` takes `native` where there is a C++ compiler, else `packed` where the CPU
+            has AVX-512, else `packed-bfloat16`.
+        max_kl: for `auto`: mean KL divergence from the model as it was, in nats per token,
+            on the text that the report names; None for the bound that it is judged by.
+        goal: for `auto`: what the mix is to be, the smallest (`size`) or the fastest to
+            decode on this machine (`speed`).
     """
 
-    scheme: Literal["int8"] = "int8"
+    scheme: Literal["int8", "int8-dynamic", "int4", "fp8", "auto"] = "int8"
+    group_size: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    layers: Rules = Field([])
     modules: Patterns = Field(["*"])
     skip: Patterns = Field([])
-    group_size: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     kernel: Literal["auto", "native", "packed", "packed-bfloat16", "dequantize"] = "auto"
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    goal: Literal["size", "speed"] = "size"
+
+    @model_validator(mode="after")
+    def _groups_that_there_are(self) -> QuantizeOptions:
+        if self.group_size != "auto":
+            check_group(self.scheme, self.group_size)
+        return self
+
+    @property
+    def rules(self) -> list[Rule]:
+        """`layers`, read."""
+        return [parse_rule(text) for text in self.layers]
 
 
 class Quantize(Optimization[QuantizeOptions]):
-    """Keep the weights of linear layers as 8-bit integers, a quarter of float32.
+    """Keep the weights of linear layers as integers, in an eighth to a quarter of float32.
 
     The output embedding is quantized too, unless `skip=lm_head`; if it shares its
     weights with the input embedding, that one stays as it is and the two are no
@@ -74,74 +117,130 @@ class Quantize(Optimization[QuantizeOptions]):
     options_type: ClassVar[type[Options]] = QuantizeOptions
     layerwise: ClassVar[bool] = True
 
+    def check(self, device: str) -> Verdict:
+        """float8 wants a GPU that multiplies it."""
+        schemes = [self.options.scheme, *(str(rule.scheme) for rule in self.options.rules)]
+        if "fp8" not in schemes:
+            return Verdict.yes()
+        fix = "Use scheme=int8."
+        if not device.startswith("cuda"):
+            return Verdict.no(f"{device} has no arithmetic for 8-bit floating point", fix)
+        import torch
+
+        from truthgpt_plugin_quantize.fp8 import CAPABILITY, has_arithmetic
+
+        if has_arithmetic(torch.device(device)):
+            return Verdict.yes()
+        least = ".".join(map(str, CAPABILITY))
+        return Verdict.no(f"float8 needs a GPU of compute capability {least} or later", fix)
+
+    def check_source(self, source: SourceModel) -> Verdict:
+        """Refuse a model whose weights another library has quantized."""
+        found = source.config.get("quantization_config")
+        if not found:
+            return Verdict.yes()
+        method = found.get("quant_method") if isinstance(found, Mapping) else None
+        return Verdict.no(
+            f"it is quantized already, by {method or 'another library'}",
+            "Start from the model in floating point that it was made from.",
+        )
+
     def apply(self, model: Model, context: OptimizationContext) -> Applied:
         """Replace linear layers, one by one, so that only one exists twice at any time.
 
         Raises:
-            OptimizationError: the model is quantized already, or no layer of it can be.
+            OptimizationError: the model is quantized already, no layer of it can be, or
+                `auto` was given no text to try it on.
         """
-        from truthgpt_plugin_quantize.int8 import Int8Linear, why_not, why_not_values
+        from truthgpt_plugin_quantize import int4
+        from truthgpt_plugin_quantize.layers import matrix, replace, why_not_values
 
         _refuse_quantized(model)
-        reasons: dict[str, str] = {}
-        for name, module in _linear_layers(model):
-            reasons[name] = self._why_left_alone(name) or why_not(module)
-        chosen = [name for name, reason in reasons.items() if not reason]
-        if not chosen:
-            raise _covers_none(reasons)
-        kernel, group_size = self._choose(context.device)
+        kernel = self._kernel(context.device)
         if kernel == "native" and context.device == "cpu":
             _see_that_it_compiles()
+        options, notes = self.options, list[str]()
+        choices: tuple[LayerChoice, ...] = ()
+        wanted = self._wanted(options, kernel)
+        plan = make_plan(model, wanted)
+        if not plan.schemes:
+            raise _covers_none(plan)
+        if options.scheme == "auto":
+            from truthgpt_plugin_quantize.searching import search
+
+            found = search(model, plan, self.options, context, kernel)
+            options, notes = self._mixed(found), found.notes
+            choices = found.choices()
+            wanted = self._wanted(options, kernel)
+            plan = make_plan(model, wanted)
+        chosen = list(plan.schemes)
+        exceptions: list[str] = []
         for done, name in enumerate(chosen):
             context.progress("Quantizing", done, len(chosen))
             context.fill(name)
             linear = model.get_submodule(name)
-            reasons[name] = why_not_values(linear)
-            if not reasons[name]:
-                _replace(model, name, Int8Linear.from_linear(linear, kernel, group_size))
+            reason = why_not_values(linear)
+            if reason:
+                plan.leave(name, reason)
+                continue
+            scheme = plan.schemes[name]
+            if scheme.name == "int4" and (reason := int4.why_not_values(matrix(linear))):
+                scheme = plan.schemes[name] = as_int8(wanted, matrix(linear).shape[1])
+                plan.instead[name] = f"int8, because {reason}"
+                exceptions.append(f"={name}={scheme}")
+            kind = layer_class(scheme)
+            replace(model, name, kind.from_linear(linear, kernel, scheme.group_size or 0))
             # Else it would stay in memory while the next one is read.
             del linear
         context.progress("Quantizing", len(chosen), len(chosen))
-        covered = tuple(name for name, reason in reasons.items() if not reason)
-        if not covered:
-            raise _covers_none(reasons)
-        _untie(model, covered)
-        skipped = tuple((name, reason) for name, reason in reasons.items() if reason)
-        # What cannot be seen from the names again when the model is restored.
-        # By their whole names: as a pattern, `proj` would match all that end in it.
-        refused = [f"={name}" for name, _ in skipped if not self._why_left_alone(name)]
-        settings = self.options.model_copy(
+        if not plan.schemes:
+            raise _covers_none(plan)
+        _untie(model, plan.schemes)
+        # What cannot be seen from the names again when the model is restored. By their whole
+        # names: as a pattern, `proj` would match all that end in it.
+        refused = [f"={name}" for name in plan.left if not why_left_alone(name, wanted)]
+        settings = options.model_copy(
             update={
                 "kernel": kernel,
-                "group_size": group_size,
-                "skip": [*self.options.skip, *refused],
+                "group_size": wanted.group_size(wanted.scheme),
+                "layers": [*exceptions, *options.layers],
+                "skip": [*options.skip, *refused],
             }
         )
-        notes = (f"kernel {kernel}",) if context.device == "cpu" else ()
+        if context.device == "cpu":
+            notes = [f"kernel {kernel}", *notes]
         return Applied(
-            model, Coverage("linear layers", covered, skipped), settings.model_dump(), notes
+            model,
+            Coverage("linear layers", tuple(plan.schemes), tuple(plan.left.items())),
+            settings.model_dump(),
+            (*notes, *plan.notes()),
+            choices,
         )
 
     def restore(self, model: Model, context: OptimizationContext) -> Model:
         """Put quantized layers, still empty, in the place of the ones that `apply` covered."""
-        from truthgpt_plugin_quantize.int8 import Int8Linear, choose_kernel
+        from truthgpt_plugin_quantize.kernels import choose_kernel
+        from truthgpt_plugin_quantize.layers import replace
 
-        kernel, group_size = self._choose(context.device)
+        kernel = self._kernel(context.device)
+        plan = make_plan(model, self._wanted(self.options, kernel))
         if kernel == "native" and choose_kernel() != "native":
             # Made where there was a C++ compiler: here the same weights are computed slowly.
             kernel = "dequantize"
-        layers = [pair for pair in _linear_layers(model) if not self._why_left_alone(pair[0])]
-        for name, linear in layers:
-            _replace(model, name, Int8Linear.empty_like(linear, kernel, group_size))
-        _untie(model, [name for name, _ in layers])
+        for name, scheme in plan.schemes.items():
+            linear = model.get_submodule(name)
+            kind = layer_class(scheme)
+            replace(model, name, kind.empty_like(linear, kernel, scheme.group_size or 0))
+        _untie(model, plan.schemes)
         return model
 
-    def _choose(self, device: str) -> tuple[str, int]:
-        """Return the kernel and the size of groups that `auto` stands for on this machine."""
-        from truthgpt_plugin_quantize.int8 import choose_kernel
+    def _kernel(self, device: str) -> str:
+        """Return the kernel that is meant on this machine."""
+        from truthgpt_plugin_quantize.kernels import choose_kernel
 
         asked, group_size = self.options.kernel, self.options.group_size
-        if group_size and group_size != "auto" and asked.startswith("packed"):
+        grouped = group_size not in ("auto", 0) and self.options.scheme == "int8"
+        if grouped and asked.startswith("packed"):
             raise OptimizationError(
                 f"The kernel {asked} wants whole channels, and group_size is {group_size}",
                 hint="Say group_size=0, or kernel=native.",
@@ -149,17 +248,31 @@ class Quantize(Optimization[QuantizeOptions]):
         kernel: str = asked
         if asked == "auto":
             kernel = choose_kernel() if device == "cpu" else "dequantize"
-        if group_size == "auto":
-            return kernel, GROUP_SIZE if kernel == "native" else 0
-        return "dequantize" if group_size and kernel != "native" else kernel, group_size
+        return "dequantize" if grouped and kernel != "native" else kernel
 
-    def _why_left_alone(self, name: str) -> str:
-        for pattern in self.options.skip:
-            if _matches(name, pattern):
-                return f"skip={pattern}"
-        if not any(_matches(name, pattern) for pattern in self.options.modules):
-            return "not among modules"
-        return ""
+    def _mixed(self, found: Found) -> QuantizeOptions:
+        """Return options that say what `auto` found."""
+        scheme, exceptions = found.as_rules()
+        # What a person said about layers still holds for those that were not looked at.
+        layers = [*exceptions, *self.options.layers]
+        said = {"scheme": scheme, "group_size": "auto", "layers": layers}
+        return self.options.model_copy(update=said)
+
+    def _wanted(self, options: QuantizeOptions, kernel: str) -> Wanted:
+        group_size = None if options.group_size == "auto" else options.group_size
+        # While `auto` looks for the mix, what can be made of a layer is what int8 can be.
+        name = "int8" if options.scheme == "auto" else options.scheme
+        return Wanted(
+            Scheme(name).with_group(group_size),
+            [_with_group(rule, group_size) for rule in options.rules],
+            options.modules,
+            options.skip,
+            kernel,
+        )
+
+
+def _with_group(rule: Rule, group_size: int | None) -> Rule:
+    return rule if rule.scheme is None else Rule(rule.pattern, rule.scheme.with_group(group_size))
 
 
 def _see_that_it_compiles() -> None:
@@ -174,38 +287,10 @@ def _see_that_it_compiles() -> None:
         ) from error
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` matches a layer's name, a part of it between dots, or is `=` and it."""
-    if pattern.startswith("="):
-        return name == pattern[1:]
-    parts = name.split(".")
-    spans = (
-        ".".join(parts[start:end])
-        for start in range(len(parts))
-        for end in range(start + 1, len(parts) + 1)
-    )
-    return any(fnmatchcase(span, pattern) for span in spans)
-
-
-def _linear_layers(model: Model) -> list[tuple[str, Any]]:
-    import torch
-
-    from truthgpt_plugin_quantize.int8 import holds_several_layers
-
-    # GPT-2's Conv1D is a linear layer in all but its name and the order of its weights.
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        or type(module).__name__ == "Conv1D"
-        or holds_several_layers(module)
-    ]
-
-
 def _refuse_quantized(model: Model) -> None:
-    from truthgpt_plugin_quantize.int8 import Int8Linear
+    from truthgpt_plugin_quantize.quantized import QuantizedLinear
 
-    if any(isinstance(module, Int8Linear) for module in model.modules()):
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise OptimizationError("The model is quantized already")
     method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
     if method is not None:
@@ -214,11 +299,6 @@ def _refuse_quantized(model: Model) -> None:
         raise OptimizationError(
             f"The model was loaded quantized by {how}", hint="Load it without, then quantize it."
         )
-
-
-def _replace(model: Model, name: str, module: Any) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _untie(model: Model, covered: Iterable[str]) -> None:
@@ -231,9 +311,9 @@ def _untie(model: Model, covered: Iterable[str]) -> None:
         config.tie_word_embeddings = False
 
 
-def _covers_none(reasons: Mapping[str, str]) -> OptimizationError:
-    found = list(reasons.values())
-    most_common = max(set(found), key=found.count) if found else "it has none"
+def _covers_none(plan: Plan) -> OptimizationError:
+    reasons = list(plan.left.values())
+    most_common = max(set(reasons), key=reasons.count) if reasons else "it has none"
     return OptimizationError(
         f"quantize would cover none of the model's linear layers: {most_common}"
     )

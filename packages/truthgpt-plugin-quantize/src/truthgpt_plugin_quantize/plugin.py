@@ -38,14 +38,15 @@ class QuantizePlugin(Plugin):
         """Say which kernel `kernel=auto` takes on this CPU, and whether it computes right."""
         import torch
 
-        from truthgpt_plugin_quantize.int8 import PACKED_MULTIPLE, Int8Linear, choose_kernel
+        from truthgpt_plugin_quantize.int8 import Int8Linear
+        from truthgpt_plugin_quantize.kernels import MULTIPLE, choose_kernel
 
         kernel = choose_kernel()
         capability = torch.backends.cpu.get_cpu_capability()
         chosen = f"auto takes {kernel} on this CPU ({capability})"
-        linear = torch.nn.Linear(PACKED_MULTIPLE, 2, bias=False, dtype=torch.float32)
+        linear = torch.nn.Linear(MULTIPLE, 2, bias=False, dtype=torch.float32)
         torch.nn.init.constant_(linear.weight, 0.5)
-        row = torch.linspace(0, 1, PACKED_MULTIPLE).unsqueeze(0)
+        row = torch.linspace(0, 1, MULTIPLE).unsqueeze(0)
         # Within what rounding to bfloat16 costs.
         if torch.allclose(Int8Linear.from_linear(linear, kernel)(row), linear(row), rtol=0.02):
             yield Diagnosis.ok("int8 kernel", chosen)

@@ -1,4 +1,4 @@
-"""Compiling `decode.cpp` for this machine, once, and loading it.
+"""Compiling the C++ code for this machine, once, and loading it.
 
 What is compiled is kept in the cache under a name made of everything that it depends on.
 It is code, so what somebody else may have written is not loaded.
@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.resources import files
@@ -27,6 +28,9 @@ from truthgpt_core.paths import CACHE, cache_dir
 logger = logging.getLogger(__name__)
 
 CXX = "CXX"
+SOURCES = ("decode.cpp", "numbers.hpp", "products.hpp", "threads.hpp")
+"""The first one includes the others."""
+
 FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"),
     # Sums may be reordered, which makes vectors of them; NaN and infinity stay what they are.
@@ -40,10 +44,10 @@ class NativeError(TruthGPTError):
 
 
 class Linear(Structure):
-    """`Linear` of decode.cpp."""
+    """`Linear` of products.hpp."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("weight", "scales", "bias")),
+        *((name, c_void_p) for name in ("weight", "scales", "minima", "bias")),
         *((name, c_int32) for name in ("rows", "columns", "kind", "group")),
     )
 
@@ -88,9 +92,9 @@ def load() -> ctypes.CDLL:
     Raises:
         NativeError: there is no C++ compiler, or it fails.
     """
-    source = files(__package__).joinpath("decode.cpp").read_bytes()
+    sources = {name: files(__package__).joinpath(name).read_bytes() for name in SOURCES}
     compiler = find_compiler()
-    kept = cache_dir("optimizations", "quantize") / f"decode-{_key(source, compiler)}.so"
+    kept = cache_dir("optimizations", "quantize") / f"decode-{_key(sources, compiler)}.so"
     if _is_ours(kept) and _is_whole(kept):
         try:
             return _declare(ctypes.CDLL(str(kept)))
@@ -100,7 +104,7 @@ def load() -> ctypes.CDLL:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             made = Path(folder) / "decode.so"
-            _compile(compiler, source, made)
+            _compile(compiler, sources, made)
             code = made.read_bytes()
             made.write_bytes(code + _digest(code))
             # Where the umask leaves files writable for a group, it would not be loaded again.
@@ -130,15 +134,15 @@ def find_compiler() -> str:
     )
 
 
-def _key(source: bytes, compiler: str) -> str:
+def _key(sources: Mapping[str, bytes], compiler: str) -> str:
     try:
         said = _run(compiler, "--version")
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeError(
             f"{compiler} cannot be run: {error}", hint=f"Set {CXX} to another C++ compiler."
         ) from error
-    about = (source, " ".join(_flags()).encode(), said.stdout.encode(), _processor().encode())
-    return hashlib.sha256(b"\0".join(about)).hexdigest()[:24]
+    about = [" ".join(_flags()).encode(), said.stdout.encode(), _processor().encode()]
+    return hashlib.sha256(b"\0".join([*sources.values(), *about])).hexdigest()[:24]
 
 
 def _flags() -> tuple[str, ...]:
@@ -156,11 +160,11 @@ def _processor() -> str:
     return platform.machine() + "\n".join(sorted(told))
 
 
-def _compile(compiler: str, source: bytes, made: Path) -> None:
-    code = made.with_suffix(".cpp")
-    code.write_bytes(source)
+def _compile(compiler: str, sources: Mapping[str, bytes], made: Path) -> None:
+    for name, source in sources.items():
+        made.with_name(name).write_bytes(source)
     try:
-        done = _run(compiler, *_flags(), str(code), "-o", str(made))
+        done = _run(compiler, *_flags(), str(made.with_name(SOURCES[0])), "-o", str(made))
     except subprocess.TimeoutExpired as error:
         raise NativeError(f"{compiler} took more than {COMPILE_SECONDS} s") from error
     if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""Rows of activations times an int8 matrix, with the compiled code of `decode.cpp`."""
+"""Rows of activations times a matrix of integers, with the compiled code."""
 
 from __future__ import annotations
 
@@ -11,38 +11,48 @@ from torch import Tensor
 from truthgpt_plugin_quantize.native import library
 from truthgpt_plugin_quantize.native.library import Linear
 
-INT8 = 2
-"""`Kind` of decode.cpp."""
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
+"""`Kind` of products.hpp, by the dtype of the weights."""
 
 
-def describe(qweight: Tensor, scales: Tensor, bias: Tensor | None = None) -> Linear:
+def describe(
+    weight: Tensor,
+    scales: Tensor | None = None,
+    minima: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Linear:
     """Return a matrix as the compiled code sees it. Its tensors have to be kept alive.
 
     Args:
-        qweight: int8 of shape (out, in), contiguous.
-        scales: float32 of shape (out) or (out, groups), contiguous.
+        weight: contiguous, of shape (out, in) and a dtype of `KINDS`; uint8 are two integers
+            in a byte, as `int4.pack` puts them there: (out, in / 2).
+        scales: of int8 weights float32 of shape (out) or (out, groups), of uint8 float16;
+            contiguous.
+        minima: of uint8 weights, like the scales.
         bias: float32 of shape (out); None for none.
     """
-    rows, columns = qweight.shape
-    groups = scales.shape[1] if scales.dim() == 2 else 1
+    columns = weight.shape[1] * (2 if weight.dtype == torch.uint8 else 1)
+    groups = scales.shape[1] if scales is not None and scales.dim() == 2 else 1
     return Linear(
-        weight=qweight.data_ptr(),
-        scales=scales.data_ptr(),
-        bias=None if bias is None else bias.data_ptr(),
-        rows=rows,
+        weight=weight.data_ptr(),
+        scales=_address(scales),
+        minima=_address(minima),
+        bias=_address(bias),
+        rows=weight.shape[0],
         columns=columns,
-        kind=INT8,
+        kind=KINDS[weight.dtype],
         group=columns // groups,
     )
 
 
-def multiply(x: Tensor, qweight: Tensor, scales: Tensor) -> Tensor:
+def multiply(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None = None) -> Tensor:
     """Multiply few rows, each rounded to 8 bits in blocks of 32 with a scale of their own.
 
     Args:
         x: floating point of shape (rows, in), `in` a multiple of 32.
-        qweight: int8 of shape (out, in).
-        scales: float32 of shape (out) or (out, groups).
+        qweight: as for `describe`.
+        scales: likewise.
+        minima: likewise.
 
     Returns:
         Of shape (rows, out), in the dtype of `x`.
@@ -51,11 +61,15 @@ def multiply(x: Tensor, qweight: Tensor, scales: Tensor) -> Tensor:
         NativeError: the code cannot be compiled.
     """
     exact = x.float().contiguous()
-    weights, factors = qweight.contiguous(), scales.contiguous()
+    kept = [None if each is None else each.contiguous() for each in (qweight, scales, minima)]
     out = torch.empty(x.shape[0], qweight.shape[0], dtype=torch.float32)
     pool = library.pool(torch.get_num_threads(), os.getpid())
-    matrix = describe(weights, factors)
+    matrix = describe(*kept)  # type: ignore[arg-type]
     library.load().linear(
         pool, ctypes.byref(matrix), exact.data_ptr(), exact.shape[0], out.data_ptr()
     )
     return out.to(x.dtype)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from truthgpt_core.errors import TruthGPTError
-from truthgpt_plugin_quantize.int8 import Int8Linear
 from truthgpt_plugin_quantize.native import library, rows
 from truthgpt_plugin_quantize.native.library import Cache, Layer, Linear, NativeError, Shape
+from truthgpt_plugin_quantize.quantized import QuantizedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Those whose angles do not depend on how long the sequence is."""
 
-FLOATS = {torch.float32: 0, torch.bfloat16: 1}
+FLOATS = {dtype: rows.KINDS[dtype] for dtype in (torch.float32, torch.bfloat16)}
 
 LARGEST_DIVERGENCE = 0.1
 """Nats from the model's own first step, from which on the compiled step is not used. Rounding
@@ -74,10 +74,10 @@ def why_not(model: Any, cache: Any) -> str:
         return f"its rotary embedding is {model.model.rotary_emb.rope_type}"
     modules = list(model.modules())
     linears = [each for each in modules if hasattr(each, "in_features")]
-    if not any(isinstance(each, Int8Linear) for each in linears):
+    if not any(isinstance(each, QuantizedLinear) for each in linears):
         return "none of its layers is quantized"
     for each in linears:
-        if isinstance(each, Int8Linear):
+        if isinstance(each, QuantizedLinear):
             if each.kernel != "native":
                 return f"a layer is quantized for the kernel {each.kernel}"
         elif type(each) is not nn.Linear:
@@ -244,18 +244,11 @@ class Decoder:
         return self._keep(cosines[0].contiguous()), self._keep(sines[0].contiguous())
 
     def _linear(self, module: Any) -> Linear:
-        if isinstance(module, Int8Linear):
-            weight = self._keep(module.qweight.contiguous())
-            scales = self._keep(module.scales.contiguous())
-            matrix = rows.describe(weight, scales)
+        if isinstance(module, QuantizedLinear):
+            tensors = list(module.buffers(recurse=False))
         else:
-            weight = self._keep(module.weight.detach().contiguous())
-            matrix = Linear(
-                weight=weight.data_ptr(),
-                rows=weight.shape[0],
-                columns=weight.shape[1],
-                kind=FLOATS[weight.dtype],
-            )
+            tensors = [module.weight.detach()]
+        matrix = rows.describe(*(self._keep(each.contiguous()) for each in tensors))
         matrix.bias = self._vector(module.bias)
         return matrix
 

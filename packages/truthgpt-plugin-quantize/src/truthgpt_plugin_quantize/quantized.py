@@ -1,0 +1,148 @@
+"""What all quantized linear layers have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from truthgpt_plugin_quantize.layers import matrix
+
+FEW_ROWS = 4
+"""Up to this many rows of activations are multiplied with the weights as they are stored. With
+more, making floating-point weights once and multiplying at full speed wins by far."""
+
+CHUNK = 2**20
+"""Weights that are rounded at once: what that needs besides stays small, and in a cache."""
+
+
+class QuantizedLinear(nn.Module, ABC):
+    """A linear layer whose weights are stored in fewer bits than they are computed with.
+
+    A subclass registers its weights as buffers, in the dtypes that they keep whatever the
+    model is changed to, and says how they are made and used.
+
+    Args:
+        in_features: length of the last dimension of its input.
+        out_features: length of the last dimension of its output.
+        bias: whether it has one, in `dtype`.
+        dtype: of the bias.
+        device: of everything.
+        kernel: `native`, `packed`, `packed-bfloat16` or `dequantize`; see `QuantizeOptions`.
+        group_size: how many neighbours of a row share a scale; 0 for the whole row.
+    """
+
+    scheme: ClassVar[str]
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernel: str,
+        group_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.group_size = group_size
+        self.kernel = kernel
+        self.bias = (
+            nn.Parameter(torch.empty(out_features, dtype=dtype, device=device), requires_grad=False)
+            if bias
+            else None
+        )
+
+    @classmethod
+    def empty_like(cls, module: Any, kernel: str, group_size: int = 0) -> Self:
+        """Make a layer of the same shape as another whose weights are still to be filled in."""
+        out_features, in_features = matrix(module).shape
+        return cls(
+            in_features,
+            out_features,
+            bias=module.bias is not None,
+            dtype=module.weight.dtype,
+            device=module.weight.device,
+            kernel=kernel,
+            group_size=group_size,
+        )
+
+    @classmethod
+    def from_linear(cls, module: Any, kernel: str, group_size: int = 0) -> Self:
+        """Quantize a layer: `nn.Linear`, or GPT-2's `Conv1D`."""
+        layer = cls.empty_like(module, kernel, group_size)
+        layer.take(matrix(module))
+        if layer.bias is not None:
+            layer.bias.data.copy_(module.bias.detach())
+        return layer
+
+    @abstractmethod
+    def take(self, weight: Tensor) -> None:
+        """Round weights, finite and of shape (out, in), into this layer's own."""
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """Return the weights in float32, of shape (out, in)."""
+
+    def multiply_few(self, rows: Tensor) -> Tensor | None:
+        """Multiply up to `FEW_ROWS` rows on a CPU by the weights as they are stored.
+
+        Args:
+            rows: of shape (rows, in).
+
+        Returns:
+            Of shape (rows, out), without the bias; None if there is no kernel for it.
+        """
+        return None
+
+    def multiply_many(self, rows: Tensor) -> Tensor:
+        """Multiply rows, of shape (rows, in), by floating-point weights made for the call."""
+        return nn.functional.linear(rows, self.dequantize().to(rows.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer for `x` of shape (..., in_features), in the dtype of `x`."""
+        rows = x.reshape(-1, self.in_features)
+        out = None
+        # The kernels have no derivatives.
+        derived = x.requires_grad and torch.is_grad_enabled()
+        if rows.is_cpu and rows.shape[0] <= FEW_ROWS and not derived:
+            out = self.multiply_few(rows)
+        if out is None:
+            out = self.multiply_many(rows)
+        if self.bias is not None:
+            out = out + self.bias.to(x.dtype)
+        shaped: Tensor = out.view(*x.shape[:-1], self.out_features)
+        return shaped
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # `model.to(dtype)` is for weights in floating point. These are part of how bits are
+        # read: they move with the layer and keep their dtype.
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in exact.items():
+            now = getattr(self, name)
+            if now.dtype != before.dtype:
+                setattr(self, name, before.to(now.device))
+        return self
+
+    def extra_repr(self) -> str:
+        """Describe the layer in `print(model)`."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, scheme={self.scheme}, kernel={self.kernel}, "
+            f"group_size={self.group_size}"
+        )
+
+
+def in_chunks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield a matrix in float32, some rows at a time, each with where they are."""
+    rows = max(1, CHUNK // max(1, weight.shape[1]))
+    for begin in range(0, weight.shape[0], rows):
+        where = slice(begin, min(begin + rows, weight.shape[0]))
+        yield where, weight[where].float()

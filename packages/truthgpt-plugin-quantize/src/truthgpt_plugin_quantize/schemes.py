@@ -1,0 +1,128 @@
+"""The names of what weights can be made of, and what a person may say about single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from truthgpt_core.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from truthgpt_plugin_quantize.quantized import QuantizedLinear
+
+NAMES = ("int8", "int8-dynamic", "int4", "fp8")
+NONE = "none"
+INT4_GROUPS = (32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What the weights of a layer are made of.
+
+    Attributes:
+        name: one of `NAMES`.
+        group_size: how many neighbours of a row share a scale; 0 for the whole row; None
+            for what is best on this machine.
+    """
+
+    name: str
+    group_size: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.group_size is None else f"{self.name}/{self.group_size}"
+
+    def with_group(self, group_size: int | None) -> Scheme:
+        """Return this scheme with a group size, unless it has one, or has none to have."""
+        fixed = self.group_size is not None or self.name not in ("int8", "int4")
+        return self if fixed else Scheme(self.name, group_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What some layers are to be made of: `PATTERN=SCHEME`, or `PATTERN=none` to leave them.
+
+    Attributes:
+        pattern: of their names, see `matches`.
+        scheme: None to leave them alone.
+    """
+
+    pattern: str
+    scheme: Scheme | None
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.scheme or NONE}"
+
+
+def parse_scheme(text: str) -> Scheme:
+    """Read `NAME` or `NAME/GROUP`.
+
+    Raises:
+        ValueError: there is no such scheme, or it has no such groups.
+    """
+    name, slash, group = text.partition("/")
+    if name not in NAMES:
+        hint = did_you_mean(name, NAMES) or f"Known: {', '.join(NAMES)}."
+        raise ValueError(f'there is no scheme "{name}". {hint}')
+    if not slash:
+        return Scheme(name)
+    if name not in ("int8", "int4"):
+        raise ValueError(f"{name} has no groups: it has one scale for each row")
+    if not group.isdecimal():
+        raise ValueError(f'"{group}" in "{text}" is no number of neighbours')
+    check_group(name, int(group))
+    return Scheme(name, int(group))
+
+
+def check_group(name: str, group_size: int) -> None:
+    """Refuse groups that a scheme does not have.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if name == "int4" and group_size not in INT4_GROUPS:
+        known = ", ".join(map(str, INT4_GROUPS))
+        raise ValueError(f"int4 has groups of {known}, not of {group_size}")
+
+
+def parse_rule(text: str) -> Rule:
+    """Read `PATTERN=SCHEME`.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    pattern, equals, scheme = text.rpartition("=")
+    if not equals or not pattern.strip("="):
+        raise ValueError(f'"{text}" is not written PATTERN=SCHEME')
+    return Rule(pattern, None if scheme == NONE else parse_scheme(scheme))
+
+
+def rules_as_list(value: Any) -> Any:
+    """Accept one rule, a list of them, or a mapping from patterns to schemes."""
+    if isinstance(value, Mapping):
+        return [f"{pattern}={scheme}" for pattern, scheme in value.items()]
+    return [value] if isinstance(value, str) else value
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` matches a layer's name, a part of it between dots, or is `=` and it."""
+    if pattern.startswith("="):
+        return name == pattern[1:]
+    parts = name.split(".")
+    spans = (
+        ".".join(parts[start:end])
+        for start in range(len(parts))
+        for end in range(start + 1, len(parts) + 1)
+    )
+    return any(fnmatchcase(span, pattern) for span in spans)
+
+
+def layer_class(scheme: Scheme) -> type[QuantizedLinear]:
+    """Return the kind of layer that computes a scheme."""
+    from truthgpt_plugin_quantize.fp8 import Fp8Linear
+    from truthgpt_plugin_quantize.int4 import Int4Linear
+    from truthgpt_plugin_quantize.int8 import Int8DynamicLinear, Int8Linear
+
+    kinds = (Int8Linear, Int8DynamicLinear, Int4Linear, Fp8Linear)
+    return {kind.scheme: kind for kind in kinds}[scheme.name]

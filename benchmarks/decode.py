@@ -35,10 +35,14 @@ PROMPT, LONG_PROMPT, NEW, TEXT, CONTEXT = 64, 512, 96, 256, 1024
 
 OURS: dict[str, list[str]] = {
     "ours, float32": [],
-    "ours, int8 in groups of 32 (the default)": ["quantize"],
+    "ours, bfloat16": [],
+    "ours, int8 (the default)": ["quantize"],
     "ours, int8 by channel": ["quantize:group_size=0"],
     "ours, int8 by channel, aten's kernel": ["quantize:kernel=packed-bfloat16,group_size=0"],
+    "ours, int4": ["quantize:scheme=int4"],
+    "ours, int4, its head too": ["quantize:scheme=int4,layers=lm_head=int4"],
 }
+DTYPES = {"ours, bfloat16": "bfloat16"}
 GENERATE = "transformers generate, float32"
 LLAMA = {
     "llama.cpp, F32": "F32",
@@ -47,6 +51,8 @@ LLAMA = {
     "llama.cpp, Q4_1": "Q4_1",
 }
 REFERENCE = "ours, float32"
+BASES = (GENERATE, "llama.cpp, Q8_0", "llama.cpp, Q4_1")
+"""What the others are compared with, where they take part."""
 
 
 def main() -> None:
@@ -160,7 +166,7 @@ class Torch:
         service = ModelService(get_plugin_manager())
         service.initialize()
         self.hooks = service.hooks
-        self.model = service.load_model(MODEL)
+        self.model = service.load_model(MODEL, {"dtype": DTYPES.get(name)})
         for asked, options in parse_applied(OURS.get(name, [])):
             optimization = get_plugin_manager().make_optimization(asked, options)
             self.model = service.apply(optimization, self.model).model
@@ -353,17 +359,18 @@ def print_table(
     turns: dict[str, list[dict[str, float]]], qualities: dict[str, tuple[float, float]]
 ) -> None:
     """Print a row for each contender, in Markdown."""
-    base = "llama.cpp, Q8_0" if "llama.cpp, Q8_0" in turns else REFERENCE
+
+    def against(base: str, what: str) -> Callable[[str], str]:
+        return lambda name: ratio(turns, name, base, what)
+
     rows: list[tuple[str, Callable[[str], str]]] = [
         ("decode, tokens/s", lambda name: f"{middle(turns, name, 'decode'):.1f}"),
-        (f"to {base}", lambda name: ratio(turns, name, base, "decode")),
-        (f"to {GENERATE}", lambda name: ratio(turns, name, GENERATE, "decode")),
+        *((f"to {base}", against(base, "decode")) for base in BASES if base in turns),
         ("prefill 512, tokens/s", lambda name: f"{middle(turns, name, 'prefill'):.0f}"),
-        (f"prefill to {base}", lambda name: ratio(turns, name, base, "prefill")),
+        *((f"prefill to {base}", against(base, "prefill")) for base in BASES if base in turns),
         ("KL", lambda name: f"{qualities[name][0]:.4f}"),
         ("same first choice", lambda name: f"{qualities[name][1]:.1%}"),
     ]
-    rows = [row for row in rows if GENERATE in turns or GENERATE not in row[0]]
     print("| | " + " | ".join(heading for heading, _ in rows) + " |")
     print("|---" * (len(rows) + 1) + "|")
     for name in turns:

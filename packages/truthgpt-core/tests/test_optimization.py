@@ -22,7 +22,13 @@ from truthgpt_core import (
     TruthGPTError,
     Verdict,
 )
-from truthgpt_core.optimization import in_order, no_progress, parse_applied
+from truthgpt_core.optimization import (
+    SourceModel,
+    in_order,
+    no_progress,
+    parse_applied,
+    refuse_impossible,
+)
 
 # Reading what was typed
 
@@ -336,3 +342,59 @@ def test_progress_may_be_ignored(tmp_path: Path) -> None:
     assert context.progress is no_progress
     assert context.progress("quantizing", 1, 0) is None  # type: ignore[func-returns-value]
     assert context.seed == 0
+
+
+# What can be applied to a model
+
+
+class OnlyLlamas(Optimization[Options]):
+    """Takes Llamas, and no others."""
+
+    name = "only_llamas"
+
+    def check_source(self, source: SourceModel) -> Verdict:
+        """Look at the architecture."""
+        if source.architecture == "LlamaForCausalLM":
+            return Verdict.yes()
+        return Verdict.no(f"{source.architecture} is no Llama", "Take a Llama.")
+
+    def apply(self, model: Any, context: OptimizationContext) -> Applied:
+        """Do nothing."""
+        return Applied(model)
+
+
+class Anything(OnlyLlamas):
+    """Says nothing of models."""
+
+    name = "anything"
+    check_source = Optimization.check_source
+
+
+def test_a_model_that_an_optimization_cannot_take_is_refused_by_name() -> None:
+    """The error has the optimization, the model as typed, the reason and what to do."""
+    source = SourceModel("some/model", "GPT2LMHeadModel")
+    with pytest.raises(OptimizationError) as caught:
+        refuse_impossible([Anything(), OnlyLlamas()], source)
+    assert caught.value.message == (
+        '"only_llamas" cannot be applied to some/model: GPT2LMHeadModel is no Llama'
+    )
+    assert caught.value.hint == "Take a Llama."
+
+
+def test_an_optimization_that_a_model_has_is_refused_unasked() -> None:
+    """No optimization has to think of being applied twice."""
+    source = SourceModel("dir", optimizations=("other", "anything"))
+    with pytest.raises(OptimizationError, match=r'"anything" cannot .* has it already'):
+        refuse_impossible([Anything()], source)
+
+
+def test_what_can_be_applied_is_let_through() -> None:
+    """A model with other optimizations, of an architecture that is wanted."""
+    source = SourceModel("dir", "LlamaForCausalLM", {}, ("other",))
+    refuse_impossible([OnlyLlamas(), Anything()], source)
+
+
+def test_filling_in_does_nothing_where_all_is_in_memory(tmp_path: Path) -> None:
+    """An optimization that works layer by layer need not know where weights come from."""
+    assert not Anything.layerwise
+    OptimizationContext("cpu", tmp_path).fill("any module")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -75,6 +75,23 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceModel:
+    """What is known of a model before it is loaded.
+
+    Attributes:
+        name: as a person typed it.
+        architecture: the name of its class, as in config.json.
+        config: the content of config.json.
+        optimizations: canonical names of the optimizations it has already, in their order.
+    """
+
+    name: str
+    architecture: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    optimizations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Coverage:
     """Which of a model's parts a step changed and, for each one it left alone, why.
 
@@ -95,6 +112,22 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerChoice:
+    """What an optimization chose for one layer, and what that was worth.
+
+    Attributes:
+        name: of the layer.
+        choice: what it was made of, as the optimization's options write it.
+        divergence: mean KL divergence, in nats per token, if this layer alone is changed as
+            much as the optimization may change one: how sensitive the model is to it.
+    """
+
+    name: str
+    choice: str
+    divergence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """What applying an optimization gives.
 
@@ -105,12 +138,14 @@ class Applied:
             in JSON types. `Optimization.restore` gets them back as its options,
             so a choice that "auto" made here is the same after a reload.
         notes: sentences for the report.
+        choices: what was chosen for each layer, if it was measured; the report draws it.
     """
 
     model: Model
     coverage: Coverage = field(default_factory=Coverage)
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    choices: tuple[LayerChoice, ...] = ()
 
 
 Progress = Callable[[str, int, int], None]
@@ -119,6 +154,14 @@ Progress = Callable[[str, int, int], None]
 
 def no_progress(what: str, done: int, total: int) -> None:
     """Ignore progress."""
+
+
+Fill = Callable[[str], None]
+"""Called as `fill(name)` with the name of a module: its own tensors are then in memory."""
+
+
+def no_fill(name: str) -> None:
+    """Do nothing: everything is in memory already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +174,22 @@ class OptimizationContext:
             Whatever is in it is input: it may be missing, old or damaged.
         progress: to be called now and then during work that takes seconds.
         seed: for anything random.
+        fill: brings the parameters and buffers of one module, without those of the
+            modules inside it, into memory. Only an optimization that is `layerwise`
+            is given a model where that is needed.
+        tokens: of a text that the model can be tried on, in its own vocabulary; not the
+            text that the result is judged by. May be empty.
+        max_kl: the mean KL divergence, in nats per token, that the result may cost; None if
+            nothing was said.
     """
 
     device: str
     cache_dir: Path
     progress: Progress = no_progress
     seed: int = 0
+    fill: Fill = no_fill
+    tokens: Sequence[int] = ()
+    max_kl: float | None = None
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -166,6 +219,15 @@ class Optimization(ABC, Generic[OptionsT]):
 
     options_type: ClassVar[type[Options]] = Options
 
+    layerwise: ClassVar[bool] = False
+    """Whether `apply` takes a model whose weights are not in memory yet.
+
+    If so, parameters and persistent buffers that it is given may be on the meta device,
+    and it calls `context.fill(name)` before it reads those of the module `name`. What is
+    still missing when it returns is filled in then, so it need not fill what it leaves
+    alone, and the whole model is never in memory at once.
+    """
+
     options: OptionsT
 
     def __init__(self, **options: Any) -> None:
@@ -179,6 +241,16 @@ class Optimization(ABC, Generic[OptionsT]):
 
         Args:
             device: where the model will be, in torch's notation.
+        """
+        return Verdict.yes()
+
+    def check_source(self, source: SourceModel) -> Verdict:
+        """Say whether this can be applied to a model, before it is loaded.
+
+        That a model has this optimization already is seen without asking.
+
+        Args:
+            source: the model.
         """
         return Verdict.yes()
 
@@ -238,6 +310,31 @@ def in_order(optimizations: Sequence[Optimization[Any]]) -> list[Optimization[An
         sorter.done(name)
         ordered.append(optimizations[position[name]])
     return ordered
+
+
+def refuse_impossible(optimizations: Iterable[Optimization[Any]], source: SourceModel) -> None:
+    """See that each optimization can be applied to a model, before any work starts.
+
+    Args:
+        optimizations: with their options.
+        source: the model, as it is before the first of them.
+
+    Raises:
+        OptimizationError: the model has one of them already, or one says that it cannot.
+    """
+    for each in optimizations:
+        if each.name in source.optimizations:
+            verdict = Verdict.no(
+                "the model has it already",
+                f"Leave out {each.name}, or start from the model that this one was made from.",
+            )
+        else:
+            verdict = each.check_source(source)
+        if not verdict.ok:
+            raise OptimizationError(
+                f'"{each.name}" cannot be applied to {source.name}: {verdict.reason}',
+                hint=verdict.fix or None,
+            )
 
 
 def parse_applied(texts: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:

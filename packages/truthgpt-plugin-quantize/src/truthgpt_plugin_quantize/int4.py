@@ -27,6 +27,10 @@ between the others smaller. The one with the least squared error is taken."""
 LARGEST = 60000.0
 """Scales and minima are float16, which ends at 65504."""
 
+LEAST = 1e-5
+"""Where no weight is larger, multiples of 2**-24, which float16 counts in, are too coarse for
+scales: the last of 15 steps would be off by a third of one, and below that all would be zero."""
+
 
 def fitting_group(in_features: int, group_size: int) -> int:
     """Return the largest group, up to the one asked for, that rows can be cut into; 0 if none."""
@@ -37,8 +41,11 @@ def fitting_group(in_features: int, group_size: int) -> int:
 
 def why_not_values(weight: Tensor) -> str:
     """Say why the values of a finite matrix cannot be 4-bit integers; empty if they can."""
-    largest = float(weight.abs().max())
-    return f"its weights go up to {largest:g}, beyond float16" if largest > LARGEST else ""
+    low, high = torch.aminmax(weight)
+    largest = max(-float(low), float(high))
+    if largest > LARGEST:
+        return f"its weights go up to {largest:g}, beyond float16"
+    return f"its weights only go up to {largest:g}, below float16" if 0 < largest < LEAST else ""
 
 
 def quantize(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.sources import HubSource, LocalSource, PackageSource, resolve
+from truthgpt_services.models.sources import (
+    HubSource,
+    LocalSource,
+    PackageSource,
+    describe,
+    resolve,
+)
 
 
 @pytest.fixture
@@ -124,11 +130,26 @@ def test_pickles_beside_safetensors_do_no_harm(find, tiny, tmp_path):
     assert find(tmp_path).file_bytes == 8
 
 
-def test_an_optimized_directory_is_refused_as_a_source(find, tmp_path):
-    """Optimizing twice would be measured against a model that is optimized already."""
-    (tmp_path / "truthgpt.json").write_text(json.dumps({"kind": "optimized", "steps": [{}]}))
-    with pytest.raises(ModelError, match=r"has optimized already\. Start from the model"):
-        find(tmp_path)
+def test_an_optimized_directory_is_a_source_that_says_what_it_has(find, tmp_path):
+    """What can be applied to it depends on the steps that it has."""
+    steps = [{"name": "quantize"}, {"name": "torch_compile"}]
+    (tmp_path / "truthgpt.json").write_text(json.dumps({"kind": "optimized", "steps": steps}))
+    (tmp_path / "config.json").write_text('{"architectures": ["Some"], "vocab_size": 9}')
+    (tmp_path / "weights.safetensors").touch()
+    assert find(tmp_path).kind == "optimized"
+    described = describe(tmp_path, "typed")
+    assert described.optimizations == ("quantize", "torch_compile")
+    assert (described.name, described.architecture) == ("typed", "Some")
+    assert described.config["vocab_size"] == 9
+
+
+@pytest.mark.parametrize("config", [None, "", "[]", "{"])
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path, config):
+    """It is one line and no traceback, be it missing or damaged."""
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ModelError, match=r"config\.json cannot be used"):
+        describe(tmp_path, "typed")
 
 
 @pytest.mark.parametrize("marker", ["", "[]", '{"kind": "converted", "steps": []}'])

@@ -15,7 +15,7 @@ from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import cache_dir
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import quiet
-from truthgpt_services.models.sources import ResolvedModel
+from truthgpt_services.models.sources import ResolvedModel, optimizations_of
 from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error
 
 _FORMAT = 1
@@ -53,10 +53,17 @@ def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
     """Write a model from any source into `target` as an ordinary transformers directory.
 
     Raises:
-        ModelError: it cannot be converted.
+        ModelError: it cannot be converted, or TruthGPT has optimized it.
         OutputError: the disk is full.
     """
     source = as_directory(resolved)
+    applied = optimizations_of(source)
+    if applied:
+        raise ModelError(
+            f"{source} is a model that TruthGPT has optimized ({', '.join(applied)}), "
+            "and no ordinary one can be made of it",
+            hint="Convert the model that it was made from; `truthgpt generate` runs this one.",
+        )
     try:
         for file in sorted(source.iterdir()):
             if file.is_file() and file.name != MARKER:

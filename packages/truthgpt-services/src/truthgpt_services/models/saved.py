@@ -159,6 +159,7 @@ def load(
     device: torch.device,
     make_optimization: MakeOptimization,
     make_context: MakeContext,
+    run: bool = True,
 ) -> Any:
     """Load an optimized model.
 
@@ -167,6 +168,8 @@ def load(
         device: where to put it.
         make_optimization: makes an optimization from its name and settings.
         make_context: makes the context for an optimization, from its name.
+        run: apply the steps that only change how it is run. Not if more steps follow:
+            those that change its weights come first.
 
     Raises:
         ModelError: something of it is missing or damaged.
@@ -191,14 +194,36 @@ def load(
         model.generation_config = GenerationConfig.from_pretrained(directory)
     model.to(device)
     model.eval()
-    for step in steps:
-        if step.stage is Stage.EXECUTION:
-            verdict = step.check(str(device))
-            if verdict.ok:
-                model = step.apply(model, make_context(step.name)).model
-            else:
-                logger.warning("%s runs without %s: %s", directory, step.name, verdict.reason)
+    for step in runnable(directory, device, make_optimization) if run else ():
+        model = step.apply(model, make_context(step.name)).model
     return model
+
+
+def runnable(
+    directory: Path, device: torch.device, make_optimization: MakeOptimization
+) -> list[Optimization[Any]]:
+    """Return the steps that only change how a saved model is run, less those that cannot here.
+
+    Args:
+        directory: as `save` wrote it.
+        device: where the model runs.
+        make_optimization: makes an optimization from its name and settings.
+
+    Raises:
+        ModelError: the recipe is missing or damaged.
+        OptimizationError: an optimization that it needs is not installed.
+    """
+    found = []
+    for step in read_recipe(directory).steps:
+        optimization = _remake(step, make_optimization)
+        if optimization.stage is not Stage.EXECUTION:
+            continue
+        verdict = optimization.check(str(device))
+        if verdict.ok:
+            found.append(optimization)
+        else:
+            logger.warning("%s runs without %s: %s", directory, step.name, verdict.reason)
+    return found
 
 
 def _remake(step: SavedStep, make_optimization: MakeOptimization) -> Optimization[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from truthgpt_core.optimization import (
     Progress,
     in_order,
     no_progress,
+    refuse_impossible,
 )
 from truthgpt_core.paths import cache_dir
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models import saved, sources
+from truthgpt_services.models import layerwise, saved, sources
 from truthgpt_services.models.convert import as_directory
 from truthgpt_services.models.loading import DTYPES, load_model, load_tokenizer, pick_device
 from truthgpt_services.models.saved import Recipe, SavedStep
@@ -82,29 +84,97 @@ class ModelService:
         Raises:
             ModelError: it cannot be found or loaded, or an option is wrong.
         """
-        options = dict(options or {})
-        for option in options:
-            if option not in _LOAD_OPTIONS:
-                raise ModelError(
-                    f'There is no option "{option}" for loading a model',
-                    hint=did_you_mean(option, _LOAD_OPTIONS)
-                    or f"Known: {', '.join(_LOAD_OPTIONS)}.",
-                )
-        device = pick_device(str(options.get("device") or "auto"))
-        dtype = _as_dtype(options.get("dtype") or options.get("torch_dtype"))
-        if saved.is_saved(Path(name)):
-            if dtype is not None:
-                raise ModelError(f"{name} is an optimized model: its dtypes are part of it")
-            model = self.load_saved(Path(name), device)
-        else:
-            directory = as_directory(self.resolve(name), self._progress)
-            model = load_model(directory, dtype=dtype, device=device)
-        if options.get("gradient_checkpointing"):
-            # The name in newer releases of transformers, which warn of the older one.
-            enable = getattr(model, "activation_checkpointing_enable", None)
-            (enable or model.gradient_checkpointing_enable)()
-        emit_event(EventType.MODEL_LOADED, {"model": name, "device": str(device)})
-        return model
+        return self._load(name, _as_loading(options))
+
+    def load_and_optimize(
+        self,
+        name: str,
+        optimizations: Sequence[str | Optimization[Any]],
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Load a model and apply optimizations to it, in the order that they declare.
+
+        If the first one is `layerwise` and the model is in safetensors, weights are read
+        when they are needed, and the model as it was is never in memory as a whole.
+
+        Args:
+            name: as for `load_model`. What TruthGPT has optimized keeps its optimizations.
+            optimizations: as for `optimize_model`.
+            options: as for `load_model`.
+
+        Returns:
+            The optimized model, in evaluation mode.
+
+        Raises:
+            ModelError: it cannot be found or loaded, or an option is wrong.
+            OptimizationError: an optimization is unknown, given twice, cannot be done, or
+                the model has it already.
+        """
+        made = self._made(optimizations)
+        directory = self._directory(name)
+        refuse_impossible(made, sources.describe(directory, name))
+        if saved.is_saved(directory):
+            device = _as_loading(options).device
+            made += saved.runnable(directory, device, self._plugins.make_optimization)
+        model = None
+        for optimization in in_order(made):
+            if model is None:
+                model = self.load_and_apply(name, optimization, options).model
+            else:
+                model = self.apply(optimization, model).model
+        return self.load_model(name, options) if model is None else model
+
+    def load_unfinished(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
+        """Load a model that more optimizations are to be applied to.
+
+        That is `load_model`, except that what TruthGPT has optimized lacks the steps that
+        only change how it is run: they come after all that change its weights.
+
+        Args:
+            name: as for `load_model`.
+            options: as for `load_model`.
+
+        Raises:
+            ModelError: it cannot be found or loaded, or an option is wrong.
+        """
+        return self._load(name, _as_loading(options), run=False)
+
+    def load_and_apply(
+        self,
+        name: str,
+        optimization: Optimization[Any],
+        options: Mapping[str, Any] | None = None,
+        *,
+        seed: int = 0,
+        tokens: Sequence[int] = (),
+        max_kl: float | None = None,
+    ) -> Applied:
+        """Load a model and apply one optimization, layer by layer if the two allow it.
+
+        Args:
+            name: as for `load_unfinished`.
+            optimization: with its options.
+            options: as for `load_model`.
+            seed: for whatever it does that is random.
+            tokens: as for `apply`.
+            max_kl: as for `apply`.
+
+        Raises:
+            ModelError: the model cannot be found or loaded, or an option is wrong.
+            OptimizationError: it cannot be done to this model.
+        """
+        how = _as_loading(options)
+        directory = self._directory(name)
+        context = self._context(optimization.name, str(how.device), seed, tokens, max_kl)
+        opened = None
+        if optimization.layerwise and not saved.is_saved(directory):
+            opened = layerwise.open_model(directory, dtype=how.dtype, device=how.device)
+        if opened is None:
+            return self._apply(optimization, self._load(name, how, run=False), context)
+        model = _loaded(opened.model, name, how)
+        applied = self._apply(optimization, model, replace(context, fill=opened.fill))
+        opened.fill_rest(applied.model)
+        return applied
 
     def load_tokenizer(self, name: str) -> Any:
         """Load the tokenizer of a model, named as for `load_model`.
@@ -112,9 +182,7 @@ class ModelService:
         Raises:
             ModelError: it has none.
         """
-        if saved.is_saved(Path(name)):
-            return load_tokenizer(Path(name))
-        return load_tokenizer(as_directory(self.resolve(name), self._progress))
+        return load_tokenizer(self._directory(name))
 
     def optimize_model(self, model: Any, optimizations: Sequence[str | Optimization[Any]]) -> Any:
         """Apply optimizations to a model, in the order that they declare, and measure nothing.
@@ -129,12 +197,7 @@ class ModelService:
         Raises:
             OptimizationError: one is unknown, given twice, or cannot be done.
         """
-        made = [
-            self._plugins.make_optimization(each, {}) if isinstance(each, str) else each
-            for each in optimizations
-        ]
-        self._plugins.activate_all()
-        for optimization in in_order(made):
+        for optimization in in_order(self._made(optimizations)):
             model = self.apply(optimization, model).model
         return model
 
@@ -146,24 +209,30 @@ class ModelService:
         """
         return self._plugins.make_optimization(name, options)
 
-    def apply(self, optimization: Optimization[Any], model: Any, *, seed: int = 0) -> Applied:
+    def apply(
+        self,
+        optimization: Optimization[Any],
+        model: Any,
+        *,
+        seed: int = 0,
+        tokens: Sequence[int] = (),
+        max_kl: float | None = None,
+    ) -> Applied:
         """Apply one optimization through the hook, so that plugins can take part.
 
         Args:
             optimization: with its options.
             model: changed in place where the optimization can.
             seed: for whatever it does that is random.
+            tokens: of a text that it may try the model on.
+            max_kl: the mean KL divergence, in nats per token, that it may cost.
 
         Raises:
             OptimizationError: it cannot be done to this model.
         """
         device = str(next(model.parameters()).device)
-        context = self._context(optimization.name, device, seed)
-        applied = self._plugins.hooks.apply_optimization(
-            optimization=optimization, model=model, context=context
-        )
-        assert applied is not None, "the core's own implementation returns something"
-        return applied
+        context = self._context(optimization.name, device, seed, tokens, max_kl)
+        return self._apply(optimization, model, context)
 
     def save_model(
         self,
@@ -183,8 +252,13 @@ class ModelService:
         saved.save(model, tokenizer, directory, Recipe(source, dtype, tuple(steps)))
         emit_event(EventType.MODEL_SAVED, {"directory": str(directory)})
 
-    def load_saved(self, directory: Path, device: torch.device) -> Any:
+    def load_saved(self, directory: Path, device: torch.device, *, run: bool = True) -> Any:
         """Load a model that `save_model` saved.
+
+        Args:
+            directory: where it is.
+            device: where to put it.
+            run: apply the steps that only change how it is run.
 
         Raises:
             ModelError: it is damaged.
@@ -195,6 +269,7 @@ class ModelService:
             device=device,
             make_optimization=self._plugins.make_optimization,
             make_context=lambda name: self._context(name, str(device)),
+            run=run,
         )
 
     def convert(self, name: str, directory: Path, *, overwrite: bool = False) -> None:
@@ -210,13 +285,87 @@ class ModelService:
             write_directory(self.resolve(name), staged)
             staged.commit()
 
-    def _context(self, name: str, device: str, seed: int = 0) -> OptimizationContext:
+    def _directory(self, name: str) -> Path:
+        """Return the directory of a model, which may be one that TruthGPT saved."""
+        path = Path(name)
+        return path if saved.is_saved(path) else as_directory(self.resolve(name), self._progress)
+
+    def _load(self, name: str, how: _Loading, *, run: bool = True) -> Any:
+        directory = self._directory(name)
+        if not saved.is_saved(directory):
+            model = load_model(directory, dtype=how.dtype, device=how.device)
+        elif how.dtype is None:
+            model = self.load_saved(directory, how.device, run=run)
+        else:
+            raise ModelError(f"{name} is an optimized model: its dtypes are part of it")
+        return _loaded(model, name, how)
+
+    def _made(self, optimizations: Sequence[str | Optimization[Any]]) -> list[Optimization[Any]]:
+        made = [
+            self._plugins.make_optimization(each, {}) if isinstance(each, str) else each
+            for each in optimizations
+        ]
+        self._plugins.activate_all()
+        return made
+
+    def _apply(
+        self, optimization: Optimization[Any], model: Any, context: OptimizationContext
+    ) -> Applied:
+        applied = self._plugins.hooks.apply_optimization(
+            optimization=optimization, model=model, context=context
+        )
+        assert applied is not None, "the core's own implementation returns something"
+        return applied
+
+    def _context(
+        self,
+        name: str,
+        device: str,
+        seed: int = 0,
+        tokens: Sequence[int] = (),
+        max_kl: float | None = None,
+    ) -> OptimizationContext:
         return OptimizationContext(
             device=device,
             cache_dir=cache_dir("optimizations", name),
             progress=self._progress,
             seed=seed,
+            tokens=tokens,
+            max_kl=max_kl,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """How to load a model: the options of `load_model`, understood."""
+
+    dtype: torch.dtype | None
+    device: torch.device
+    gradient_checkpointing: bool
+
+
+def _as_loading(options: Mapping[str, Any] | None) -> _Loading:
+    options = options or {}
+    for option in options:
+        if option not in _LOAD_OPTIONS:
+            raise ModelError(
+                f'There is no option "{option}" for loading a model',
+                hint=did_you_mean(option, _LOAD_OPTIONS) or f"Known: {', '.join(_LOAD_OPTIONS)}.",
+            )
+    return _Loading(
+        _as_dtype(options.get("dtype") or options.get("torch_dtype")),
+        pick_device(str(options.get("device") or "auto")),
+        bool(options.get("gradient_checkpointing")),
+    )
+
+
+def _loaded(model: Any, name: str, how: _Loading) -> Any:
+    if how.gradient_checkpointing:
+        # The name in newer releases of transformers, which warn of the older one.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
+    emit_event(EventType.MODEL_LOADED, {"model": name, "device": str(how.device)})
+    return model
 
 
 def _as_dtype(given: Any) -> torch.dtype | None:

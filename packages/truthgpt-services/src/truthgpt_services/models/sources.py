@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.errors import did_you_mean
+from truthgpt_core.optimization import SourceModel
 from truthgpt_services.errors import ModelError
 from truthgpt_services.output import MARKER
 
@@ -189,6 +190,36 @@ def resolve(spec: str, sources: DynamicFactory[Any]) -> ResolvedModel:
     raise ModelError(f'"{spec}" names no model', hint=f"A model is {_FORMATS}.")
 
 
+def describe(directory: Path, spec: str) -> SourceModel:
+    """Say what optimizations are told of a model before it is loaded.
+
+    Args:
+        directory: a transformers directory, or one that TruthGPT saved.
+        spec: what a person typed.
+
+    Raises:
+        ModelError: its config.json cannot be read.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("it holds no object")
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} cannot be used: {error}") from error
+    architectures = config.get("architectures") or [config.get("model_type", "")]
+    return SourceModel(spec, str(architectures[0]), config, optimizations_of(directory))
+
+
+def optimizations_of(directory: Path) -> tuple[str, ...]:
+    """Names of what TruthGPT has applied to a model; empty for an ordinary one."""
+    try:
+        marker = json.loads((directory / MARKER).read_text(encoding="utf-8"))
+        return tuple(str(step["name"]) for step in marker["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
 def _on_disk(path: Path, spec: str) -> ResolvedModel:
     if path.is_dir():
         return _directory(path, spec)
@@ -206,11 +237,6 @@ def _on_disk(path: Path, spec: str) -> ResolvedModel:
 
 
 def _directory(path: Path, spec: str) -> ResolvedModel:
-    if (path / MARKER).is_file() and _is_optimized(path / MARKER):
-        raise ModelError(
-            f"{path} is a model that TruthGPT has optimized already",
-            hint="Start from the model that it was made from; `truthgpt generate` runs it.",
-        )
     if not (path / "config.json").is_file():
         ggufs = sorted(each.name for each in path.glob("*.gguf"))
         hint = f"Name the file: {path / ggufs[0]}." if ggufs else f"A model is {_FORMATS}."
@@ -221,14 +247,8 @@ def _directory(path: Path, spec: str) -> ResolvedModel:
         if pickles:
             raise _pickle_error(pickles[0])
         raise ModelError(f"{path} has no weights: there is no .safetensors file in it")
-    return ResolvedModel(spec, "directory", path, sum(file.stat().st_size for file in weights))
-
-
-def _is_optimized(marker: Path) -> bool:
-    try:
-        return bool(json.loads(marker.read_text(encoding="utf-8"))["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    kind = "optimized" if optimizations_of(path) else "directory"
+    return ResolvedModel(spec, kind, path, sum(file.stat().st_size for file in weights))
 
 
 def _pickle_error(path: Path) -> ModelError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
+from truthgpt_services.commands.compare import compare
 from truthgpt_services.commands.convert import convert
+from truthgpt_services.commands.evaluate import evaluate
 from truthgpt_services.commands.generate import generate
 from truthgpt_services.commands.optimize import optimize
 from truthgpt_services.commands.progress import shown_progress
@@ -14,7 +16,10 @@ from truthgpt_services.commands.progress import shown_progress
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        (optimize, ["--apply", "--output", "--overwrite", "--config", "--max-kl"]),
+        (optimize, ["--apply", "--output", "--overwrite", "--config", "--max-kl", "--max-flips"]),
+        (optimize, ["--gain", "--min-gain", "--keep-all"]),
+        (evaluate, ["--text", "--device", "--dtype", "--rounds", "--json"]),
+        (compare, ["--json"]),
         (generate, ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed"]),
         (convert, ["--overwrite"]),
     ],

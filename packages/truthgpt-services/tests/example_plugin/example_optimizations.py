@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import (
     Applied,
     Coverage,
@@ -29,7 +30,14 @@ class HalfLinear(nn.Linear):
     """A linear layer whose weights are kept in bfloat16, computed in the dtype of its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self.weight.to(x.dtype))
+        self._note("Halves are about to be multiplied.")
+        product = nn.functional.linear(x, self.weight.to(x.dtype))
+        self._note("Halves were multiplied.")
+        return product
+
+    def _note(self, note: str) -> None:
+        told = {"optimization": "halve", "about": "multiplying", "note": note}
+        emit_event(EventType.OPTIMIZATION_NOTED, told)
 
 
 def halved(model: Any, make: Any) -> Coverage:

@@ -176,3 +176,29 @@ def test_the_peak_is_a_size_that_a_process_has(bench):
     block = torch.ones(40_000_000)
     assert 160e6 < bench.peak_memory() < 1e12
     del block
+
+
+def test_a_flip_is_a_token_that_one_gets_right_and_the_other_wrong(
+    bench, other_bench, model, perturbed, ids, tmp_path
+):
+    """What both get wrong in different ways is a disagreement and no flip (Dutta et al. 2024)."""
+    path = str(tmp_path / "reference.npy")
+    # A random model is never right: here it wrote the second half of the text itself.
+    ids = ids[:40]
+    for _ in range(40):
+        ids.append(int(exact(model, [*ids, 0])[-1].argmax()))
+    bench.write_reference(ids, path)
+    found = other_bench.compare(ids, path)
+    targets = torch.tensor(ids[1:])
+    right = [exact(each, ids).argmax(-1) == targets for each in (model, perturbed)]
+    assert found["flips"] == (right[0] != right[1]).float().tolist()
+    disagreements = len(found["agrees"]) - sum(found["agrees"])
+    assert 0 < sum(found["flips"]) < disagreements
+
+
+def test_likelihoods_alone_need_no_file(bench, ids, tmp_path):
+    """A model that is measured alone is read as one that is compared, and nothing is written."""
+    written = bench.write_reference(ids, str(tmp_path / "reference.npy"))
+    (tmp_path / "reference.npy").unlink()
+    assert bench.write_reference(ids, None) == written
+    assert list(tmp_path.iterdir()) == []

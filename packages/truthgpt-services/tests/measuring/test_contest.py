@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from truthgpt_core.optimization import no_progress
+from truthgpt_services.errors import WorkerError
 from truthgpt_services.measuring.contest import (
     DECODE,
     Contestant,
     Plan,
+    compare_layers,
     measure_quality,
+    measure_quality_alone,
     ratio,
     take_turns,
     windows,
@@ -38,9 +42,11 @@ class FakeWorker:
         if request == "write_reference":
             return [2.0] * count
         if arguments.get("prompt"):
-            return {"nll": [9.0] * count, "kl": [0.5] * count, "agrees": [0.0] * count}
+            found = {"nll": 9.0, "kl": 0.5, "agrees": 0.0, "flips": 1.0}
+            return {name: [value] * count for name, value in found.items()}
         kl = [0.001] * (count - 1) + [0.1]
-        return {"nll": [3.0] * count, "kl": kl, "agrees": [1.0, 0.0] * (count // 2)}
+        agrees = [1.0, 0.0] * (count // 2)
+        return {"nll": [3.0] * count, "kl": kl, "agrees": agrees, "flips": [0.25] * count}
 
 
 @pytest.fixture
@@ -100,13 +106,66 @@ def test_quality_is_put_together_from_all_windows(log, tmp_path):
     assert quality.kl_mean == pytest.approx((99 * 0.001 + 0.1) / 100)
     assert quality.kl_p999 == 0.1
     assert quality.top1_agreement == 0.5
+    assert (quality.flips, quality.flips_error) == (0.25, 0.0)
+    assert quality.perplexity_ratio == pytest.approx(math.e)
     assert (quality.decode_kl_mean, quality.decode_top1_agreement) == (0.5, 0.0)
+    assert (quality.decode_kl_p999, quality.decode_flips) == (0.5, 1.0)
+    assert quality.decode_perplexity == pytest.approx(math.exp(9.0))
     assert baseline.quality.perplexity == pytest.approx(math.exp(2.0))
     assert baseline.quality.kl_mean == 0.0
     lengths = [len(each["ids"]) for each in baseline.worker.given]
     assert lengths == [101, 101, 40]
-    error = math.sqrt(2 * (0.1 - quality.kl_mean) ** 2 + 198 * (0.001 - quality.kl_mean) ** 2)
-    assert quality.kl_mean_error == pytest.approx(error / math.sqrt(199) / math.sqrt(200))
+    assert baseline.quality.decode_perplexity == pytest.approx(math.exp(2.0))
+    for name in ("kl_mean", "kl_p999", "flips", "perplexity_error", "decode_kl_mean"):
+        assert getattr(baseline.quality, name) == 0.0
+    assert baseline.quality.top1_agreement == baseline.quality.perplexity_ratio == 1.0
+
+
+def test_a_model_alone_is_measured_on_the_same_text_and_writes_nothing(log):
+    """What `truthgpt eval` says of a model is what a run would say of it as its baseline."""
+    one, other = contestant("one", log), contestant("other", log)
+    plan = Plan(windows=2, window=101, decode_prompt=10, decode_tokens=40)
+    measure_quality_alone(one, IDS, plan, no_progress)
+    assert [len(each["ids"]) for each in one.worker.given] == [101, 101, 40]
+    assert [each["path"] for each in one.worker.given] == [None] * 3
+    measure_quality(other, contestant("base", log), IDS, plan, Path(), no_progress)
+    assert one.quality.perplexity == pytest.approx(math.exp(2.0))
+    assert one.quality.kl_mean == 0.0
+
+
+class Layered(FakeWorker):
+    """One whose layers can be compared, unless `trouble` keeps them from it."""
+
+    trouble: object = ""
+
+    def call(self, request, **arguments):
+        if isinstance(self.trouble, Exception):
+            raise self.trouble
+        if request == "write_layers":
+            return self.trouble
+        return {"kl": [[0.1] * 64, [0.0, 0.4] * 32], "missing": ""}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "missing"),
+    [
+        ("", ""),
+        ("it has no output embedding", "it has no output embedding"),
+        (WorkerError("It crashed", worker="b"), "It crashed"),
+    ],
+)
+def test_layers_are_compared_or_the_reason_is_told(trouble, missing, tmp_path):
+    """What only explains never fails a step that was measured."""
+    baseline = Contestant("a", Layered("a", []), {})
+    candidate = Contestant("b", Layered("b", []), {})
+    candidate.worker.trouble = trouble
+    compare_layers(candidate, baseline, IDS, Plan(), tmp_path)
+    assert candidate.layers_missing == missing
+    if missing:
+        assert candidate.layers is None
+    else:
+        assert [each.layer for each in candidate.layers] == [1, 2]
+        assert [each.kl_mean for each in candidate.layers] == pytest.approx([0.1, 0.2])
 
 
 def test_the_baseline_writes_before_the_candidate_reads(log, tmp_path):

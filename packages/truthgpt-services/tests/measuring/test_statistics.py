@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
-from statistics import median
+from statistics import fmean, median, stdev
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthgpt_services.measuring.statistics import interval_of_median, paired_ratio
+from truthgpt_services.measuring.statistics import (
+    blocks,
+    interval_of_median,
+    mean_with_error,
+    paired_ratio,
+    percentile_with_error,
+    unpaired_ratio,
+)
 
 rates = st.floats(1e-6, 1e6)
 samples = st.lists(rates, min_size=1, max_size=12)
@@ -81,3 +89,82 @@ def test_unpaired_measurements_are_refused(one, other):
     """A ratio of rounds that were not measured together would mean nothing."""
     with pytest.raises(ValueError, match=r"no pairs|shorter|longer"):
         paired_ratio(one, other)
+
+
+@given(st.lists(st.lists(rates, max_size=300), min_size=1, max_size=4).filter(any))
+def test_blocks_hold_every_token_once_and_none_spans_two_windows(windows):
+    """In order, 32 tokens at most, and of a short text still enough to tell a spread from."""
+    cut = blocks(windows)
+    assert [value for block in cut for value in block] == [v for each in windows for v in each]
+    assert all(1 <= len(block) <= 32 for block in cut)
+    tokens = sum(map(len, windows))
+    assert len(cut) >= min(tokens, 8)
+
+
+def correlated(generator, tokens=510):
+    """A window of a text whose neighbouring tokens are hard or easy together."""
+    level, values = 0.0, []
+    for _ in range(tokens):
+        level = 0.8 * level + generator.gauss(0, 0.6)
+        values.append(3.0 + level)
+    return values
+
+
+def test_the_error_is_how_far_means_of_correlated_tokens_scatter():
+    """Taking each token for itself would claim an error less than half of it."""
+    generator = random.Random(1)
+    texts = [[correlated(generator) for _ in range(4)] for _ in range(60)]
+    found = [mean_with_error(blocks(text)) for text in texts]
+    scatter = stdev(mean for mean, _ in found)
+    error = fmean(error for _, error in found)
+    assert 0.75 * scatter < error < 1.25 * scatter
+    single = fmean(mean_with_error([[v] for each in text for v in each])[1] for text in texts)
+    assert single < 0.5 * scatter
+
+
+def test_the_error_of_independent_tokens_is_the_usual_one():
+    """With nothing in common between neighbours, blocks cost nothing but a little precision."""
+    generator = random.Random(2)
+    values = [generator.gauss(0, 1) for _ in range(20_000)]
+    mean, error = mean_with_error(blocks([values]))
+    assert mean == pytest.approx(fmean(values))
+    assert error == pytest.approx(stdev(values) / math.sqrt(len(values)), rel=0.15)
+
+
+def test_the_error_of_a_single_block_is_unknown():
+    """And not nothing, which would claim certainty."""
+    assert math.isnan(mean_with_error([[1.0, 2.0]])[1])
+
+
+@given(st.lists(rates, min_size=1, max_size=3000), st.sampled_from([0.5, 0.99, 0.999]))
+def test_a_percentile_has_its_share_of_values_below_it(values, share):
+    """No more than one in a thousand is above the 99.9th percentile."""
+    found, _ = percentile_with_error([values], share)
+    assert found in values
+    assert sum(value > found for value in values) <= (1 - share) * len(values)
+
+
+def test_the_error_of_a_percentile_is_how_far_it_scatters():
+    """By resampling: there is no formula for it that does not assume a distribution."""
+    generator = random.Random(3)
+    texts = [[generator.gauss(0, 1) for _ in range(800)] for _ in range(30)]
+    found = [percentile_with_error(blocks([text]), 0.9) for text in texts]
+    scatter = stdev(value for value, _ in found)
+    assert 0.6 * scatter < fmean(error for _, error in found) < 1.6 * scatter
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_a_number_does_not_become_one(value):
+    """A broken model has a broken mean and a broken tail, not an error in the statistics."""
+    cut = [[1.0, value], [2.0], [3.0]]
+    assert not math.isfinite(mean_with_error(cut)[0])
+    found, error = percentile_with_error(cut, 0.999)
+    assert not math.isfinite(found)
+    assert math.isnan(error)
+
+
+def test_runs_that_were_measured_apart_are_compared_by_their_medians():
+    """The interval holds the ratio, and is as wide as both runs are noisy."""
+    middle, low, high = unpaired_ratio([20.0, 22.0, 21.0, 19.0], [10.0, 10.0, 10.0])
+    assert middle == 2.05
+    assert (low, high) == (1.9, 2.2)

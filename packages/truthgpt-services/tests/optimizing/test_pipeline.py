@@ -43,7 +43,8 @@ def test_a_step_that_pays_is_kept(steps, report):
     assert step.against == "baseline"
     assert step.distribution == "truthgpt-example 1.0"
     assert step.options == {"note": "mine"}
-    assert step.notes == ["Halves are whole enough, with seed 5."]
+    # The first from applying it, the second from running it; what that replaced is gone.
+    assert step.notes == ["Halves are whole enough, with seed 5.", "Halves were multiplied."]
     assert (step.coverage.covered, step.coverage.total) == (14, 15)
     assert [(each.name, each.reason) for each in step.coverage.skipped] == [
         ("lm_head", "it makes the logits")
@@ -55,7 +56,7 @@ def test_a_step_that_does_nothing_is_taken_back(steps):
     """It is compared with what was kept before it, and not with the baseline."""
     step = steps["idle"]
     assert step.outcome is Outcome.TAKEN_BACK
-    assert step.reason.startswith("Neither faster nor smaller beyond noise")
+    assert step.reason.startswith("Neither faster nor smaller by 30 % beyond noise: it ")
     assert (step.variant, step.against) == ("halve + idle", "halve")
 
 
@@ -67,6 +68,34 @@ def test_a_step_that_ruins_the_model_is_taken_back(steps, report):
     ruined = report.variant("halve + ruin").measured.quality
     assert ruined.kl_mean > 0.05
     assert ruined.top1_agreement < 0.1
+
+
+def test_each_step_that_was_timed_says_when_it_has_repaid_itself(steps):
+    """Applying it and warming up cost time; only a step that was not timed says nothing."""
+    told = {name for name, step in steps.items() if step.break_even is not None}
+    assert told == {"halve", "ruin", "idle"}
+    assert all(step.break_even.extra_seconds > -60 for step in steps.values() if step.break_even)
+
+
+def test_the_layers_of_each_variant_are_compared_with_the_baseline(report):
+    """Halves differ a little from the first layer on; what ruins the output shows in the last."""
+    halved, ruined = (report.variant(name).layers for name in ("halve", "halve + ruin"))
+    assert [each.layer for each in halved] == [1, 2]
+    assert 0 < halved[0].kl_mean < 0.05
+    assert ruined[0] == halved[0]
+    assert ruined[1].kl_mean > 1
+    assert report.variants[0].layers is None
+
+
+def test_quality_is_told_with_its_errors_on_both_paths(report):
+    """Perplexity, KL, its tail, agreement and flips; of the decode path the same."""
+    quality = report.variant("halve").measured.quality.model_dump()
+    names = ("perplexity", "perplexity_ratio", "kl_mean", "kl_p999", "top1_agreement", "flips")
+    for name in (*names, *(f"decode_{name}" for name in names)):
+        assert quality[name] >= 0
+        assert quality[f"{name}_error"] >= 0
+    assert quality["perplexity_error"] > 0
+    assert quality["decode_kl_mean_error"] > 0
 
 
 def test_a_step_that_cannot_work_here_is_not_applied(steps):
@@ -241,6 +270,23 @@ def test_a_file_asks_for_the_same_and_an_earlier_output_is_replaced(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_all_steps_are_kept_if_a_person_says_so(tiny, tmp_path, truthgpt, example_installed):
+    """The report says which the gate would have taken back; one that fails is not kept."""
+    out = tmp_path / "out"
+    done = truthgpt(
+        *("optimize", tiny, "--apply", "ruin,picky", "-o", out, "--keep-all", "--rounds", 2)
+    )
+    assert done.returncode == 0, done.stderr
+    report = read_report(out)
+    ruin, picky = report.steps
+    assert (ruin.outcome, ruin.overruled) == (Outcome.KEPT, True)
+    assert "else it would have been taken back: it loses quality: KL" in ruin.reason
+    assert (picky.outcome, picky.overruled) == (Outcome.FAILED, False)
+    assert report.result.steps == ["ruin"]
+    assert report.settings.gate.keep_all
+    assert "kept anyway" in done.stdout
+
+
 def running(group):
     """Processes of a group that are still at work."""
     found = []
@@ -344,6 +390,8 @@ def test_a_text_that_is_too_short_says_how_much_is_needed(
     "modules",
     [
         "truthgpt_services.optimizing.pipeline, truthgpt_services.commands.optimize, "
+        "truthgpt_services.optimizing.evaluating, truthgpt_services.commands.evaluate, "
+        "truthgpt_services.report.comparison, truthgpt_services.commands.compare, "
         "truthgpt_services.commands.generate, truthgpt_services.commands.convert",
         "truthgpt_services, truthgpt_services.plugin, truthgpt_services.models.sources",
     ],

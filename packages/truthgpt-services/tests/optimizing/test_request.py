@@ -62,6 +62,15 @@ def test_the_seed_and_the_rounds_reach_the_plan(file):
     assert (request.plan.seed, request.plan.rounds) == (9, 4)
 
 
+def test_what_a_step_has_to_keep_reaches_the_gate(file):
+    """From the file and from the command line; flips are bounded only if that is asked for."""
+    path = file("model: m\noutput: o\napply: [compile]\ngain: speed\nmax_flips: 0.02\n")
+    gate = read_request(path, {"keep_all": True}, []).gate
+    assert (gate.gain, gate.max_flips, gate.keep_all) == ("speed", 0.02, True)
+    gate = read_request(None, SAID, HALVE).gate
+    assert (gate.gain, gate.max_flips, gate.keep_all) == ("any", None, False)
+
+
 @pytest.mark.parametrize(
     ("text", "line", "column", "said"),
     [
@@ -101,6 +110,8 @@ def test_a_missing_file_is_named(tmp_path):
         ({"dtype": "int8"}, "--dtype int8: "),
         ({"max_perplexity_ratio": 0.0}, "--max-perplexity-ratio 0.0: "),
         ({"min_gain": -0.5}, "--min-gain -0.5: "),
+        ({"max_flips": 1.5}, "--max-flips 1.5: "),
+        ({"gain": "memory"}, "--gain memory: "),
     ],
 )
 def test_a_wrong_option_is_called_as_it_was_typed(said, expected):

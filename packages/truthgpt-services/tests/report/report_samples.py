@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from truthgpt_services.report.schema import (
+    BreakEven,
     Gate,
+    LayerDivergence,
     Machine,
     Measurements,
     Outcome,
@@ -26,6 +28,36 @@ from truthgpt_services.report.schema import (
 SAME = Ratio(median=1.0, low=1.0, high=1.0)
 QUANTIZE = "truthgpt-plugin-quantize 0.1.0"
 COMPILE = "truthgpt-plugin-compile 0.1.0"
+
+
+ERRORS = {
+    "perplexity_error": 1.913,
+    "perplexity_ratio": 1.00137,
+    "perplexity_ratio_error": 0.00082,
+    "kl_p999_error": 0.0041,
+    "top1_agreement_error": 0.0029,
+    "flips": 0.0098,
+    "flips_error": 0.0021,
+    "decode_perplexity": 14.82,
+    "decode_perplexity_error": 4.19,
+    "decode_perplexity_ratio": 1.0021,
+    "decode_perplexity_ratio_error": 0.0043,
+    "decode_kl_mean_error": 0.00021,
+    "decode_kl_p999": 0.0117,
+    "decode_kl_p999_error": 0.0032,
+    "decode_top1_agreement_error": 0.012,
+    "decode_flips": 0.0104,
+    "decode_flips_error": 0.0104,
+}
+
+
+def layers(scale: float = 1.0) -> list[LayerDivergence]:
+    """Thirty layers, whose divergence falls towards the last."""
+    kl = [0.009 * scale / (layer + 2) for layer in range(30)]
+    return [
+        LayerDivergence(layer=layer, kl_mean=value, kl_mean_error=value / 9)
+        for layer, value in enumerate(kl, start=1)
+    ]
 
 
 def samples(median: float, spread: float = 0.02, rounds: int = 7) -> Samples:
@@ -103,6 +135,7 @@ def quantized(**changes: Any) -> Variant:
             top1_agreement=0.9831,
             decode_kl_mean=0.00151,
             decode_top1_agreement=0.9824,
+            **ERRORS,
         ),
         "sample": (
             " a small town in the north of England. The town was called Whitby, "
@@ -115,6 +148,7 @@ def quantized(**changes: Any) -> Variant:
         measured=measurements(**(values | changes)),
         decode_ratio=Ratio(median=2.074, low=2.021, high=2.118),
         prefill_ratio=Ratio(median=0.983, low=0.957, high=1.012),
+        layers=layers(),
     )
 
 
@@ -140,6 +174,7 @@ def compiled() -> Variant:
                 top1_agreement=0.9829,
                 decode_kl_mean=0.00152,
                 decode_top1_agreement=0.9822,
+                **ERRORS,
             ),
             sample=(
                 " a small town in the north of England. The town was called Whitby, "
@@ -148,6 +183,7 @@ def compiled() -> Variant:
         ),
         decode_ratio=Ratio(median=2.588, low=2.511, high=2.667),
         prefill_ratio=Ratio(median=1.182, low=1.151, high=1.209),
+        layers=layers(1.3),
     )
 
 
@@ -190,6 +226,7 @@ def compile_step(**changes: Any) -> Step:
         "against": "quantize",
         "decode_ratio": Ratio(median=1.248, low=1.211, high=1.287),
         "prefill_ratio": Ratio(median=1.203, low=1.171, high=1.231),
+        "break_even": BreakEven(extra_seconds=73.3, tokens=10304, fewest=8904, most=12111),
     }
     return Step(**(values | changes))
 

@@ -9,7 +9,7 @@ import pytest
 
 from truthgpt_services.report.formatting import NO_DIFFERENCE
 from truthgpt_services.report.html import common_start, render_html
-from truthgpt_services.report.schema import Outcome, Result, Skipped, StepCoverage
+from truthgpt_services.report.schema import BreakEven, Outcome, Result, Skipped, StepCoverage
 
 KINDS = ["report", "mixed_report", "single_report"]
 
@@ -137,8 +137,70 @@ def test_a_measurement_that_is_not_a_number_is_shown_as_that(samples, parse):
     )
     text = parse(render_html(samples.report(variants=[samples.baseline(), broken]))).text
     assert "NaN" in text
-    assert "over the bound of 0.05" in text
+    assert "not a finite number" in text
     assert "not drawn" in text
+
+
+def test_a_result_that_predicts_no_numbers_is_called_useless(samples, parse):
+    """Kept because all steps were to be, it is not presented as a success."""
+    broken = samples.quantized(quality=samples.quality(kl_mean=math.nan))
+    report = samples.report(
+        variants=[samples.baseline(), broken],
+        steps=[samples.quantize_step(overruled=True, reason="Kept because all steps are.")],
+        result=Result(variant="quantize", steps=["quantize"], summary="Kept."),
+    )
+    page = parse(render_html(report))
+    assert "The predictions of quantize are not finite numbers: it is of no use." in page.text
+    assert "kept anyway" in page.text
+    assert page.named("p")[1]["class"] == "alarm"
+
+
+def test_each_figure_of_quality_has_its_error(samples, parse):
+    """Perplexity, KL, its tail, agreement and flips, read at once and one token at a time."""
+    text = parse(render_html(samples.report())).text
+    for error in (
+        *("19.90 ± 1.9", "1.001× (± 0.00082)", "0.00142 ± 0.00006", "0.023 ± 0.004"),
+        *("98.3 % ± 0.29 %", "1.0 % ± 0.21 %", "14.82 ± 4.2", "0.00151 ± 0.00021"),
+        *("0.012 ± 0.003", "98.2 % ± 1.2 %", "1.0 % ± 1.0 %"),
+    ):
+        assert error in text
+
+
+def test_flips_over_their_bound_are_said_to_be(samples, parse):
+    """A bound that a person set is held against the figure, as the gate does."""
+    settings = samples.report().settings
+    gate = settings.gate.model_copy(update={"max_flips": 0.005})
+    report = samples.report(settings=settings.model_copy(update={"gate": gate}))
+    assert "over the bound of 0.5 %" in parse(render_html(report)).text
+    assert "over the bound" not in parse(render_html(samples.report())).text
+
+
+def test_layers_are_drawn_and_stand_in_a_table(samples, parse):
+    """Who cannot see the plot reads the same numbers, and why one variant has none."""
+    blind = samples.compiled().model_copy(
+        update={"layers": None, "layers_missing": "it has 28 layers, and the baseline 30"}
+    )
+    report = samples.report(variants=[samples.baseline(), samples.quantized(), blind])
+    page = parse(render_html(report))
+    first, last = report.variants[1].layers[0], report.variants[1].layers[-1]
+    assert f"1 {first.kl_mean:.4f} ± {first.kl_mean_error:.4f}" in page.text
+    assert f"30 {last.kl_mean:.5f} ± {last.kl_mean_error:.5f}" in page.text
+    assert "quantize + torch_compile: it has 28 layers, and the baseline 30." in page.text
+    assert "nostalgebraist" in page.text
+
+
+@pytest.mark.parametrize(
+    ("even", "told"),
+    [
+        ({"tokens": 1234, "fewest": 980, "most": 1600}, "after 1,234 decoded tokens (980 to 1,600"),
+        ({"tokens": None, "fewest": None, "most": None}, "never"),
+        ({"tokens": 0, "fewest": 0, "most": 0}, "at once"),
+    ],
+)
+def test_a_step_says_when_it_has_repaid_itself(even, told, samples, parse):
+    """A minute of compiling is worth it from some number of tokens on, or never."""
+    step = samples.compile_step(break_even=BreakEven(extra_seconds=12.0, **even))
+    assert f"Repaid {told}" in parse(render_html(samples.report(steps=[step]))).text
 
 
 def test_every_outcome_has_a_word_and_not_only_a_colour(samples, parse):
@@ -153,7 +215,8 @@ def test_the_table_names_its_rows_and_columns(samples, parse):
     page = parse(render_html(samples.report()))
     scopes = [attributes.get("scope") for attributes in page.named("th")]
     assert set(scopes) == {"col", "row", "rowgroup"}
-    assert scopes.count("col") == 4
+    # The table of figures, and that of the layers of two variants.
+    assert scopes.count("col") == 4 + 3
 
 
 @pytest.mark.parametrize(

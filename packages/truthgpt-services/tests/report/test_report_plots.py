@@ -21,6 +21,7 @@ def drawn(name: str, *values: float) -> list[str]:
         str(plots.decode_speed([plots.Speeds(name, one, two, three, [one, two, three])])),
         str(plots.memory([plots.Memory(name, one, two)])),
         str(plots.speed_against_kl([plots.Tradeoff(name, one, two, three, one, two)], three)),
+        str(plots.layers([plots.Layers(name, 1, [one, two, three])])),
     ]
 
 
@@ -35,7 +36,7 @@ def test_anything_can_be_drawn(name, one, two, three):
                 assert -10 <= float(at) <= plots.WIDTH + 10
 
 
-@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("position", range(4))
 def test_names_are_escaped(position, hostile, parse):
     """A model's name cannot become markup, in labels, titles or descriptions."""
     svg = drawn(hostile, 1.0, 2.0, 3.0)[position]
@@ -82,3 +83,12 @@ def test_ticks_reach_the_largest_value(top):
     assert 2 <= len(ticks) <= 7
     assert all(math.isfinite(tick) for tick in ticks)
     assert len({plots.tick_label(tick) for tick in ticks}) == len(ticks)
+
+
+def test_a_layer_that_diverges_more_is_drawn_higher():
+    """Each decade takes as much room as the next, so that a small divergence can be seen too."""
+    svg = plots.layers([plots.Layers("a", 0, [0.001, 0.01, 0.1])])
+    (points,) = re.findall(r'points="([^"]*)"', svg)
+    low, middle, high = (float(point.split(",")[1]) for point in points.split())
+    assert low > middle > high
+    assert low - middle == pytest.approx(middle - high, abs=0.2)

@@ -120,6 +120,31 @@ def test_fields_that_a_later_release_added_are_ignored(tmp_path, samples):
     assert read_report(written(tmp_path, json.dumps(data))) == samples.report()
 
 
+def test_a_report_from_before_a_field_was_added_is_read(tmp_path, samples):
+    """Within a version, what an earlier release has written stays readable, without errors then."""
+    data = json.loads(report_json(samples.report()))
+    for variant in data["variants"]:
+        quality = variant["measured"]["quality"]
+        for field in [name for name in quality if "flips" in name or name.endswith("_error")]:
+            if field != "kl_mean_error":
+                del quality[field]
+        del variant["layers"], variant["layers_missing"]
+    for step in data["steps"]:
+        del step["break_even"], step["overruled"]
+    for field in ("gain", "max_flips", "keep_all"):
+        del data["settings"]["gate"][field]
+    earlier = read_report(written(tmp_path, json.dumps(data)))
+    assert earlier.variants[1].measured.quality.flips is None
+    assert earlier.steps == [
+        step.model_copy(update={"break_even": None}) for step in samples.report().steps
+    ]
+    required = report_schema()["$defs"]["Quality"]["required"]
+    assert "perplexity" in required
+    assert "flips" not in required
+    html = write_report(earlier, tmp_path / "again")[1].read_text(encoding="utf-8")
+    assert "nan" not in html.lower().replace("nano", "")
+
+
 def test_the_published_schema_is_the_one_in_the_code():
     """docs/report.schema.json is what the code writes; docs/report.md says how to renew it."""
     published = json.loads((ROOT / "docs" / "report.schema.json").read_text(encoding="utf-8"))

@@ -70,6 +70,22 @@ def test_no_difference_is_said_exactly_when_the_interval_spans_one(low, samples)
     assert (NO_DIFFERENCE in text) is (low < 1)
 
 
+def test_a_step_that_was_kept_anyway_says_so_and_when_it_is_repaid(samples):
+    """Who reads only the terminal is not told less than the page tells."""
+    step = samples.compile_step(overruled=True, reason="Kept because all steps are.")
+    text = " ".join(printed(samples.report(steps=[step]), 120).split())
+    assert "kept anyway" in text
+    assert "repaid after 10,304 decoded tokens (8,904 to 12,111)" in text
+
+
+def test_a_result_that_predicts_no_numbers_is_called_useless(samples):
+    """In words, so that no colour is needed."""
+    broken = samples.quantized(quality=samples.quality(perplexity=float("inf")))
+    result = Result(variant="quantize", steps=["quantize"], summary="Kept.")
+    text = printed(samples.report(variants=[samples.baseline(), broken], result=result), 120)
+    assert "not finite numbers: it is of no use" in text
+
+
 def test_a_pipe_gets_no_escape_codes(samples):
     """Piped into a file, the report is plain text."""
     assert "\x1b" not in printed(samples.mixed_report(), force_terminal=False)

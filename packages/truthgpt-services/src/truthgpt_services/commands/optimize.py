@@ -32,7 +32,15 @@ import click
 @click.option("--seed", type=int, help="For whatever is random.")
 @click.option("--max-kl", type=float, help="Mean KL divergence a step may cost, nats per token.")
 @click.option("--max-perplexity-ratio", type=float, help="Perplexity a step may cost, as a ratio.")
+@click.option("--max-flips", type=float, help="Share of tokens that may flip [default: any].")
 @click.option("--min-gain", type=float, help="How much faster or smaller it must be; 0.02 is 2 %.")
+@click.option("--gain", help="What counts as a gain: any (default), speed or size.")
+@click.option(
+    "--keep-all",
+    is_flag=True,
+    default=None,
+    help="Keep every step that can be applied; the report says which would be taken back.",
+)
 def optimize(
     model: str | None,
     applied: tuple[str, ...],

@@ -13,6 +13,8 @@ import torch
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_services.inference.decoding import Sampling, Sequence, choose, stop_tokens, stream
 from truthgpt_services.measuring import memory
+from truthgpt_services.measuring.divergence import divergence
+from truthgpt_services.measuring.lens import NoLensError, States, divergence_by_layer, states
 from truthgpt_services.models.saved import weights_bytes
 
 
@@ -94,12 +96,12 @@ class Bench:
         text: str = self._tokenizer.decode(list(tokens))
         return text
 
-    def write_reference(self, ids: list[int], path: str, *, prompt: int = 0) -> list[float]:
+    def write_reference(self, ids: list[int], path: str | None, *, prompt: int = 0) -> list[float]:
         """Predict each next token of a window; write all log-probabilities to a file.
 
         Args:
             ids: the window.
-            path: of the file.
+            path: of the file; None to write none.
             prompt: how many tokens to read at once before following the rest one at
                 a time; 0 to predict the whole window in one pass.
 
@@ -110,10 +112,11 @@ class Bench:
         file: np.memmap[Any, np.dtype[np.float32]] | None = None
         row = 0
         for predicted, targets in self._predict(ids, prompt):
-            if file is None:
-                shape = (len(ids) - (prompt or 1), predicted.shape[-1])
-                file = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-            file[row : row + len(predicted)] = predicted.cpu().numpy()
+            if path is not None:
+                if file is None:
+                    shape = (len(ids) - (prompt or 1), predicted.shape[-1])
+                    file = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+                file[row : row + len(predicted)] = predicted.cpu().numpy()
             row += len(predicted)
             likelihoods.extend(_negative_log_likelihood(predicted, targets))
         return likelihoods
@@ -124,10 +127,14 @@ class Bench:
         Returns:
             For each predicted token: `nll`, the negative log-likelihood in nats;
             `kl`, KL(reference || this) in nats; `agrees`, 1 if both have the same
-            first choice, else 0.
+            first choice, else 0; `flips`, 1 if the first choice of one of them is the
+            true token and that of the other is not, else 0.
+
+        See:
+            Dutta, A. et al. (2024). Accuracy is Not All You Need. arXiv:2407.09141.
         """
         reference = np.load(path, mmap_mode="r", allow_pickle=False)
-        found: dict[str, list[float]] = {"nll": [], "kl": [], "agrees": []}
+        found: dict[str, list[float]] = {"nll": [], "kl": [], "agrees": [], "flips": []}
         row = 0
         for predicted, targets in self._predict(ids, prompt):
             # A copy: torch wants to own what it may write to.
@@ -135,10 +142,38 @@ class Bench:
             expected = rows.to(predicted.device)
             row += len(predicted)
             found["nll"].extend(_negative_log_likelihood(predicted, targets))
-            found["kl"].extend(_divergence(expected, predicted))
-            found["agrees"].extend((expected.argmax(-1) == predicted.argmax(-1)).float().tolist())
+            found["kl"].extend(divergence(expected, predicted))
+            theirs, ours = expected.argmax(-1), predicted.argmax(-1)
+            found["agrees"].extend((theirs == ours).float().tolist())
+            found["flips"].extend(((theirs == targets) != (ours == targets)).float().tolist())
         Path(path).unlink()
         return found
+
+    def write_layers(self, ids: list[int], path: str) -> str:
+        """Write what each decoder layer makes of a window to a file.
+
+        Returns:
+            Why that cannot be had, as a clause; empty if it was written.
+        """
+        try:
+            states(self._model, ids).write(Path(path))
+        except NoLensError as error:
+            return str(error)
+        return ""
+
+    def compare_layers(self, ids: list[int], path: str) -> dict[str, Any]:
+        """Read what `write_layers` of a candidate wrote for the same window, with the logit lens.
+
+        Returns:
+            `kl`: for each layer KL(this || candidate) at each token, in nats;
+            `missing`: why that cannot be had, as a clause, or empty.
+        """
+        candidate = States.read(Path(path))
+        Path(path).unlink()
+        try:
+            return {"kl": divergence_by_layer(self._model, ids, candidate), "missing": ""}
+        except NoLensError as error:
+            return {"kl": [], "missing": str(error)}
 
     def _predict(self, ids: list[int], prompt: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield log-probabilities, float32 of shape (tokens, vocabulary), and the true tokens."""
@@ -161,12 +196,3 @@ def _negative_log_likelihood(predicted: torch.Tensor, targets: torch.Tensor) -> 
     chosen = predicted.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     likelihoods: list[float] = (-chosen).tolist()
     return likelihoods
-
-
-def _divergence(expected: torch.Tensor, predicted: torch.Tensor) -> list[float]:
-    probabilities = expected.exp()
-    # Tokens that a model rules out have log-probability -inf in both, and count nothing.
-    terms = torch.where(probabilities > 0, probabilities * (expected - predicted), 0.0)
-    # Float error makes the divergence of equal predictions a little less than nothing.
-    divergence: list[float] = terms.sum(-1, dtype=torch.float64).clamp_min(0.0).tolist()
-    return divergence

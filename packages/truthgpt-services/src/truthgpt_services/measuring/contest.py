@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from truthgpt_core.optimization import Progress
+from truthgpt_services.errors import WorkerError
+from truthgpt_services.measuring import quality
 from truthgpt_services.measuring.process import WorkerProcess
-from truthgpt_services.measuring.statistics import interval_of_median, paired_ratio
-from truthgpt_services.report.schema import Measurements, Quality, Ratio, Samples
+from truthgpt_services.measuring.statistics import (
+    blocks,
+    interval_of_median,
+    mean_with_error,
+    paired_ratio,
+)
+from truthgpt_services.report.schema import (
+    LayerDivergence,
+    Measurements,
+    Quality,
+    Ratio,
+    Samples,
+)
 
 DECODE = "decode_tokens_per_second"
 PREFILL = "prefill_tokens_per_second"
@@ -31,7 +42,9 @@ class Plan:
         window: tokens in one of them.
         decode_prompt: tokens read at once before a text is followed one at a time.
         decode_tokens: tokens of that text, its prompt included.
+        lens_tokens: tokens of the window whose layers are compared.
         sample_tokens: tokens of the sample text.
+        trial_tokens: tokens that steps may try the model on, after those that judge them.
         seed: of the bootstrap.
     """
 
@@ -42,7 +55,9 @@ class Plan:
     window: int = 256
     decode_prompt: int = 32
     decode_tokens: int = 128
+    lens_tokens: int = 64
     sample_tokens: int = 40
+    trial_tokens: int = 256
     seed: int = 0
 
 
@@ -56,6 +71,8 @@ class Contestant:
     warmup_seconds: float = 0.0
     runs: list[Mapping[str, float]] = field(default_factory=list)
     quality: Quality | None = None
+    layers: list[LayerDivergence] | None = None
+    layers_missing: str = ""
     sample: str = ""
 
     def values(self, quantity: str, last: int | None = None) -> list[float]:
@@ -139,42 +156,68 @@ def measure_quality(
     """
     path = str(scratch / "reference.npy")
     what = f"Comparing {candidate.name} with {baseline.name}"
-    reference: list[float] = []
-    found: dict[str, list[float]] = {"nll": [], "kl": [], "agrees": []}
-    cut = windows(ids, plan)
+    cut, followed = _texts(ids, plan)
+    pieces = [*((window, 0) for window in cut), (followed, plan.decode_prompt)]
+    found: dict[str, list[list[float]]] = {}
+    for done, (window, prompt) in enumerate(pieces):
+        progress(what, done, len(pieces))
+        given = {"ids": window, "path": path, "prompt": prompt}
+        reference = baseline.worker.call("write_reference", **given)
+        predicted = candidate.worker.call("compare", **given)
+        for name, values in {**predicted, "reference": reference}.items():
+            found.setdefault(name, []).append(values)
+    progress(what, len(pieces), len(pieces))
+    whole = {name: values[:-1] for name, values in found.items()}
+    decoded = {name: values[-1:] for name, values in found.items()}
+    candidate.quality = quality.compared(whole, decoded, seed=plan.seed)
+    baseline.quality = quality.alone(whole["reference"], decoded["reference"])
+
+
+def measure_quality_alone(
+    baseline: Contestant, ids: Sequence[int], plan: Plan, progress: Progress
+) -> None:
+    """Let it predict the text that candidates would be compared on; nothing is written."""
+    what = f"Reading the text with {baseline.name}"
+    cut, followed = _texts(ids, plan)
+    whole = []
     for done, window in enumerate(cut):
         progress(what, done, len(cut) + 1)
-        reference += baseline.worker.call("write_reference", ids=window, path=path)
-        for name, values in candidate.worker.call("compare", ids=window, path=path).items():
-            found[name] += values
+        whole.append(baseline.worker.call("write_reference", ids=window, path=None))
     progress(what, len(cut), len(cut) + 1)
-    followed = cut[0][: plan.decode_tokens]
-    baseline.worker.call("write_reference", ids=followed, path=path, prompt=plan.decode_prompt)
-    decoded = candidate.worker.call("compare", ids=followed, path=path, prompt=plan.decode_prompt)
+    decoded = baseline.worker.call(
+        "write_reference", ids=followed, path=None, prompt=plan.decode_prompt
+    )
     progress(what, len(cut) + 1, len(cut) + 1)
-    divergences = sorted(found["kl"])
-    candidate.quality = Quality(
-        perplexity=_exp(fmean(found["nll"])),
-        kl_mean=fmean(divergences),
-        kl_mean_error=stdev(divergences) / math.sqrt(len(divergences)),
-        kl_p999=divergences[min(len(divergences) - 1, int(0.999 * len(divergences)))],
-        top1_agreement=fmean(found["agrees"]),
-        decode_kl_mean=fmean(decoded["kl"]),
-        decode_top1_agreement=fmean(decoded["agrees"]),
-    )
-    baseline.quality = Quality(
-        perplexity=_exp(fmean(reference)),
-        kl_mean=0.0,
-        kl_mean_error=0.0,
-        kl_p999=0.0,
-        top1_agreement=1.0,
-        decode_kl_mean=0.0,
-        decode_top1_agreement=1.0,
-    )
+    baseline.quality = quality.alone(whole, [decoded])
 
 
-def _exp(value: float) -> float:
+def compare_layers(
+    candidate: Contestant, baseline: Contestant, ids: Sequence[int], plan: Plan, scratch: Path
+) -> None:
+    """Find out after which layers the candidate diverges, or why that cannot be told.
+
+    It decides nothing: what it cannot do is a reason in the report, and not an error.
+    """
+    path = str(scratch / "layers.npz")
+    window = list(ids[: plan.lens_tokens])
     try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
+        missing = candidate.worker.call("write_layers", ids=window, path=path)
+        if not missing:
+            found = baseline.worker.call("compare_layers", ids=window, path=path)
+            missing = found["missing"]
+    except WorkerError as error:
+        missing = str(error)
+    if missing:
+        candidate.layers_missing = missing
+        return
+    errors = [mean_with_error(blocks([tokens])) for tokens in found["kl"]]
+    candidate.layers = [
+        LayerDivergence(layer=layer, kl_mean=mean, kl_mean_error=error)
+        for layer, (mean, error) in enumerate(errors, start=1)
+    ]
+
+
+def _texts(ids: Sequence[int], plan: Plan) -> tuple[list[list[int]], list[int]]:
+    """Return the windows that are read whole, and the text that is followed token by token."""
+    cut = windows(ids, plan)
+    return cut, cut[0][: plan.decode_tokens]

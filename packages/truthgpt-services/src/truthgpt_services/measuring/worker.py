@@ -15,11 +15,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.event_system import Event, EventType, on_event
+from truthgpt_core.optimization import Stage
 
 PROGRESS_EVERY = 0.1
 """Seconds between two lines of progress; more would only be drawn over."""
@@ -38,6 +41,8 @@ class Worker:
         self._service = ModelService(progress=progress)
         self._service.initialize()
         self._bench: Any = None
+        self._notes: dict[tuple[str, str], str] = {}
+        on_event(EventType.OPTIMIZATION_NOTED, self._noted)
 
     def convert(
         self, spec: str, kind: str, path: str, file_bytes: int, device: str
@@ -68,21 +73,36 @@ class Worker:
         dtype: str | None,
         device: str,
         seed: int,
+        tokens: Sequence[int] = (),
+        max_kl: float | None = None,
     ) -> dict[str, Any]:
-        """Load a model, apply steps to it and save the result."""
+        """Load a model, apply steps to it and save the result.
+
+        A first step that works layer by layer reads the weights itself. What TruthGPT has
+        optimized keeps its steps.
+        """
         from truthgpt_services.measuring import memory
         from truthgpt_services.models.loading import pick_device
-        from truthgpt_services.models.saved import SavedStep
+        from truthgpt_services.models.saved import SavedStep, is_saved, read_recipe
 
         place = pick_device(device)
         memory.reset_peak(place)
-        model = self._service.load_model(directory, {"dtype": dtype, "device": device})
+        how = {"dtype": dtype, "device": device}
+        trial: dict[str, Any] = {"seed": seed, "tokens": tokens, "max_kl": max_kl}
+        model = None if steps else self._service.load_unfinished(directory, how)
         tokenizer = self._service.load_tokenizer(directory)
-        done, saved = [], []
+        done: list[dict[str, Any]] = []
+        saved = list(read_recipe(Path(directory)).steps) if is_saved(Path(directory)) else []
         for step in steps:
             optimization = self._service.make_optimization(step["name"], step["options"])
+            if model is None and not optimization.layerwise:
+                model = self._service.load_unfinished(directory, how)
             began = time.perf_counter()
-            applied = self._service.apply(optimization, model, seed=seed)
+            if model is None:
+                # Reading the weights is part of it then, and of what it takes.
+                applied = self._service.load_and_apply(directory, optimization, how, **trial)
+            else:
+                applied = self._service.apply(optimization, model, **trial)
             seconds = time.perf_counter() - began
             model = applied.model
             saved.append(
@@ -102,8 +122,11 @@ class Worker:
                     "covered": len(applied.coverage.covered),
                     "total": applied.coverage.total,
                     "skipped": applied.coverage.skipped,
+                    "choices": [asdict(each) for each in applied.choices],
                 }
             )
+        # Stable: what only changes how the source is run comes after what changed its weights now.
+        saved.sort(key=lambda step: step.stage != Stage.WEIGHTS.name.lower())
         self._service.save_model(model, tokenizer, Path(output), source=source, steps=saved)
         return {"steps": done, "peak_memory_bytes": memory.peak(place)}
 
@@ -116,6 +139,16 @@ class Worker:
         tokenizer = self._service.load_tokenizer(directory)
         self._bench = Bench(model, tokenizer, self._service.hooks)
         return {"load_seconds": time.perf_counter() - began, **self._bench.describe()}
+
+    def notes(self) -> list[list[str]]:
+        """What optimizations have noted while the model ran: name, what it is about, note."""
+        return [[name, about, note] for (name, about), note in self._notes.items()]
+
+    def _noted(self, event: Event) -> None:
+        data = event.data
+        note = str(data["note"])
+        # Without `about` it is about itself, and no later one takes its place.
+        self._notes[str(data["optimization"]), str(data.get("about", note))] = note
 
     def __getattr__(self, request: str) -> Any:
         if request.startswith("_") or self._bench is None:

@@ -13,13 +13,19 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from truthgpt_core.event_system import EventType, emit_event
-from truthgpt_core.optimization import Optimization, OptimizationError, Progress, Stage, in_order
+from truthgpt_core.optimization import (
+    Optimization,
+    OptimizationError,
+    Progress,
+    Stage,
+    in_order,
+    refuse_impossible,
+)
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.errors import ModelError, WorkerError
 from truthgpt_services.measuring.contest import (
@@ -27,24 +33,28 @@ from truthgpt_services.measuring.contest import (
     PREFILL,
     Contestant,
     Plan,
+    compare_layers,
     measure_quality,
+    measure_quality_alone,
     ratio,
     take_turns,
     warm_up,
     windows,
 )
-from truthgpt_services.measuring.gate import judge
+from truthgpt_services.measuring.gate import break_even, judge
 from truthgpt_services.measuring.process import WorkerProcess
 from truthgpt_services.measuring.statistics import CONFIDENCE
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
-from truthgpt_services.models.sources import ResolvedModel, resolve
+from truthgpt_services.models.sources import ResolvedModel, describe, resolve
+from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
 from truthgpt_services.optimizing.request import Applying, OptimizeFile
+from truthgpt_services.optimizing.summary import summary
 from truthgpt_services.output import StagedDirectory
 from truthgpt_services.report.schema import (
+    Choice,
     Machine,
     Measurements,
     Outcome,
-    Ratio,
     Report,
     Result,
     Settings,
@@ -60,36 +70,6 @@ from truthgpt_services.report.storage import write_report
 BASELINE = "baseline"
 SAMPLE_PROMPT = "The future of AI is"
 WEIGHT_FILES = "*.safetensors"
-
-
-@dataclass
-class _Asked:
-    """A step that was asked for."""
-
-    optimization: Optimization[Any]
-    distribution: str
-    options: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return self.optimization.name
-
-    def for_worker(self) -> dict[str, Any]:
-        return {"name": self.name, "options": self.options, "distribution": self.distribution}
-
-
-@dataclass
-class _Made:
-    """A variant: how it was made, where it is saved, and the worker that holds it."""
-
-    contestant: Contestant
-    steps: list[_Asked] = field(default_factory=list)
-    directory: Path | None = None
-    build_peak: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.contestant.name
 
 
 def optimize(
@@ -125,8 +105,8 @@ def optimize(
     staged = StagedDirectory(request.output, overwrite=overwrite)
     resolved = resolve(request.model, plugins.factories["model_source_factory"])
     with staged, tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
-        job = _Job(request, resolved, text, staged.path, Path(scratch), stack, progress)
-        job.start()
+        job = Job(request, resolved, text, staged.path, Path(scratch), stack, progress)
+        job.start([each.optimization for each in asked])
         for step in asked:
             job.take(step)
         report = job.report(command)
@@ -138,8 +118,18 @@ def optimize(
     return report
 
 
-class _Job:
-    """One run: the models that take part, and what is known of them so far."""
+class Job:
+    """One run: the models that take part, and what is known of them so far.
+
+    Args:
+        request: what to do.
+        resolved: the model.
+        text: to measure quality on.
+        output: a directory for the models that are made, and for the result.
+        scratch: a directory for what workers tell each other.
+        stack: ends the workers.
+        progress: told about work that takes seconds.
+    """
 
     def __init__(
         self,
@@ -161,9 +151,17 @@ class _Job:
         self._progress = progress
         self._variants: list[Variant] = []
         self._steps: list[Step] = []
+        self._noted: dict[str, dict[str, str]] = {}
 
-    def start(self) -> None:
-        """Convert the model if need be, and load the baseline."""
+    def start(self, optimizations: Iterable[Optimization[Any]] = ()) -> None:
+        """Convert the model if need be, and load the baseline.
+
+        Args:
+            optimizations: those to be applied to it.
+
+        Raises:
+            OptimizationError: one of them cannot be applied to this model; nothing is loaded then.
+        """
         self._progress("Starting the baseline", 0, 0)
         worker = self._worker(BASELINE)
         resolved = self._resolved
@@ -178,13 +176,17 @@ class _Job:
             device=self._request.device,
         )
         self._directory: str = found["directory"]
+        refuse_impossible(optimizations, describe(Path(self._directory), resolved.spec))
         self._architecture: str = found["architecture"]
         self._versions: dict[str, str] = found["versions"]
         self._machine = Machine(**found["machine"])
-        self._baseline = _Made(self._open(worker, BASELINE, self._directory))
+        self._baseline = MadeVariant(self._open(worker, BASELINE, self._directory))
         self._kept = self._baseline
         wanted = self._plan.windows * self._plan.window
-        self._ids: list[int] = worker.call("tokenize", text=self._text.text, limit=wanted)
+        limit = wanted + self._plan.trial_tokens
+        ids: list[int] = worker.call("tokenize", text=self._text.text, limit=limit)
+        # What steps try the model on is not what they are judged by, if the text is long enough.
+        self._ids, self._trial = ids[:wanted], ids[wanted:] or ids
         least = self._plan.decode_prompt + 2
         if len(self._ids) < least:
             raise ModelError(
@@ -193,7 +195,7 @@ class _Job:
             )
         self._warm_up(self._baseline.contestant)
 
-    def take(self, step: _Asked) -> None:
+    def take(self, step: AskedStep) -> None:
         """Try one step: make the model with it, measure it, keep it or not."""
         verdict = step.optimization.check(self._machine.device)
         if not verdict.ok:
@@ -216,14 +218,14 @@ class _Job:
             )
             self._note(step, Outcome.FAILED, str(error))
 
-    def _try(self, name: str, step: _Asked, steps: list[_Asked]) -> None:
+    def _try(self, name: str, step: AskedStep, steps: list[AskedStep]) -> None:
         # Started first, so that it imports torch while the model is being made.
         worker = self._worker(name)
         directory = self._new_directory()
         try:
             built = self._build(name, steps, directory)
             candidate = self._open(worker, name, str(directory))
-            made = _Made(candidate, steps, directory, built["peak_memory_bytes"])
+            made = MadeVariant(candidate, steps, directory, built["peak_memory_bytes"])
             compiles = step.optimization.stage is Stage.EXECUTION
             self._warm_up(candidate, first_use=compiles)
             measure_quality(
@@ -234,25 +236,29 @@ class _Job:
                 self._scratch,
                 self._progress,
             )
+            compare_layers(
+                candidate, self._baseline.contestant, self._ids, self._plan, self._scratch
+            )
             against = self._kept
             kept = [] if against is self._baseline else [against.contestant]
             take_turns(
                 [self._baseline.contestant, *kept, candidate], self._ids, self._plan, self._progress
             )
             self._judge(step, made, built["steps"][-1])
+            self._collect_notes(made, [step])
         finally:
             if self._kept.contestant.worker is not worker:
                 worker.end(at_once=True)
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _judge(self, step: _Asked, made: _Made, built: dict[str, Any]) -> None:
+    def _judge(self, step: AskedStep, made: MadeVariant, built: dict[str, Any]) -> None:
         against = self._kept
-        measured = self._measurements(made)
+        measured, before = self._measurements(made), self._measurements(against)
         decode = ratio(made.contestant, against.contestant, DECODE, self._plan)
         prefill = ratio(made.contestant, against.contestant, PREFILL, self._plan)
         decision = judge(
             measured,
-            self._measurements(against),
+            before,
             self._measurements(self._baseline),
             decode=decode,
             prefill=prefill,
@@ -281,21 +287,37 @@ class _Job:
                 skipped=[Skipped(name=name, reason=why) for name, why in built["skipped"]],
             ),
             notes=built["notes"],
+            choices=[Choice(**each) for each in built["choices"]],
             variant=made.name,
             against=against.name,
             decode_ratio=decode,
             prefill_ratio=prefill,
+            break_even=break_even(measured, before, decode, built["seconds"]),
+            overruled=decision.overruled,
         )
+
+    def _collect_notes(self, made: MadeVariant, steps: Iterable[AskedStep]) -> None:
+        """Take over what steps of a variant have noted while it ran."""
+        names = {step.name for step in steps}
+        for name, about, note in made.contestant.worker.call("notes"):
+            if name in names:
+                self._noted.setdefault(name, {})[about] = note
 
     def report(self, command: Sequence[str]) -> Report:
         """Everything that was found out."""
         baseline = self._baseline.contestant
         if not baseline.runs:
             # No candidate came as far as being timed; the baseline still is reported.
-            measure_quality(
-                baseline, baseline, self._ids, self._plan, self._scratch, self._progress
-            )
+            measure_quality_alone(baseline, self._ids, self._plan, self._progress)
             take_turns([baseline], self._ids, self._plan, self._progress)
+        # Once more: steps before the last may have noted something since they were tried.
+        self._collect_notes(self._kept, self._kept.steps)
+        steps = [
+            step.model_copy(
+                update={"notes": [*step.notes, *self._noted.get(step.name, {}).values()]}
+            )
+            for step in self._steps
+        ]
         variants = [self._variant(self._baseline), *self._variants]
         return Report(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -329,11 +351,11 @@ class _Job:
                 gate=self._request.gate,
             ),
             variants=variants,
-            steps=self._steps,
+            steps=steps,
             result=Result(
                 variant=self._kept.name,
                 steps=[each.name for each in self._kept.steps],
-                summary=_summary(variants, self._kept.name),
+                summary=summary(variants, steps, self._kept.name),
             ),
         )
 
@@ -352,7 +374,7 @@ class _Job:
         directory.mkdir()
         return directory
 
-    def _build(self, name: str, steps: list[_Asked], directory: Path) -> dict[str, Any]:
+    def _build(self, name: str, steps: list[AskedStep], directory: Path) -> dict[str, Any]:
         self._progress(f"Making {name}", 0, 0)
         with self._worker(_builder(name)) as worker:
             built: dict[str, Any] = worker.call(
@@ -364,6 +386,8 @@ class _Job:
                 dtype=self._request.dtype,
                 device=self._request.device,
                 seed=self._request.seed,
+                tokens=self._trial,
+                max_kl=self._request.max_kl,
             )
         return built
 
@@ -386,7 +410,7 @@ class _Job:
             "sample", prompt=SAMPLE_PROMPT, new_tokens=self._plan.sample_tokens
         )
 
-    def _measurements(self, made: _Made) -> Measurements:
+    def _measurements(self, made: MadeVariant) -> Measurements:
         saved = sum(
             file.stat().st_size
             for file in (made.directory.glob(WEIGHT_FILES) if made.directory else ())
@@ -395,7 +419,7 @@ class _Job:
             saved_bytes=saved, build_peak=made.build_peak, seed=self._plan.seed
         )
 
-    def _variant(self, made: _Made) -> Variant:
+    def _variant(self, made: MadeVariant) -> Variant:
         baseline = self._baseline.contestant
         return Variant(
             name=made.name,
@@ -403,9 +427,11 @@ class _Job:
             measured=self._measurements(made),
             decode_ratio=ratio(made.contestant, baseline, DECODE, self._plan),
             prefill_ratio=ratio(made.contestant, baseline, PREFILL, self._plan),
+            layers=made.contestant.layers,
+            layers_missing=made.contestant.layers_missing,
         )
 
-    def _note(self, step: _Asked, outcome: Outcome, reason: str, **found: Any) -> None:
+    def _note(self, step: AskedStep, outcome: Outcome, reason: str, **found: Any) -> None:
         unknown: dict[str, Any] = {
             "options": step.options,
             "seconds": 0.0,
@@ -427,7 +453,7 @@ class _Job:
         )
 
 
-def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[_Asked]:
+def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[AskedStep]:
     made = [plugins.make_optimization(each.name, each.options) for each in apply]
     owners = {
         name: f"{row.distribution.name} {row.version}"
@@ -436,30 +462,10 @@ def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[_Asked]
         if row.distribution is not None
     }
     return [
-        _Asked(each, owners.get(each.name, ""), each.options.model_dump(mode="json"))
+        AskedStep(each, owners.get(each.name, ""), each.options.model_dump(mode="json"))
         for each in in_order(made)
     ]
 
 
 def _builder(name: str) -> str:
     return f"making {name}"
-
-
-def _summary(variants: list[Variant], kept: str) -> str:
-    baseline = variants[0]
-    result = next(variant for variant in variants if variant.name == kept)
-    if result is baseline:
-        return "No step was kept: the output is the model as it was."
-    size = result.measured.weights_bytes / baseline.measured.weights_bytes
-    quality = result.measured.quality
-    speed: Ratio = result.decode_ratio
-    decodes = (
-        f"decodes {speed.median:.2f}× as fast as the baseline"
-        if speed.differs
-        else "decodes no faster or slower than the baseline"
-    )
-    return (
-        f"{kept} {decodes}, with weights {size:.2f}× the size, "
-        f"KL {quality.kl_mean:.4f} "
-        f"and the same first choice for {quality.top1_agreement:.1%} of tokens."
-    )

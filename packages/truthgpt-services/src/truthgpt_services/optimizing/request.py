@@ -71,6 +71,9 @@ class OptimizeFile(BaseModel):
     max_kl: float = Field(DEFAULT_GATE.max_kl, ge=0)
     max_perplexity_ratio: float = Field(DEFAULT_GATE.max_perplexity_ratio, gt=0)
     min_gain: float = Field(DEFAULT_GATE.min_gain, ge=0)
+    gain: Literal["any", "speed", "size"] = DEFAULT_GATE.gain
+    max_flips: float | None = Field(DEFAULT_GATE.max_flips, ge=0, le=1)
+    keep_all: bool = DEFAULT_GATE.keep_all
 
     @property
     def gate(self) -> Gate:
@@ -79,6 +82,9 @@ class OptimizeFile(BaseModel):
             max_kl=self.max_kl,
             max_perplexity_ratio=self.max_perplexity_ratio,
             min_gain=self.min_gain,
+            gain=self.gain,
+            max_flips=self.max_flips,
+            keep_all=self.keep_all,
         )
 
     @property
@@ -102,14 +108,7 @@ def read_request(
         TruthGPTError: the command line is wrong, or something is missing.
     """
     request = OptimizeFile() if file is None else load_yaml_model(file, OptimizeFile)
-    try:
-        request = OptimizeFile.model_validate(request.model_dump() | dict(said))
-    except ValidationError as error:
-        wrong = [
-            f"--{str(each['loc'][0]).replace('_', '-')} {each['input']}: {each['msg']}"
-            for each in error.errors()
-        ]
-        raise TruthGPTError("; ".join(wrong)) from None
+    request = read_measuring(said, request)
     if applied:
         request = request.model_copy(update={"apply": list(applied)})
     if request.model is None:
@@ -121,6 +120,27 @@ def read_request(
             "No optimization is named", hint="Add, for instance, --apply quantize,compile."
         )
     return request
+
+
+def read_measuring(said: Mapping[str, Any], request: OptimizeFile | None = None) -> OptimizeFile:
+    """Read what the command line says of how to measure; nothing is missing yet.
+
+    Args:
+        said: what it gave, by key.
+        request: what was asked for so far; the command line goes before it.
+
+    Raises:
+        TruthGPTError: the command line is wrong.
+    """
+    known = {} if request is None else request.model_dump()
+    try:
+        return OptimizeFile.model_validate(known | dict(said))
+    except ValidationError as error:
+        wrong = [
+            f"--{str(each['loc'][0]).replace('_', '-')} {each['input']}: {each['msg']}"
+            for each in error.errors()
+        ]
+        raise TruthGPTError("; ".join(wrong)) from None
 
 
 def applied_on_command_line(texts: Sequence[str]) -> list[Applying]:

@@ -94,6 +94,14 @@ def share(value: float) -> str:
     return f"{value * 100:.{0 if value in (0, 1) else decimals}f} %"
 
 
+def share_plus_minus(value: float, error: float) -> tuple[str, str]:
+    """Write a share and its standard error as per cent; the error is empty if it is 0."""
+    if error == 0:
+        return share(value), ""
+    told = number(error) if _special(error) else f"{number(error * 100, 2)} %"
+    return share(value), f"{PLUS_MINUS} {told}"
+
+
 def size(count: float) -> str:
     """Write bytes in decimal units."""
     if special := _special(count):

@@ -25,10 +25,11 @@ from truthgpt_services.report.formatting import (
     samples,
     seconds,
     share,
+    share_plus_minus,
     size,
     visible,
 )
-from truthgpt_services.report.schema import Outcome, Ratio, Report, Variant
+from truthgpt_services.report.schema import Outcome, Quality, Ratio, Report, Variant
 
 _SYMBOLS = {
     Outcome.KEPT: "\N{CHECK MARK}",
@@ -71,6 +72,7 @@ def render_html(report: Report) -> str:
         no_difference=NO_DIFFERENCE,
         source_note=quantities.source_note(report),
         plots=_plots(report),
+        alarm=quantities.alarm(report),
         symbols=_SYMBOLS,
         samples=_samples(report, result),
         created=moment(report.created),
@@ -127,9 +129,15 @@ def _key_figures(report: Report, result: Variant) -> list[KeyFigure]:
         KeyFigure(
             "Top-1 agreement",
             share(quality.top1_agreement),
-            ["of tokens have the baseline's first choice"],
+            ["of tokens have the baseline's first choice", *_flips_line(quality)],
         ),
     ]
+
+
+def _flips_line(quality: Quality) -> list[str]:
+    if quality.flips is None:
+        return []
+    return [f"flips {' '.join(share_plus_minus(quality.flips, quality.flips_error or 0.0))}"]
 
 
 def _sizes(label: str, after: int, before: int) -> KeyFigure:
@@ -193,6 +201,53 @@ def _plots(report: Report) -> list[dict[str, Any]]:
             "note": "Up is faster, left is closer to the baseline. "
             "Bars are the interval of the speed and the standard error of the KL.",
         },
+        *_layers(report),
+        *_choices(report),
+    ]
+
+
+def _layers(report: Report) -> list[dict[str, Any]]:
+    """Return the plot of what the logit lens shows, with its numbers as a table."""
+    known = [(index, v, v.layers) for index, v in enumerate(report.variants) if v.layers]
+    missing = [f"{v.name}: {v.layers_missing}." for v in report.variants if v.layers_missing]
+    if not known and not missing:
+        return []
+    lines = [
+        plots.Layers(
+            v.name, index, [each.kl_mean for each in found], v.name == report.result.variant
+        )
+        for index, v, found in known
+    ]
+    rows = [
+        [str(each[0].layer), *(" ".join(plus_minus(a.kl_mean, a.kl_mean_error)) for a in each)]
+        for each in zip(*(found for _, _, found in known), strict=False)
+    ]
+    return [
+        {
+            "title": "Divergence after each layer",
+            "drawn": plots.layers(lines) if lines else "",
+            "note": "KL to the baseline if each layer were the last: what it leaves, read through "
+            "the baseline's norm and output embedding (the logit lens, nostalgebraist 2020). "
+            "The last layer's is that of the real predictions. " + " ".join(missing),
+            "columns": [v.name for _, v, _ in known],
+            "rows": rows,
+        }
+    ]
+
+
+def _choices(report: Report) -> list[dict[str, Any]]:
+    """Return a plot for each step that chose something for each layer."""
+    return [
+        {
+            "title": f"What {step.name} chose for each layer",
+            "drawn": plots.choices([(each.choice, each.divergence) for each in step.choices]),
+            "note": "How far the predictions move if that layer alone is changed as much as "
+            "the step may change one. The layers are in the model's order.",
+            "columns": ["choice", "alone"],
+            "rows": [[each.name, each.choice, number(each.divergence)] for each in step.choices],
+        }
+        for step in report.steps
+        if step.choices
     ]
 
 
@@ -262,11 +317,7 @@ def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
         ),
         (
             "Bounds of a step",
-            [
-                ("Mean KL at most", f"{bound(gate.max_kl)} nats per token"),
-                ("Perplexity at most", f"{bound(gate.max_perplexity_ratio)}{TIMES} the baseline's"),
-                ("Faster or smaller by", f"{gate.min_gain * 100:g} % at least"),
-            ],
+            quantities.bounds(gate),
         ),
         ("Versions", sorted(report.versions.items())),
     ]
@@ -286,6 +337,8 @@ def _template() -> Template:
     environment.filters["option"] = quantities.option_text
     environment.globals["covered"] = quantities.covered
     environment.globals["took"] = quantities.took
+    environment.globals["outcome"] = quantities.outcome
+    environment.globals["repaid"] = quantities.repaid
     environment.globals["judged"] = quantities.judged
     environment.globals["skipped_by_reason"] = quantities.skipped_by_reason
     return environment.from_string(_resource("report.html.j2"))

@@ -10,6 +10,7 @@ A plot is 360 units wide, which is a phone's width, so that its text keeps its s
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,16 @@ class Tradeoff:
     speed: float
     low: float
     high: float
+    marked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The divergence of one variant after each decoder layer; `index` chooses its mark."""
+
+    name: str
+    index: int
+    values: Sequence[float]
     marked: bool = False
 
 
@@ -213,6 +224,86 @@ def speed_against_kl(variants: Sequence[Tradeoff], bound: float) -> Markup:
     return _figure("tradeoff", bottom + 6, "Speed against divergence", told, parts)
 
 
+def layers(variants: Sequence[Layers]) -> Markup:
+    """Draw how far each variant is from the baseline after each layer, in decades."""
+    count = max((len(one.values) for one in variants), default=1)
+    lowest, highest = _decades(value for one in variants for value in one.values)
+    left, right, above, below = 44.0, WIDTH - 14.0, 24.0, 204.0
+
+    def across(layer: int) -> float:
+        return left + (right - left) * (layer - 1) / max(count - 1, 1)
+
+    def up(value: float) -> float:
+        part = (math.log10(value) - lowest) / (highest - lowest) if value > 0 else 0.0
+        return below - (below - above) * min(max(part, 0.0), 1.0)
+
+    parts = [_text(0, 10, "nats per token", class_="tick")]
+    for decade in range(lowest, highest + 1):
+        y = up(10.0**decade)
+        parts.append(_tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
+        label = tick_label(10.0**decade)
+        parts.append(_text(left - 6, y + 4, label, class_="tick", anchor="end"))
+    step = max(1, math.ceil(count / 6))
+    ticks = [layer for layer in range(1, count, step) if count - layer >= step / 2]
+    parts.extend(
+        _text(across(layer), below + 14, str(layer), class_="tick", anchor="middle")
+        for layer in (*ticks, count)
+    )
+    parts.append(_text(right, below + 28, "layer", class_="tick", anchor="end"))
+    for one in variants:
+        shown = [
+            (layer, across(layer), up(value))
+            for layer, value in enumerate(one.values, start=1)
+            if math.isfinite(value)
+        ]
+        points = " ".join(f"{x:.1f},{y:.1f}" for _, x, y in shown)
+        parts.append(_tag("polyline", class_="line", points=points))
+        parts.extend(
+            marker(one.index, x, y, 4, marked=one.marked)
+            for layer, x, y in shown
+            if (layer - 1) % step == 0 or layer == len(one.values)
+        )
+    bottom = below + 44
+    for one in variants:
+        last = f"last layer {number(one.values[-1])}" if one.values else ""
+        parts.append(_row_head(one.index, bottom, one.name, last, marked=one.marked))
+        bottom += 20
+    told = "; ".join(
+        f"{one.name}: {', '.join(number(value) for value in one.values)}" for one in variants
+    )
+    return _figure("layers", bottom + 6, "Divergence after each layer", told, parts)
+
+
+def choices(layers: Sequence[tuple[str, float]]) -> Markup:
+    """Draw what layers diverge if changed alone, in decades, and what was chosen for each.
+
+    Args:
+        layers: choice and divergence, in the model's order.
+    """
+    kinds = list(dict.fromkeys(choice for choice, _ in layers))
+    lowest, highest = _decades(value for _, value in layers)
+    left, right, above, below = 44.0, WIDTH - 14.0, 24.0, 184.0
+    parts = [_text(0, 10, "nats per token", class_="tick")]
+    for decade in range(lowest, highest + 1):
+        y = below - (below - above) * (decade - lowest) / (highest - lowest)
+        parts.append(_tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
+        label = tick_label(10.0**decade)
+        parts.append(_text(left - 6, y + 4, label, class_="tick", anchor="end"))
+    for at, (choice, value) in enumerate(layers):
+        x = left + (right - left) * at / max(len(layers) - 1, 1)
+        part = (math.log10(value) - lowest) / (highest - lowest) if value > 0 else 0.0
+        y = below - (below - above) * min(max(part, 0.0), 1.0)
+        parts.append(marker(kinds.index(choice), x, y, 3))
+    parts.append(_text(right, below + 18, "layer", class_="tick", anchor="end"))
+    bottom = below + 40
+    for index, kind in enumerate(kinds):
+        count = sum(choice == kind for choice, _ in layers)
+        parts.append(_row_head(index, bottom, kind, f"{count} layers", marked=False))
+        bottom += 20
+    told = "; ".join(f"{choice} {number(value)}" for choice, value in layers)
+    return _figure("choices", bottom + 6, "What was chosen for each layer", told, parts)
+
+
 def marker(index: int, x: float, y: float, radius: float, *, marked: bool = False) -> Markup:
     """Draw the mark of the variant at `index`; its shape tells it from its neighbours."""
     class_ = "mark marked" if marked else "mark"
@@ -257,6 +348,15 @@ def tick_label(value: float) -> str:
         mantissa, _, exponent = f"{value:.3g}".partition("e")
         return f"{mantissa}e{int(exponent)}" if exponent else mantissa
     return f"{float(f'{value:.6g}'):,.10f}".rstrip("0").rstrip(".")
+
+
+def _decades(values: Iterable[float]) -> tuple[int, int]:
+    """Return the powers of ten between which an axis shows all values that are not nothing."""
+    drawn = [value for value in values if 0 < value < math.inf]
+    highest = min(math.ceil(math.log10(max(drawn, default=1.0))), sys.float_info.max_10_exp)
+    lowest = math.floor(math.log10(min(drawn, default=0.1)))
+    # What is a millionth of the largest is as good as nothing.
+    return min(max(lowest, highest - 6), highest - 1), highest
 
 
 def _axis(

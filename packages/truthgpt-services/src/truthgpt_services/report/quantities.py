@@ -5,14 +5,16 @@ The page and the terminal draw the same rows, so they cannot say different thing
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from truthgpt_services.report.formatting import (
     ABSENT,
     NO_DIFFERENCE,
+    PLUS_MINUS,
     TIMES,
     bound,
     number,
@@ -22,13 +24,24 @@ from truthgpt_services.report.formatting import (
     samples,
     seconds,
     seconds_interval,
-    share,
+    share_plus_minus,
     size,
 )
-from truthgpt_services.report.schema import Measurements, Ratio, Report, Samples, Step, Variant
+from truthgpt_services.report.schema import (
+    Gate,
+    Measurements,
+    Ratio,
+    Report,
+    Samples,
+    Step,
+    Variant,
+)
 
 BASELINE = "the baseline"
 SOURCE_FILE = "the source file"
+SHOWN_ITEMS = 8
+"""Of an option that is a list; report.json has them all."""
+NOT_FINITE = "not a finite number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +94,13 @@ class Group:
 
 def groups(report: Report) -> list[Group]:
     """Return the rows of the main table."""
-    return [_speed(report), _memory(report), _start(report), _quality(report)]
+    return [
+        _speed(report),
+        _memory(report),
+        _start(report),
+        _quality(report, "Quality, in whole windows", ""),
+        _quality(report, "Quality, one token at a time", "decode_"),
+    ]
 
 
 def ratio_cell(figure: str, interval: str, measured: Ratio | None) -> Cell:
@@ -105,6 +124,14 @@ def shown_by(report: Report, variant: Variant) -> str:
     return outcomes[-1] if outcomes else ""
 
 
+def alarm(report: Report) -> str:
+    """Say so if the result predicts what is no number; empty otherwise."""
+    result = find_variant(report, report.result.variant)
+    if result is None or result.measured.quality.is_finite:
+        return ""
+    return f"The predictions of {result.name} are not finite numbers: it is of no use."
+
+
 def took(report: Report, step: Step) -> str:
     """Say how long a step took, and how long its first use did; empty if it was not applied."""
     if not step.seconds:
@@ -112,6 +139,41 @@ def took(report: Report, step: Step) -> str:
     shown = find_variant(report, step.variant)
     first = f", then {seconds(shown.measured.warmup_seconds)} of first use" if shown else ""
     return f"{seconds(step.seconds)}{first}"
+
+
+def outcome(step: Step) -> str:
+    """Say in a word or two what became of a step."""
+    return f"{step.outcome.value} anyway" if step.overruled else step.outcome.value
+
+
+def repaid(step: Step) -> str:
+    """Say when a step has repaid what it costs at first; empty if it was not measured."""
+    if step.break_even is None:
+        return ""
+    even = step.break_even
+    if even.tokens is None:
+        return "never: it does not decode faster beyond noise"
+    if even.tokens == 0:
+        return "at once: it costs no time at first"
+    ends = ""
+    if even.fewest is not None and even.most is not None:
+        ends = f" ({even.fewest:,} to {even.most:,})"
+    return (
+        f"after {even.tokens:,} decoded tokens{ends}: {seconds(even.extra_seconds)} more at first"
+    )
+
+
+def bounds(gate: Gate) -> list[tuple[str, str]]:
+    """Return what a step has to keep, each bound with its value."""
+    kinds = {"any": "Faster or smaller by", "speed": "Faster by", "size": "Smaller by"}
+    flips = "any" if gate.max_flips is None else f"{bound(gate.max_flips * 100)} % of tokens"
+    found = [
+        ("Mean KL at most", f"{bound(gate.max_kl)} nats per token"),
+        ("Perplexity at most", f"{bound(gate.max_perplexity_ratio)}{TIMES} the baseline's"),
+        ("Flips at most", flips),
+        (kinds[gate.gain], f"{bound(gate.min_gain * 100)} % at least"),
+    ]
+    return [*found, ("Kept", "all steps, whatever was measured")] if gate.keep_all else found
 
 
 def judged(report: Report, step: Step) -> list[tuple[str, Cell]]:
@@ -260,60 +322,70 @@ def _start(report: Report) -> Group:
     )
 
 
-def _quality(report: Report) -> Group:
+def _quality(report: Report, name: str, path: str) -> Group:
+    """Return the rows of one path; its fields begin with `path`."""
+
+    def rows_of(field: str, cell: Callable[[Report, float, float], Cell]) -> list[Cell]:
+        return [
+            Cell(ABSENT) if value is None else cell(report, value, error or 0.0)
+            for value, error in (_field(each, path + field) for each in report.variants)
+        ]
+
     return Group(
-        "Quality",
+        name,
         [
             Row(
                 "Perplexity",
-                [_perplexity(report, variant) for variant in report.variants],
+                [_perplexity(report, variant, path) for variant in report.variants],
                 better="less",
-                note="Of the text, read in windows.",
+                note="Of the text, with its standard error; the ratio is of the same tokens.",
             ),
             Row(
                 "KL mean",
-                [
-                    Cell(
-                        *plus_minus(quality.kl_mean, quality.kl_mean_error),
-                        remark=_kl_remark(report, quality.kl_mean),
-                    )
-                    for quality in (variant.measured.quality for variant in report.variants)
-                ],
+                rows_of("kl_mean", _divergence),
                 unit="nats/token",
                 better="less",
                 note="Divergence from the baseline, with its standard error.",
             ),
             Row(
                 "KL 99.9th percentile",
-                _plain(report, lambda measured: number(measured.quality.kl_p999)),
+                rows_of("kl_p999", lambda _, value, error: Cell(*plus_minus(value, error))),
                 unit="nats/token",
                 better="less",
-                note="One token in a thousand is further off.",
+                note="One token in a thousand is further off; of fewer tokens, the furthest.",
             ),
             Row(
                 "Top-1 agreement",
-                _plain(report, lambda measured: share(measured.quality.top1_agreement)),
+                rows_of("top1_agreement", lambda _, *value: Cell(*share_plus_minus(*value))),
                 better="more",
                 note="Tokens whose first choice is the baseline's.",
             ),
             Row(
-                "Decode-path KL",
-                [
-                    Cell(number(kl), remark=_kl_remark(report, kl))
-                    for kl in (v.measured.quality.decode_kl_mean for v in report.variants)
-                ],
-                unit="nats/token",
+                "Flips",
+                rows_of("flips", _flips),
                 better="less",
-                note="The same, one token at a time, as text is generated.",
-            ),
-            Row(
-                "Decode-path top-1",
-                _plain(report, lambda measured: share(measured.quality.decode_top1_agreement)),
-                better="more",
-                note="The same, one token at a time, as text is generated.",
+                note="Tokens that one of the two gets right as its first choice, and one wrong.",
             ),
         ],
     )
+
+
+def _field(variant: Variant, field: str) -> tuple[float | None, float | None]:
+    quality = variant.measured.quality
+    return getattr(quality, field), getattr(quality, f"{field}_error")
+
+
+def _divergence(report: Report, kl: float, error: float) -> Cell:
+    most = report.settings.gate.max_kl
+    over = "" if kl <= most else f"over the bound of {bound(most)}"
+    return Cell(*plus_minus(kl, error), remark=over if math.isfinite(kl) else NOT_FINITE)
+
+
+def _flips(report: Report, flips: float, error: float) -> Cell:
+    most = report.settings.gate.max_flips
+    within = most is None or flips <= most
+    remark = "" if within or most is None else f"over the bound of {bound(most * 100)} %"
+    return Cell(*share_plus_minus(flips, error), remark=remark)
 
 
 def _rate(report: Report, variant: Variant, measured: Samples, against: Ratio) -> Cell:
@@ -331,20 +403,24 @@ def _first_token(report: Report, variant: Variant) -> Cell:
     )
 
 
-def _perplexity(report: Report, variant: Variant) -> Cell:
-    perplexity, first = variant.measured.quality.perplexity, report.variants[0]
+def _perplexity(report: Report, variant: Variant, path: str) -> Cell:
+    perplexity, error = _field(variant, f"{path}perplexity")
+    if perplexity is None:
+        return Cell(ABSENT)
+    cell = Cell(number(perplexity, 4), f"{PLUS_MINUS} {number(error, 2)}" if error else "")
+    first, most = report.variants[0], report.settings.gate.max_perplexity_ratio
     if variant is first:
-        return Cell(number(perplexity, 4))
-    most = report.settings.gate.max_perplexity_ratio
-    reference = first.measured.quality.perplexity
-    within = not reference or perplexity / reference <= most
-    remark = "" if within else f"over the bound of {bound(most)}{TIMES}"
-    return Cell(number(perplexity, 4), ratio=_over(perplexity, reference, 3), remark=remark)
-
-
-def _kl_remark(report: Report, kl: float) -> str:
-    most = report.settings.gate.max_kl
-    return "" if kl <= most else f"over the bound of {bound(most)}"
+        return cell
+    reference, _ = _field(first, f"{path}perplexity")
+    over = perplexity / reference if reference else 0.0
+    # Of the decode path there is no bound: it has too few tokens.
+    remark = "" if path or over <= most else f"over the bound of {bound(most)}{TIMES}"
+    if not math.isfinite(perplexity):
+        remark = NOT_FINITE
+    _, noise = _field(variant, f"{path}perplexity_ratio")
+    ends = f"{PLUS_MINUS} {number(noise, 2)}" if noise else ""
+    told = ratio(over, 3) if reference else ""
+    return replace(cell, ratio=told, ratio_interval=ends, remark=remark)
 
 
 def _sizes(report: Report, of: Callable[[Measurements], int]) -> list[Cell]:
@@ -367,7 +443,9 @@ def option_text(value: Any) -> str:
 
 def _json_like(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(option_text(item) for item in value) or "none"
+        shown = [option_text(item) for item in value[:SHOWN_ITEMS]]
+        more = len(value) - len(shown)
+        return ", ".join([*shown, *([f"and {more} more"] if more else [])]) or "none"
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else str(value)

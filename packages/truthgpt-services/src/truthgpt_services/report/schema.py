@@ -2,13 +2,15 @@
 
 `docs/report.md` explains it, and `docs/report.schema.json` is it as a JSON Schema.
 
-Within a version, fields are only ever added. Times are in seconds, sizes in bytes,
-rates in tokens per second; a ratio is always candidate / reference.
+Within a version, fields are only ever added. One that was added has a default, which
+is what an older report, that lacks it, is read with. Times are in seconds, sizes in
+bytes, rates in tokens per second; a ratio is always candidate / reference.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,6 +64,9 @@ class Gate(_Record):
     max_kl: float = Field(description="mean KL divergence to the baseline, nats per token")
     max_perplexity_ratio: float
     min_gain: float = Field(description="how much faster or smaller it must be, 0.02 is 2 %")
+    gain: Literal["any", "speed", "size"] = Field("any", description="what counts as a gain")
+    max_flips: float | None = Field(None, description="share of tokens; None: no bound")
+    keep_all: bool = Field(False, description="steps are kept whatever was measured")
 
 
 class Settings(_Record):
@@ -101,7 +106,8 @@ class Quality(_Record):
 
     The first block is measured in forward passes over whole windows, as a prompt
     is read; `decode_*` one token at a time against the cache, as text is
-    generated, which can take other kernels.
+    generated, which can take other kernels. Each `_error` is a standard error that
+    allows for neighbouring tokens being alike.
     """
 
     perplexity: float
@@ -111,6 +117,32 @@ class Quality(_Record):
     top1_agreement: float = Field(description="share of tokens with the baseline's first choice")
     decode_kl_mean: float
     decode_top1_agreement: float
+    perplexity_error: float | None = None
+    perplexity_ratio: float | None = Field(None, description="this / baseline, on the same tokens")
+    perplexity_ratio_error: float | None = None
+    kl_p999_error: float | None = None
+    top1_agreement_error: float | None = None
+    flips: float | None = Field(
+        None,
+        description="share of tokens at which one of baseline and this has the true next "
+        "token as its first choice and the other has not",
+    )
+    flips_error: float | None = None
+    decode_perplexity: float | None = None
+    decode_perplexity_error: float | None = None
+    decode_perplexity_ratio: float | None = None
+    decode_perplexity_ratio_error: float | None = None
+    decode_kl_mean_error: float | None = None
+    decode_kl_p999: float | None = None
+    decode_kl_p999_error: float | None = None
+    decode_top1_agreement_error: float | None = None
+    decode_flips: float | None = None
+    decode_flips_error: float | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """False if the model predicts what is no number, or rules out what is true."""
+        return all(map(math.isfinite, (self.perplexity, self.kl_mean, self.decode_kl_mean)))
 
 
 class Measurements(_Record):
@@ -134,6 +166,14 @@ class Measurements(_Record):
     sample: str = Field(description="greedy continuation of the sample prompt")
 
 
+class LayerDivergence(_Record):
+    """How far a variant is from the baseline after one decoder layer, by the logit lens."""
+
+    layer: int = Field(description="1 is the first; the last one's are the real predictions")
+    kl_mean: float = Field(description="KL(baseline || this), nats per token")
+    kl_mean_error: float = Field(description="standard error of kl_mean")
+
+
 class Variant(_Record):
     """A model that was measured: the baseline, or what some steps made of it."""
 
@@ -142,6 +182,10 @@ class Variant(_Record):
     measured: Measurements
     decode_ratio: Ratio = Field(description="decode speed against the baseline")
     prefill_ratio: Ratio = Field(description="prefill speed against the baseline")
+    layers: list[LayerDivergence] | None = Field(
+        None, description="after each decoder layer; None for the baseline, or if it cannot be told"
+    )
+    layers_missing: str = Field("", description="why there are no layers; empty if there are")
 
 
 class Outcome(enum.StrEnum):
@@ -169,6 +213,27 @@ class StepCoverage(_Record):
     skipped: list[Skipped]
 
 
+class Choice(_Record):
+    """What a step chose for one layer after trying it."""
+
+    name: str
+    choice: str = Field(description="what it is made of, as the step's options write it")
+    divergence: float = Field(
+        description="mean KL in nats per token if this layer alone is changed as much as can be"
+    )
+
+
+class BreakEven(_Record):
+    """When the seconds that a step costs at first are repaid by faster decoding."""
+
+    extra_seconds: float = Field(
+        description="applying it, and warming up beyond what it is judged against"
+    )
+    tokens: int | None = Field(description="decoded tokens that repay them; None: never")
+    fewest: int | None = Field(description="the same at the upper end of the speed's interval")
+    most: int | None = Field(description="the same at its lower end")
+
+
 class Step(_Record):
     """One optimization that was asked for, and what became of it."""
 
@@ -186,6 +251,13 @@ class Step(_Record):
     against: str | None = Field(description="the variant it was judged against")
     decode_ratio: Ratio | None = Field(description="decode speed against that variant")
     prefill_ratio: Ratio | None
+    break_even: BreakEven | None = Field(None, description="None if it was not measured")
+    choices: list[Choice] = Field(
+        [], description="what was chosen for each layer, in the model's order, if layers were tried"
+    )
+    overruled: bool = Field(
+        False, description="kept only because all were to be kept; the reason says why not"
+    )
 
 
 class Result(_Record):

@@ -89,8 +89,13 @@ def report_json(report: Report) -> str:
 
     JSON has no NaN and no infinity; they stand as the strings that `float` reads.
     """
-    data = _without_non_finite(report.model_dump(mode="json"))
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(report.model_dump(mode="json"))
+
+
+def json_text(data: Any) -> str:
+    """Return data as JSON, with numbers that JSON lacks as the strings that `float` reads."""
+    plain = _without_non_finite(data)
+    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def report_schema() -> dict[str, Any]:
@@ -105,7 +110,7 @@ def report_schema() -> dict[str, Any]:
 
 
 class _Schema(GenerateJsonSchema):
-    """Describes the file as it is written, and as a later one may be."""
+    """Describes the file as it is written, and as an earlier or a later one may be."""
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
         return {"anyOf": [super().float_schema(schema), {"enum": list(_NON_FINITE)}]}
@@ -113,7 +118,12 @@ class _Schema(GenerateJsonSchema):
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         described = super().model_schema(schema)
         described.pop("additionalProperties", None)
-        described["required"] = list(described["properties"])
+        # A field with a default was added within the version: earlier reports lack it.
+        described["required"] = [
+            name
+            for name, field in schema["cls"].model_fields.items()
+            if field.is_required() or name == "schema_version"
+        ]
         return described
 
 

@@ -12,7 +12,6 @@ from truthgpt_services.report.formatting import (
     INFINITY,
     PLUS_MINUS,
     TIMES,
-    bound,
     visible,
 )
 from truthgpt_services.report.quantities import Cell, Row
@@ -58,6 +57,8 @@ class _Printer:
     def print_result(self) -> None:
         report, machine = self.report, self.report.machine
         self._line(report.result.summary, "bold")
+        if alarm := quantities.alarm(report):
+            self._line(alarm, "bold red")
         self._line(
             f"{report.source.spec} as {report.source.dtype} on {machine.device} ({machine.cpu}), "
             f"{report.settings.rounds} rounds",
@@ -74,7 +75,7 @@ class _Printer:
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
         for step in self.report.steps:
-            outcome = self._text(step.outcome.value, f"bold {_STYLES[step.outcome]}")
+            outcome = self._text(quantities.outcome(step), f"bold {_STYLES[step.outcome]}")
             grid.add_row(outcome, self._step(step))
         self.console.print(grid)
 
@@ -88,8 +89,12 @@ class _Printer:
         self.console.print()
         self._line(
             f"{TIMES}: ratio to the baseline, with its {self.report.settings.confidence * 100:g} % "
-            f"interval where rounds were paired. KL in nats per token. Bounds: "
-            f"mean KL {bound(gate.max_kl)}, perplexity {bound(gate.max_perplexity_ratio)}{TIMES}.",
+            f"interval where rounds were paired; {PLUS_MINUS}: standard error. KL in nats per "
+            f"token. Bounds: "
+            + "; ".join(
+                f"{name[0].lower()}{name[1:]} {value}" for name, value in quantities.bounds(gate)
+            )
+            + ".",
             "dim",
         )
         self._line(quantities.source_note(self.report), "dim")
@@ -120,6 +125,8 @@ class _Printer:
                 "options: " + "; ".join(f"{k}={quantities.option_text(v)}" for k, v in options)
             )
         lines.extend(f"note: {note}" for note in step.notes)
+        if repaid := quantities.repaid(step):
+            lines.append(f"repaid {repaid}")
         if took := quantities.took(self.report, step):
             lines.append(f"took {took}")
         return lines
@@ -196,15 +203,19 @@ class _Printer:
         self.console.print(self._text(text, style))
 
     def _text(self, text: str, style: str = "") -> Text:
-        """Return text that is shown as it is: never markup, and in the console's encoding."""
-        from rich.text import Text
+        return encodable(text, self.console, style)
 
-        text, encoding = visible(text), self.console.encoding
-        try:
-            text.encode(encoding)
-        except UnicodeEncodeError:
-            text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
-        return Text(text, style=style)
+
+def encodable(text: str, console: Console, style: str = "") -> Text:
+    """Return text that is shown as it is: never markup, and in the console's encoding."""
+    from rich.text import Text
+
+    text, encoding = visible(text), console.encoding
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+    return Text(text, style=style)
 
 
 def _label(row: Row) -> str:

@@ -1,0 +1,53 @@
+"""`truthgpt eval`: one model measured alone."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+
+@click.command(
+    name="eval", short_help="Measure one model: speed, memory and how well it predicts a text."
+)
+@click.argument("model")
+@click.option("--text", help="Text file to measure quality on [default: Python's own help topics].")
+@click.option("--device", help="Where to run: auto (default), cpu, cuda, cuda:1, ...")
+@click.option("--dtype", help="dtype of the weights: auto (as stored, the default), bfloat16, ...")
+@click.option("--rounds", type=int, help="How many times it is timed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def evaluate(model: str, as_json: bool, **given: Any) -> None:
+    """Measure MODEL as it is, as `truthgpt optimize` measures its baseline.
+
+    MODEL is a directory, one that `truthgpt optimize` made included, a .gguf file,
+    package:PACKAGE/FILE or a hub id.
+
+    \b
+      truthgpt eval MODEL
+      truthgpt eval MODEL --json > before.json
+    """  # noqa: D301 - click wants the character, not its escape
+    from truthgpt_core.plugin_system import get_plugin_manager
+    from truthgpt_services.commands.progress import shown_progress
+    from truthgpt_services.optimizing.evaluating import evaluate as run
+    from truthgpt_services.optimizing.request import read_measuring
+
+    said = {name: value for name, value in given.items() if value is not None}
+    request = read_measuring({"model": model, **said})
+    with shown_progress() as progress:
+        report = run(
+            request,
+            get_plugin_manager(),
+            command=["truthgpt", *sys.argv[1:]],
+            progress=progress,
+        )
+    if as_json:
+        from truthgpt_services.report.storage import report_json
+
+        click.echo(report_json(report), nl=False)
+        return
+    from rich.console import Console
+
+    from truthgpt_services.report.tables import print_evaluation
+
+    print_evaluation(report, Console())

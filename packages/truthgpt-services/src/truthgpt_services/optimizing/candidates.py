@@ -1,0 +1,43 @@
+"""Steps that were asked for, and the variants of a model that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from truthgpt_core.optimization import Optimization
+from truthgpt_services.measuring.contest import Contestant
+
+
+@dataclass
+class AskedStep:
+    """A step that was asked for."""
+
+    optimization: Optimization[Any]
+    distribution: str
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The canonical name of the optimization."""
+        return self.optimization.name
+
+    def for_worker(self) -> dict[str, Any]:
+        """Return it in JSON types, as a worker process is told of it."""
+        return {"name": self.name, "options": self.options, "distribution": self.distribution}
+
+
+@dataclass
+class MadeVariant:
+    """A variant: how it was made, where it is saved, and the worker that holds it."""
+
+    contestant: Contestant
+    steps: list[AskedStep] = field(default_factory=list)
+    directory: Path | None = None
+    build_peak: int = 0
+
+    @property
+    def name(self) -> str:
+        """The variant's name."""
+        return self.contestant.name

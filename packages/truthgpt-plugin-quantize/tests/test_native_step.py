@@ -52,11 +52,24 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, four heads of keys": ("LlamaConfig", {"num_key_value_heads": 4}),
     "llama, wide heads": ("LlamaConfig", {"head_dim": 32}),
     "llama3 angles": ("LlamaConfig", {"rope_parameters": LLAMA3}),
+    "llama, broad": ("LlamaConfig", {"hidden_size": 192, "intermediate_size": 320}),
     "llama, gelu": ("LlamaConfig", {"hidden_act": "gelu_pytorch_tanh"}),
     "mistral": ("MistralConfig", {"sliding_window": None}),
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
 }
+# What they are made of. Of int4, `down_proj` is int8: its rows are 96 weights long.
+INT8: list[dict[str, Any]] = [{}, {"group_size": 0}, {"skip": "lm_head"}]
+INT4: list[dict[str, Any]] = [
+    {"scheme": "int4"},
+    {"scheme": "int4", "group_size": 128, "layers": "lm_head=int4"},
+    {"scheme": "int4", "layers": ["q_proj=none", "1.mlp=int8/0", "0.mlp.up_proj=int8"]},
+]
+CASES = [
+    *((name, options) for name in MODELS for options in INT8),
+    *((name, options) for name in ("llama, biases", "qwen3") for options in INT4),
+    *(("llama, broad", options) for options in INT4),
+]
 PROMPT = torch.arange(3, 12).unsqueeze(0)
 STEPS, PLACES = 8, 32
 
@@ -138,9 +151,8 @@ def divergence(expected: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-@pytest.mark.parametrize("options", [{}, {"group_size": 0}, {"skip": "lm_head"}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_answers_as_the_model_itself(
     name: str, dtype: torch.dtype, options: dict[str, Any], context: OptimizationContext, hooks: Any
 ) -> None:
@@ -203,8 +215,20 @@ def test_models_that_it_does_not_know_are_left_to_others(
     assert refuses(model, prefilled(model), hooks)
 
 
+def test_a_model_whose_hidden_states_were_asked_for_is_still_decoded(
+    context: OptimizationContext, hooks: Any
+) -> None:
+    """The hooks that transformers leaves in it then do nothing while it decodes."""
+    made = transformers.LlamaConfig(**SIZES)
+    model = transformers.AutoModelForCausalLM.from_config(made).eval()
+    Quantize().apply(model, context)
+    model(input_ids=torch.tensor([[3, 4]]), output_hidden_states=True)
+    assert any(each._forward_hooks for each in model.modules())
+    assert not refuses(model, prefilled(model), hooks)
+
+
 def test_gpt2_is_left_to_others(context: OptimizationContext, hooks: Any) -> None:
-    """A model of another family, with only its head quantized."""
+    """A model of another family, though all of its layers are quantized for the kernel."""
     made = transformers.GPT2Config(
         vocab_size=96,
         n_embd=64,

@@ -169,6 +169,8 @@ class Quantize(Optimization[QuantizeOptions]):
             from truthgpt_plugin_quantize.searching import search
 
             found = search(model, plan, self.options, context, kernel)
+            if not any(found.schemes.values()):
+                raise _keeps_none(options, context)
             options, notes = self._mixed(found), found.notes
             choices = found.choices()
             wanted = self._wanted(options, kernel)
@@ -309,6 +311,15 @@ def _untie(model: Model, covered: Iterable[str]) -> None:
     head = model.get_output_embeddings()
     if any(model.get_submodule(name) is head for name in covered):
         config.tie_word_embeddings = False
+
+
+def _keeps_none(options: QuantizeOptions, context: OptimizationContext) -> OptimizationError:
+    bound = options.max_kl or context.max_kl
+    within = "the bound" if bound is None else f"a KL divergence of {bound:g}"
+    return OptimizationError(
+        f"scheme=auto found no layer that can be quantized within {within}",
+        hint="Allow more, with max_kl.",
+    )
 
 
 def _covers_none(plan: Plan) -> OptimizationError:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from truthgpt_plugin_quantize.quantized import QuantizedLinear
 
 NAMES = ("int8", "int8-dynamic", "int4", "fp8")
+GROUPED = ("int8", "int4")
+"""Those whose groups can be of several sizes; the others have a scale for each row."""
+
 NONE = "none"
 INT4_GROUPS = (32, 64, 128)
 
@@ -31,12 +34,13 @@ class Scheme:
     group_size: int | None = None
 
     def __str__(self) -> str:
-        return self.name if self.group_size is None else f"{self.name}/{self.group_size}"
+        has = self.name in GROUPED and self.group_size is not None
+        return f"{self.name}/{self.group_size}" if has else self.name
 
     def with_group(self, group_size: int | None) -> Scheme:
-        """Return this scheme with a group size, unless it has one, or has none to have."""
-        fixed = self.group_size is not None or self.name not in ("int8", "int4")
-        return self if fixed else Scheme(self.name, group_size)
+        """Return this scheme with a group size, unless it has one, or has no such groups."""
+        has = self.name == "int8" or (self.name == "int4" and group_size in INT4_GROUPS)
+        return Scheme(self.name, group_size) if has and self.group_size is None else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def parse_scheme(text: str) -> Scheme:
         raise ValueError(f'there is no scheme "{name}". {hint}')
     if not slash:
         return Scheme(name)
-    if name not in ("int8", "int4"):
+    if name not in GROUPED:
         raise ValueError(f"{name} has no groups: it has one scale for each row")
     if not group.isdecimal():
         raise ValueError(f'"{group}" in "{text}" is no number of neighbours')

@@ -149,3 +149,10 @@ def test_a_model_that_cannot_be_looked_into_is_left_out_with_a_reason(
 ):
     """It is one plot less, and never an error."""
     assert lens(baseline(), candidate()) == {"kl": [], "missing": why}
+
+
+def test_looking_leaves_a_model_as_it_was(model, lens):
+    """What is measured of it afterwards is the same model: no hook stays, nor a sign of one."""
+    before = [(set(vars(each)), len(each._forward_hooks)) for each in model.modules()]
+    assert lens(model, model)["missing"] == ""
+    assert [(set(vars(each)), len(each._forward_hooks)) for each in model.modules()] == before

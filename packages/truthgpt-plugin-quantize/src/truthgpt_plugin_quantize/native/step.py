@@ -30,6 +30,8 @@ ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 
 FLOATS = {dtype: rows.KINDS[dtype] for dtype in (torch.float32, torch.bfloat16)}
 
+CAPTURING = "transformers.utils.output_capturing"
+
 LARGEST_DIVERGENCE = 0.1
 """Nats from the model's own first step, from which on the compiled step is not used. Rounding
 activations to 8 bits takes some 0.001; what is computed wrongly takes whole nats."""
@@ -82,7 +84,7 @@ def why_not(model: Any, cache: Any) -> str:
                 return f"a layer is quantized for the kernel {each.kernel}"
         elif type(each) is not nn.Linear:
             return f"it has a {type(each).__name__}"
-    if any(each._forward_hooks or each._forward_pre_hooks for each in modules):
+    if any(_has_hooks(each) for each in modules):
         return "it has forward hooks"
     # That of the whole model computes the same, only faster: see `_own_step`.
     if any("forward" in vars(each) for each in modules if each is not model):
@@ -92,6 +94,13 @@ def why_not(model: Any, cache: Any) -> str:
     if any(not each.is_cpu or each.dtype not in FLOATS for each in model.parameters()):
         return "it is not in float32 or bfloat16 on a CPU"
     return _why_not_cache(cache, len(model.model.layers))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    # Those that transformers leaves behind when hidden states were once asked for do nothing
+    # unless they are asked for again.
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(getattr(each, "__module__", "") != CAPTURING for each in hooks)
 
 
 def _why_not_cache(cache: Any, count: int) -> str:

@@ -10,6 +10,8 @@ See:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from truthgpt_services.measuring.divergence import divergence
 
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 """What transformers' models call the norm after their last layer."""
+
+
+_HOOKED = "_output_capturing_hooks_installed"
+"""How transformers marks a model that has its hooks."""
 
 
 class NoLensError(Exception):
@@ -131,7 +137,11 @@ def _states(
         hook = norm.register_forward_hook(lambda _module, _args, out: normed.append(out))
     try:
         # Code that was compiled without hidden states would have to be compiled anew.
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        with (
+            torch.inference_mode(),
+            torch.compiler.set_stance("force_eager"),
+            _without_lasting_hooks(model),
+        ):
             found = model(input_ids=tokens, use_cache=False, output_hidden_states=True)
     finally:
         if hook is not None:
@@ -146,3 +156,21 @@ def _states(
         raise NoLensError(f"{type(model).__name__} does not use its final norm as others do")
     last = normed[-1] if normed else hidden[-1]
     return States(stacked.float(), found.logits[0].float()), last
+
+
+@contextmanager
+def _without_lasting_hooks(model: Any) -> Iterator[None]:
+    """Take away the hooks that transformers leaves in a model once its hidden states were asked for.
+
+    What is measured later would be another model: hooks keep compiled code from being used.
+    """
+    before = {module: set(module._forward_hooks) for module in model.modules()}
+    marked = {module for module in before if hasattr(module, _HOOKED)}
+    try:
+        yield
+    finally:
+        for module, known in before.items():
+            for key in module._forward_hooks.keys() - known:
+                del module._forward_hooks[key]
+            if hasattr(module, _HOOKED) and module not in marked:
+                delattr(module, _HOOKED)

@@ -62,9 +62,13 @@ class Fp8Linear(QuantizedLinear):
         for where, exact in in_chunks(weight):
             self.qweight[where], self.scales[where] = quantize(exact)
 
-    def dequantize(self) -> Tensor:
-        """Return the weights in float32, of shape (out, in)."""
-        return self.qweight.float() * self.scales
+    def dequantize(self, rows: Tensor | None = None) -> Tensor:
+        """Return weights in float32, all or some rows of them."""
+        if rows is None:
+            return self.qweight.float() * self.scales
+        # Bytes, because there is no picking of float8 everywhere.
+        picked = self.qweight.view(torch.uint8)[rows].view(DTYPE)
+        return picked.float() * self.scales[rows]
 
     def multiply_many(self, rows: Tensor) -> Tensor:
         """Multiply rows, of shape (rows, in), rounded too where there is arithmetic for it."""

@@ -133,11 +133,13 @@ class Int4Linear(QuantizedLinear):
             integers, self.scales[where], self.minima[where] = quantize(exact, self.group_size)
             self.qweight[where] = pack(integers)
 
-    def dequantize(self) -> Tensor:
-        """Return the weights in float32, of shape (out, in)."""
-        grouped = unpack(self.qweight).view(*self.scales.shape, -1).float()
-        scales, minima = self.scales.float().unsqueeze(-1), self.minima.float().unsqueeze(-1)
-        return torch.addcmul(minima, grouped, scales).view(self.out_features, self.in_features)
+    def dequantize(self, rows: Tensor | None = None) -> Tensor:
+        """Return weights in float32, all or some rows of them."""
+        tensors = (self.qweight, self.scales, self.minima)
+        packed, scales, minima = tensors if rows is None else (each[rows] for each in tensors)
+        grouped = unpack(packed).view(*scales.shape, -1).float()
+        exact = torch.addcmul(minima.float().unsqueeze(-1), grouped, scales.float().unsqueeze(-1))
+        return exact.view(-1, self.in_features)
 
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply the integers as they are, if the kernel does."""

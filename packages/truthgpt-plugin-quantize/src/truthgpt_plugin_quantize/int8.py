@@ -89,10 +89,12 @@ class Int8Linear(QuantizedLinear):
         for where, exact in in_chunks(weight):
             self.qweight[where], self.scales[where] = quantize(exact, self.group_size)
 
-    def dequantize(self) -> Tensor:
-        """Return the weights in float32, of shape (out, in)."""
-        grouped = self.qweight.view(*self.scales.shape, -1)
-        return (grouped * self.scales.unsqueeze(-1)).view(self.qweight.shape)
+    def dequantize(self, rows: Tensor | None = None) -> Tensor:
+        """Return weights in float32, all or some rows of them."""
+        integers = self.qweight if rows is None else self.qweight[rows]
+        scales = self.scales if rows is None else self.scales[rows]
+        grouped = integers.view(*scales.shape, -1)
+        return (grouped * scales.unsqueeze(-1)).view(integers.shape)
 
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply the integers as they are, if the kernel does."""

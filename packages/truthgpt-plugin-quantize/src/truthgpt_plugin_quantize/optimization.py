@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -20,7 +20,14 @@ from truthgpt_core.optimization import (
     Stage,
     Verdict,
 )
-from truthgpt_plugin_quantize.plan import Plan, Wanted, as_int8, make_plan, why_left_alone
+from truthgpt_plugin_quantize.plan import (
+    GROUP_SIZE,
+    Plan,
+    Wanted,
+    as_int8,
+    make_plan,
+    why_left_alone,
+)
 from truthgpt_plugin_quantize.schemes import (
     Rule,
     Scheme,
@@ -77,6 +84,9 @@ class QuantizeOptions(Options):
             int8 by whole channels. `dequantize` makes floating-point weights each time.
             `auto` takes `native` where there is a C++ compiler, else `packed` where the CPU
             has AVX-512, else `packed-bfloat16`.
+        embedding: what becomes of the input embedding: `shared`, it reads the weights of the
+            quantized output embedding and has none of its own; `keep`, it stays as it is.
+            `auto` is `shared` if the two shared their weights before, else `keep`.
         max_kl: for `auto`: mean KL divergence from the model as it was, in nats per token,
             on the text that the report names; None for the bound that it is judged by.
         goal: for `auto`: what the mix is to be, the smallest (`size`) or the fastest to
@@ -89,6 +99,7 @@ class QuantizeOptions(Options):
     modules: Patterns = Field(["*"])
     skip: Patterns = Field([])
     kernel: Literal["auto", "native", "packed", "packed-bfloat16", "dequantize"] = "auto"
+    embedding: Literal["auto", "shared", "keep"] = "auto"
     max_kl: Annotated[float, Field(gt=0)] | None = None
     goal: Literal["size", "speed"] = "size"
 
@@ -107,9 +118,8 @@ class QuantizeOptions(Options):
 class Quantize(Optimization[QuantizeOptions]):
     """Keep the weights of linear layers as integers, in an eighth to a quarter of float32.
 
-    The output embedding is quantized too, unless `skip=lm_head`; if it shares its
-    weights with the input embedding, that one stays as it is and the two are no
-    longer tied.
+    The output embedding is quantized too, unless `skip=lm_head`; if it shares its weights with
+    the input embedding, they share the quantized ones.
     """
 
     name: ClassVar[str] = "quantize"
@@ -171,7 +181,7 @@ class Quantize(Optimization[QuantizeOptions]):
             found = search(model, plan, self.options, context, kernel)
             if not any(found.schemes.values()):
                 raise _keeps_none(options, context)
-            options, notes = self._mixed(found), found.notes
+            options, notes = self._mixed(found, plan), found.notes
             choices = found.choices()
             wanted = self._wanted(options, kernel)
             plan = make_plan(model, wanted)
@@ -197,7 +207,7 @@ class Quantize(Optimization[QuantizeOptions]):
         context.progress("Quantizing", len(chosen), len(chosen))
         if not plan.schemes:
             raise _covers_none(plan)
-        _untie(model, plan.schemes)
+        _share(model, plan)
         # What cannot be seen from the names again when the model is restored. By their whole
         # names: as a pattern, `proj` would match all that end in it.
         refused = [f"={name}" for name in plan.left if not why_left_alone(name, wanted)]
@@ -207,6 +217,7 @@ class Quantize(Optimization[QuantizeOptions]):
                 "group_size": wanted.group_size(wanted.scheme),
                 "layers": [*exceptions, *options.layers],
                 "skip": [*options.skip, *refused],
+                "embedding": "shared" if plan.is_shared else "keep",
             }
         )
         if context.device == "cpu":
@@ -233,7 +244,7 @@ class Quantize(Optimization[QuantizeOptions]):
             linear = model.get_submodule(name)
             kind = layer_class(scheme)
             replace(model, name, kind.empty_like(linear, kernel, scheme.group_size or 0))
-        _untie(model, plan.schemes)
+        _share(model, plan)
         return model
 
     def _kernel(self, device: str) -> str:
@@ -252,9 +263,13 @@ class Quantize(Optimization[QuantizeOptions]):
             kernel = choose_kernel() if device == "cpu" else "dequantize"
         return "dequantize" if grouped and kernel != "native" else kernel
 
-    def _mixed(self, found: Found) -> QuantizeOptions:
+    def _mixed(self, found: Found, plan: Plan) -> QuantizeOptions:
         """Return options that say what `auto` found."""
         scheme, exceptions = found.as_rules()
+        at_head = found.schemes.get(plan.head)
+        if at_head == Scheme("int4", GROUP_SIZE):
+            # Without a rule of its own it would be int8 where the others are int4.
+            exceptions.append(f"={plan.head}={at_head}")
         # What a person said about layers still holds for those that were not looked at.
         layers = [*exceptions, *self.options.layers]
         said = {"scheme": scheme, "group_size": "auto", "layers": layers}
@@ -270,6 +285,7 @@ class Quantize(Optimization[QuantizeOptions]):
             options.modules,
             options.skip,
             kernel,
+            options.embedding,
         )
 
 
@@ -303,13 +319,20 @@ def _refuse_quantized(model: Model) -> None:
         )
 
 
-def _untie(model: Model, covered: Iterable[str]) -> None:
-    """Tell transformers that a quantized output embedding is no longer the input embedding."""
-    config = getattr(model, "config", None)
-    if config is None or not getattr(config, "tie_word_embeddings", False):
-        return
-    head = model.get_output_embeddings()
-    if any(model.get_submodule(name) is head for name in covered):
+def _share(model: Model, plan: Plan) -> None:
+    """Let the input embedding read the quantized output embedding, if they are to be shared.
+
+    For transformers they are not tied then, since there is only one of them.
+    """
+    from truthgpt_plugin_quantize.layers import replace
+    from truthgpt_plugin_quantize.quantized import QuantizedEmbedding
+
+    if plan.is_shared:
+        tokens = model.get_submodule(plan.embedding)
+        head = model.get_submodule(plan.head)
+        replace(model, plan.embedding, QuantizedEmbedding(head, tokens.weight.dtype))
+    config: Any = getattr(model, "config", None)
+    if plan.head in plan.schemes and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False
 
 

@@ -23,6 +23,7 @@ class Wanted:
         modules: patterns of the layers to quantize at all.
         skip: patterns of those to leave alone; they win over everything else.
         kernel: how they are computed, which decides what groups are best.
+        embedding: what becomes of the input embedding, as in `QuantizeOptions`.
     """
 
     scheme: Scheme
@@ -30,6 +31,7 @@ class Wanted:
     modules: Sequence[str]
     skip: Sequence[str]
     kernel: str
+    embedding: str
 
     def group_size(self, scheme: Scheme) -> int:
         """Return the size of the groups of a scheme."""
@@ -47,11 +49,21 @@ class Plan:
         schemes: what layers are to be made of, with the sizes of their groups.
         left: why others are left alone.
         instead: why a layer is not made of what was asked for.
+        head: the name of the output embedding; empty if there is none.
+        embedding: the name of the input embedding, if it is to read the weights of the
+            output embedding; else empty.
     """
 
     schemes: dict[str, Scheme] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     instead: dict[str, str] = field(default_factory=dict)
+    head: str = ""
+    embedding: str = ""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the input embedding is to read the weights of the output embedding."""
+        return bool(self.embedding) and self.head in self.schemes
 
     def leave(self, name: str, reason: str) -> None:
         """Leave a layer alone after all."""
@@ -69,8 +81,10 @@ def make_plan(model: Any, wanted: Wanted) -> Plan:
     """Decide about every linear layer by its name, its kind and its shape."""
     from truthgpt_plugin_quantize.layers import linear_layers, matrix, why_not
 
-    plan = Plan()
-    head = _output_embedding(model)
+    head, tokens = _embedding(model, "output"), _embedding(model, "input")
+    plan = Plan(head=_name(model, head))
+    if _reads_the_head(head, tokens, wanted, name := _name(model, tokens)):
+        plan.embedding = name
     for name, module in linear_layers(model):
         rule = next((each for each in wanted.rules if matches(name, each.pattern)), None)
         reason = why_left_alone(name, wanted) or why_not(module)
@@ -124,9 +138,28 @@ def _fit(scheme: Scheme, in_features: int, wanted: Wanted) -> tuple[Scheme, str]
     return Scheme(scheme.name, group_size), ""
 
 
-def _output_embedding(model: Any) -> Any:
-    found = getattr(model, "get_output_embeddings", None)
+def _reads_the_head(head: Any, tokens: Any, wanted: Wanted, name: str) -> bool:
+    from torch import nn
+
+    # Exactly that kind: others scale what they read.
+    if (
+        type(tokens) is not nn.Embedding
+        or type(head) is not nn.Linear
+        or wanted.embedding == "keep"
+    ):
+        return False
+    if any(matches(name, pattern) for pattern in wanted.skip):
+        return False
+    return wanted.embedding == "shared" or tokens.weight is head.weight
+
+
+def _embedding(model: Any, which: str) -> Any:
+    found = getattr(model, f"get_{which}_embeddings", None)
     return found() if callable(found) else None
+
+
+def _name(model: Any, module: Any) -> str:
+    return next((name for name, each in model.named_modules() if each is module), "")
 
 
 def _layers(count: int) -> str:

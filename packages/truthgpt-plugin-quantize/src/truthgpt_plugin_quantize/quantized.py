@@ -87,8 +87,15 @@ class QuantizedLinear(nn.Module, ABC):
         """Round weights, finite and of shape (out, in), into this layer's own."""
 
     @abstractmethod
-    def dequantize(self) -> Tensor:
-        """Return the weights in float32, of shape (out, in)."""
+    def dequantize(self, rows: Tensor | None = None) -> Tensor:
+        """Return weights in float32.
+
+        Args:
+            rows: which rows, int64 of shape (n); all if None.
+
+        Returns:
+            Of shape (n, in), or (out, in).
+        """
 
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply up to `FEW_ROWS` rows on a CPU by the weights as they are stored.
@@ -138,6 +145,49 @@ class QuantizedLinear(nn.Module, ABC):
             f"bias={self.bias is not None}, scheme={self.scheme}, kernel={self.kernel}, "
             f"group_size={self.group_size}"
         )
+
+
+class QuantizedEmbedding(nn.Module):
+    """An input embedding that reads the rows of a quantized output embedding.
+
+    The two shared their weights before, and so they do now. It has none of its own: what
+    is saved of it is the output embedding.
+
+    Args:
+        source: the output embedding.
+        dtype: of what it returns.
+    """
+
+    def __init__(self, source: QuantizedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        # Not as a module of this one: its weights would have two names.
+        self._source = (source,)
+        self._dtype = dtype
+
+    @property
+    def source(self) -> QuantizedLinear:
+        """The output embedding."""
+        return self._source[0]
+
+    @property
+    def num_embeddings(self) -> int:
+        """How many tokens it knows."""
+        return self.source.out_features
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the rows of tokens, int64 of any shape, in one more dimension."""
+        rows = self.source.dequantize(tokens.reshape(-1)).to(self._dtype)
+        return rows.view(*tokens.shape, self.source.in_features)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # `model.to(dtype)` is for what floating-point numbers there are: here the result.
+        self._dtype = fn(torch.empty(0, dtype=self._dtype)).dtype
+        return self
+
+    def extra_repr(self) -> str:
+        """Describe it in `print(model)`."""
+        return f"{self.num_embeddings}, {self.source.in_features}, scheme={self.source.scheme}"
 
 
 def in_chunks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -108,7 +108,8 @@ def search(
         context.progress("Trying layers", done, len(names))
         module = model.get_submodule(name)
         if not why_not_values(module):
-            layers[name] = _Layer.tried(name, module, trial, options.goal, kernel)
+            shared = plan.is_shared and name == plan.head
+            layers[name] = _Layer.tried(name, module, trial, options.goal, kernel, shared=shared)
     context.progress("Trying layers", len(names), len(names))
     schemes, reached, estimated = _mix(layers, bound, trial, model, context)
     kept = {name: plan.schemes[name] for name in fixed}
@@ -140,9 +141,13 @@ class _Layer:
     name: str
     costs: list[_Cost]
     """From the fewest bits up; the last is the layer as it is."""
+    shared: bool
+    """Whether another module has the same weights, and is to have the same of these."""
 
     @classmethod
-    def tried(cls, name: str, module: Any, trial: _Trial, goal: str, kernel: str) -> _Layer:
+    def tried(
+        cls, name: str, module: Any, trial: _Trial, goal: str, kernel: str, *, shared: bool
+    ) -> _Layer:
         weight = matrix(module)
         schemes: list[Scheme] = []
         group_size = int4.fitting_group(weight.shape[1], GROUP_SIZE)
@@ -157,8 +162,10 @@ class _Layer:
             rounded = layer.dequantize()
             error = float((rounded - weight.float()).square().sum())
             if not costs:
-                with _made_of(module, rounded):
-                    measured, first_error = trial.divergence(name), error
+                with _made_of(module, rounded, shared=shared):
+                    # With both embeddings changed, every block answers something else.
+                    changed = "" if shared else name
+                    measured, first_error = trial.divergence(changed), error
             # Of finer schemes it is too little to be measured well, and grows with the
             # square of the error.
             divergence = measured * (error / first_error) if first_error else 0.0
@@ -166,7 +173,7 @@ class _Layer:
             costs.append(_Cost(scheme, divergence, price))
         price = _seconds(module) if goal == "speed" else float(weight.nbytes)
         costs.append(_Cost(None, 0.0, price))
-        return cls(name, costs)
+        return cls(name, costs, shared)
 
 
 class _Trial:
@@ -258,7 +265,7 @@ def _mix(
     for turn in range(ROUNDS):
         context.progress("Measuring mixes", turn, ROUNDS)
         picked = _pick(layers, budget)
-        measured = _measure(picked, trial, model)
+        measured = _measure(picked, layers, trial, model)
         price = sum(each.price for each in picked.values())
         if measured <= bound:
             low = budget
@@ -306,7 +313,9 @@ def _pick(layers: Mapping[str, _Layer], budget: float) -> dict[str, _Cost]:
     return at
 
 
-def _measure(picked: Mapping[str, _Cost], trial: _Trial, model: nn.Module) -> float:
+def _measure(
+    picked: Mapping[str, _Cost], layers: Mapping[str, _Layer], trial: _Trial, model: nn.Module
+) -> float:
     """Measure a mix, with floating-point weights that are what the integers stand for."""
     with ExitStack() as stack:
         for name, cost in picked.items():
@@ -314,21 +323,26 @@ def _measure(picked: Mapping[str, _Cost], trial: _Trial, model: nn.Module) -> fl
                 module = model.get_submodule(name)
                 kind = layer_class(cost.scheme)
                 layer = kind.from_linear(module, "dequantize", cost.scheme.group_size or 0)
-                stack.enter_context(_made_of(module, layer.dequantize()))
+                shared = layers[name].shared
+                stack.enter_context(_made_of(module, layer.dequantize(), shared=shared))
         return trial.divergence()
 
 
 @contextmanager
-def _made_of(module: Any, weight: Tensor) -> Iterator[None]:
-    """Put weights, of shape (out, in), into a layer for a while."""
-    original = module.weight
-    values = weight.t() if is_transposed(module) else weight
-    # Another parameter: this one may be the input embedding's too.
-    module.weight = nn.Parameter(values.to(original.dtype), requires_grad=False)
+def _made_of(module: Any, weight: Tensor, *, shared: bool) -> Iterator[None]:
+    """Put weights, of shape (out, in), into a layer for a while, or in all that share its own."""
+    parameter = module.weight
+    values = (weight.t() if is_transposed(module) else weight).to(parameter.dtype)
+    original = parameter.data
+    if shared:
+        parameter.data = values
+    else:
+        module.weight = nn.Parameter(values, requires_grad=False)
     try:
         yield
     finally:
-        module.weight = original
+        parameter.data = original
+        module.weight = parameter
 
 
 def _bytes(layer: nn.Module) -> float:

@@ -29,7 +29,7 @@ struct Layer {
 
 struct Shape {
     int32_t hidden, intermediate, heads, kv_heads, head_dim, rotary_dim, layers, vocabulary;
-    int32_t activation, cache_kind, embedding_kind;
+    int32_t activation, cache_kind;
     float epsilon, attention_scale, embedding_scale;
 };
 
@@ -55,7 +55,7 @@ struct Scratch {
 class Decoder {
    public:
     Decoder(Pool& pool, const Shape& shape, const Layer* layers, const float* norm,
-            const Linear& head, const void* embedding, const float* cosines, const float* sines)
+            const Linear& head, const Linear& embedding, const float* cosines, const float* sines)
         : pool_(pool),
           s(shape),
           layers_(layers, layers + shape.layers),
@@ -233,13 +233,8 @@ class Decoder {
     }
 
     void embed() {
-        if (s.embedding_kind == BFLOAT16) {
-            const uint16_t* row = static_cast<const uint16_t*>(embedding_) + token_ * s.hidden;
-            for (int32_t i = 0; i < s.hidden; ++i) stream_[i] = from_bfloat16(row[i]) * s.embedding_scale;
-        } else {
-            const float* row = static_cast<const float*>(embedding_) + token_ * s.hidden;
-            for (int32_t i = 0; i < s.hidden; ++i) stream_[i] = row[i] * s.embedding_scale;
-        }
+        read_row(embedding_, token_, stream_.data());
+        for (float& each : stream_) each *= s.embedding_scale;
     }
 
     Pool& pool_;
@@ -247,7 +242,7 @@ class Decoder {
     const std::vector<Layer> layers_;
     const float* norm_;
     const Linear head_;
-    const void* embedding_;
+    const Linear embedding_;
     const float *cosines_, *sines_;
     std::vector<float> stream_, q_, k_, v_, attended_, gated_;
     std::vector<Scratch> scratch_;
@@ -273,10 +268,10 @@ void* pool_new(int32_t threads) {
 }
 
 void* decoder_new(void* pool, const Shape* shape, const Layer* layers, const float* norm,
-                  const Linear* head, const void* embedding, const float* cosines,
+                  const Linear* head, const Linear* embedding, const float* cosines,
                   const float* sines) {
     try {
-        return new Decoder(*static_cast<Pool*>(pool), *shape, layers, norm, *head, embedding,
+        return new Decoder(*static_cast<Pool*>(pool), *shape, layers, norm, *head, *embedding,
                            cosines, sines);
     } catch (const std::exception&) {
         return nullptr;

@@ -69,7 +69,7 @@ class Shape(Structure):
             (name, c_int32)
             for name in (
                 *("hidden", "intermediate", "heads", "kv_heads", "head_dim", "rotary_dim"),
-                *("layers", "vocabulary", "activation", "cache_kind", "embedding_kind"),
+                *("layers", "vocabulary", "activation", "cache_kind"),
             )
         ),
         *((name, c_float) for name in ("epsilon", "attention_scale", "embedding_scale")),
@@ -216,7 +216,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.decoder_new.restype = c_void_p
     library.decoder_new.argtypes = [
         *(c_void_p, POINTER(Shape), POINTER(Layer), c_void_p, POINTER(Linear)),
-        *(c_void_p, c_void_p, c_void_p),
+        *(POINTER(Linear), c_void_p, c_void_p),
     ]
     library.decoder_free.restype = None
     library.decoder_free.argtypes = [c_void_p]

@@ -230,6 +230,36 @@ float dot_int4(const Linear& m, int32_t row, const Activations& x) {
 
 #endif
 
+// The numbers that one row of m stands for.
+void read_row(const Linear& m, int64_t row, float* out) {
+    const int32_t groups = m.columns / (m.group > 0 ? m.group : m.columns);
+    const int64_t begin = row * m.columns;
+    for (int32_t i = 0; i < m.columns; ++i) {
+        const int64_t scale = row * groups + (groups > 1 ? i / m.group : 0);
+        switch (m.kind) {
+            case FLOAT32:
+                out[i] = static_cast<const float*>(m.weight)[begin + i];
+                break;
+            case BFLOAT16:
+                out[i] = from_bfloat16(static_cast<const uint16_t*>(m.weight)[begin + i]);
+                break;
+            case INT8:
+                out[i] = static_cast<const int8_t*>(m.weight)[begin + i] *
+                         static_cast<const float*>(m.scales)[scale];
+                break;
+            case INT4: {
+                const int32_t block = i / BLOCK;
+                const uint8_t byte = static_cast<const uint8_t*>(
+                    m.weight)[begin / 2 + block / 2 * BLOCK + i % BLOCK];
+                out[i] = (byte >> block % 2 * 4 & 15) *
+                             from_float16(static_cast<const uint16_t*>(m.scales)[scale]) +
+                         from_float16(m.minima[scale]);
+                break;
+            }
+        }
+    }
+}
+
 // Rows [first, last) of m times x, each plus the bias.
 void multiply(const Linear& m, const Activations& x, int32_t first, int32_t last, float* out) {
     int32_t row = first;

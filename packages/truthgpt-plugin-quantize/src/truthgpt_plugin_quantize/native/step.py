@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_plugin_quantize.native import library, rows
 from truthgpt_plugin_quantize.native.library import Cache, Layer, Linear, NativeError, Shape
-from truthgpt_plugin_quantize.quantized import QuantizedLinear
+from truthgpt_plugin_quantize.quantized import QuantizedEmbedding, QuantizedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def why_not(model: Any, cache: Any) -> str:
     # That of the whole model computes the same, only faster: see `_own_step`.
     if any("forward" in vars(each) for each in modules if each is not model):
         return "the forward of one of its modules was replaced"
-    if type(model.model.embed_tokens) is not nn.Embedding:
+    if type(model.model.embed_tokens) not in (nn.Embedding, QuantizedEmbedding):
         return f"its embedding is a {type(model.model.embed_tokens).__name__}"
     if any(not each.is_cpu or each.dtype not in FLOATS for each in model.parameters()):
         return "it is not in float32 or bfloat16 on a CPU"
@@ -153,6 +153,8 @@ class Decoder:
         attention = inner.layers[0].self_attn
         cosines, sines = self._angles(inner)
         head = self._linear(model.lm_head)
+        tokens = inner.embed_tokens
+        embedding = self._linear(tokens.source if hasattr(tokens, "source") else tokens)
         layers = (Layer * len(inner.layers))(*map(self._layer, inner.layers))
         shape = Shape(
             hidden=config.hidden_size,
@@ -165,7 +167,6 @@ class Decoder:
             vocabulary=head.rows,
             activation=ACTIVATIONS[config.hidden_act],
             cache_kind=FLOATS[self._cache_dtype],
-            embedding_kind=FLOATS[inner.embed_tokens.weight.dtype],
             epsilon=config.rms_norm_eps,
             attention_scale=attention.scaling,
             embedding_scale=1.0,
@@ -177,7 +178,7 @@ class Decoder:
             layers,
             self._vector(inner.norm.weight),
             ctypes.byref(head),
-            self._keep(inner.embed_tokens.weight.detach().contiguous()).data_ptr(),
+            ctypes.byref(embedding),
             cosines.data_ptr(),
             sines.data_ptr(),
         )
@@ -258,7 +259,7 @@ class Decoder:
         else:
             tensors = [module.weight.detach()]
         matrix = rows.describe(*(self._keep(each.contiguous()) for each in tensors))
-        matrix.bias = self._vector(module.bias)
+        matrix.bias = self._vector(getattr(module, "bias", None))
         return matrix
 
     def _layer(self, layer: Any) -> Layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 # Tests load nothing from the hub; without this a mistake would go and look.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,6 +44,16 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library.load.cache_clear()
     yield
     library.load.cache_clear()
+
+
+@pytest.fixture
+def compiler_without_simd(tmp_path: Path) -> str:
+    """A C++ compiler that makes code for processors without AVX."""
+    compiler = tmp_path / "compiler"
+    flags = "-mno-avx" if platform.machine() == "x86_64" else ""
+    compiler.write_text(f'#!/bin/sh\nexec {library.find_compiler()} "$@" {flags}\n')
+    compiler.chmod(0o755)
+    return str(compiler)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""Compares one kernel of `Int8Linear` with float64, for many shapes, dtypes and layouts.
+"""Compares one kind of layer and kernel with float64, for many shapes, dtypes and layouts.
 
-Run by `test_kernels.py` in a process of its own, as `kernel_examples.py KERNEL FILE`: a
-kernel that reads past its data kills the process, and FILE then holds the example that
+Run by `test_kernels.py` in a process of its own, as `kernel_examples.py SCHEME KERNEL FILE`:
+a kernel that reads past its data kills the process, and FILE then holds the example that
 was under way.
 """
 
@@ -14,14 +14,18 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from truthgpt_plugin_quantize.int8 import Int8Linear
-from truthgpt_plugin_quantize.quantized import FEW_ROWS
+from truthgpt_plugin_quantize.int4 import Int4Linear, fitting_group
+from truthgpt_plugin_quantize.quantized import FEW_ROWS, QuantizedLinear
+from truthgpt_plugin_quantize.schemes import Scheme, layer_class
 
-KERNEL, UNDER_WAY = sys.argv[1], Path(sys.argv[2])
+SCHEME, KERNEL, UNDER_WAY = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
-# The packed kernels want whole channels.
-GROUP_SIZES = (0,) if KERNEL.startswith("packed") else (0, 32, 48, 64, 96)
+# The packed kernels want whole channels; dynamic int8 and float8 have nothing else.
+GROUP_SIZES = {"int8": (0, 32, 48, 64, 96), "int4": (32, 64, 128)}.get(SCHEME, (0,))
+if KERNEL.startswith("packed"):
+    GROUP_SIZES = (0,)
+WIDTHS = st.one_of(st.integers(1, 200), st.integers(1, 10).map(lambda n: n * 64))
 LAYOUTS = ("contiguous", "transposed", "every other", "same row", "begins at 1")
 
 
@@ -41,7 +45,7 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 @given(
-    in_features=st.one_of(st.integers(1, 200), st.integers(1, 6).map(lambda n: n * 32)),
+    in_features=WIDTHS,
     out_features=st.integers(1, 130),
     rows=st.integers(1, 9),
     dimensions=st.integers(1, 4),
@@ -56,8 +60,9 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
 @example(100, 8, 4, 2, "bfloat16", "contiguous", 0, False, False, 0)
 @example(32, 1, 1, 1, "bfloat16", "begins at 1", 0, False, True, 0)
 @example(192, 130, 4, 2, "float32", "contiguous", GROUP_SIZES[-1], True, False, 0)
+@example(576, 1, 4, 2, "float32", "contiguous", GROUP_SIZES[0], True, False, 0)
 @settings(
-    max_examples=200,
+    max_examples=200 if SCHEME == "int8" else 120,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -74,14 +79,17 @@ def check(
     shifted: bool,
     seed: int,
 ) -> None:
-    """The layer is what its integers and scales say, within the rounding of its dtype."""
+    """The layer is what its stored numbers say, within the rounding of its dtype."""
     UNDER_WAY.write_text(repr(dict(locals())))
+    if SCHEME == "int4":
+        in_features = (in_features + 63) // 64 * 64
+        group_size = fitting_group(in_features, group_size or 32)
     torch.manual_seed(seed)
     linear = torch.nn.Linear(in_features, out_features, bias=bias, dtype=DTYPES[dtype])
-    layer = Int8Linear.from_linear(linear, KERNEL, group_size)
+    layer = layer_class(Scheme(SCHEME)).from_linear(linear, KERNEL, group_size)
     if shifted:
         # As a tensor of a memory-mapped file may lie.
-        room = torch.empty(layer.qweight.numel() + 8, dtype=torch.int8)[8:]
+        room = torch.empty(layer.qweight.numel() + 8, dtype=layer.qweight.dtype)[8:]
         layer.qweight = room.view(layer.qweight.shape).copy_(layer.qweight)
     rows = 1 if dimensions == 1 else rows
     shape = {1: (), 2: (rows,), 3: (1, rows), 4: (rows, 1, 1)}[dimensions]
@@ -90,16 +98,21 @@ def check(
     with torch.inference_mode():
         out = layer(x)
 
-    grouped = layer.qweight.double().view(*layer.scales.shape, -1)
-    weight = (grouped * layer.scales.double().unsqueeze(-1)).view(layer.qweight.shape)
+    weight, parts = stored(layer)
     added = torch.zeros(out_features) if layer.bias is None else layer.bias
     exact = x.double() @ weight.T + added.double()
-    size = x.double().abs() @ weight.abs().T + added.double().abs()
-    if layer.kernel == "native" and rows <= FEW_ROWS:
-        moved = moved_by_rounding(x.double(), weight.abs())
+    size = x.double().abs() @ parts.T + added.double().abs()
+    few = rows <= FEW_ROWS and layer.kernel != "dequantize"
+    if few and layer.kernel == "native":
+        rounded, sums = 32, in_features // 32 + 8
+    else:
+        rounded = in_features if SCHEME == "int8-dynamic" and not few else 0
+        sums = in_features + 8
+    if rounded:
+        moved = moved_by_rounding(x.double(), weight.abs(), rounded)
         # The scales, of either side and their product; a sum of one number for each block,
         # eight of them side by side; the answer and its sum with the bias.
-        relative = (in_features // 32 + 8) * 2.0**-24 + 2 * ROUNDOFF[dtype]
+        relative = sums * 2.0**-24 + 2 * ROUNDOFF[dtype]
         bound = moved + relative * (size + moved) + 2.0**-24 * (dtype == "float16")
     else:
         bound = bound_of_others(x, in_features, dtype, rows, size)
@@ -108,9 +121,25 @@ def check(
     assert ((out.double() - exact).abs() <= bound + 1e-30).all()
 
 
-def moved_by_rounding(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return by how much rounding activations to 8 bits can move a product at most."""
-    blocks = x.reshape(*x.shape[:-1], -1, 32)
+def stored(layer: QuantizedLinear) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights that a layer's numbers stand for, and the size of what is added up."""
+    shape = (layer.out_features, layer.in_features)
+    scales = layer.scales.double()
+    if isinstance(layer, Int4Linear):
+        runs = layer.qweight.view(layer.out_features, -1, 32).int()
+        integers = torch.cat((runs % 16, runs // 16), dim=-1)
+        steps = integers.view(*scales.shape, -1).double() * scales.unsqueeze(-1)
+        minima = layer.minima.double().unsqueeze(-1)
+        return (steps + minima).view(shape), (steps.abs() + minima.abs()).view(shape)
+    scales = scales.view(layer.out_features, -1)
+    numbers = layer.qweight.double().view(*scales.shape, -1)
+    weight = (numbers * scales.unsqueeze(-1)).view(shape)
+    return weight, weight.abs()
+
+
+def moved_by_rounding(x: torch.Tensor, weights: torch.Tensor, length: int) -> torch.Tensor:
+    """Return by how much rounding activations to 8 bits in blocks can move a product at most."""
+    blocks = x.reshape(*x.shape[:-1], -1, length)
     # Half a step, and what is lost when 127 steps are counted in float32.
     each = blocks.abs().amax(-1, keepdim=True) / 127 * (0.5 + 2.0**-15)
     return each.expand(blocks.shape).reshape(x.shape) @ weights.T

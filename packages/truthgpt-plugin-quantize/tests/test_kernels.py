@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +11,32 @@ import pytest
 import torch
 
 from truthgpt_plugin_quantize.int8 import Int8Linear
-from truthgpt_plugin_quantize.native import library
+from truthgpt_plugin_quantize.quantized import QuantizedLinear
+from truthgpt_plugin_quantize.schemes import NAMES, Scheme, layer_class
 
 SCRIPT = Path(__file__).with_name("kernel_examples.py")
+KERNELS = ("native", "packed", "packed-bfloat16", "dequantize")
 
 
-@pytest.mark.parametrize("capability", [None, "default"])
-@pytest.mark.parametrize("kernel", ["native", "packed", "packed-bfloat16", "dequantize"])
-def test_computes_what_the_integers_and_scales_say(
-    kernel: str, capability: str | None, tmp_path: Path
+@pytest.mark.parametrize(
+    ("scheme", "kernel", "capability"),
+    [
+        *(("int8", kernel, None) for kernel in KERNELS),
+        *(("int8", kernel, "default") for kernel in KERNELS),
+        ("int4", "native", None),
+        ("int4", "native", "default"),
+        ("int4", "dequantize", None),
+        ("int8-dynamic", "native", None),
+        ("int8-dynamic", "dequantize", None),
+        ("fp8", "dequantize", None),
+    ],
+)
+def test_computes_what_the_stored_numbers_say(
+    scheme: str,
+    kernel: str,
+    capability: str | None,
+    compiler_without_simd: str,
+    tmp_path: Path,
 ) -> None:
     """Any shape, dtype and layout comes out within rounding of float64, with and without SIMD."""
     under_way = tmp_path / "example"
@@ -28,9 +44,9 @@ def test_computes_what_the_integers_and_scales_say(
     if capability is not None:
         environment["ATEN_CPU_CAPABILITY"] = capability
         if kernel == "native":
-            environment["CXX"] = str(without_simd(tmp_path))
+            environment["CXX"] = compiler_without_simd
     process = subprocess.run(
-        [sys.executable, str(SCRIPT), kernel, str(under_way)],
+        [sys.executable, str(SCRIPT), scheme, kernel, str(under_way)],
         capture_output=True,
         text=True,
         env=environment,
@@ -44,21 +60,21 @@ def test_computes_what_the_integers_and_scales_say(
     assert process.stdout.strip() == "done"
 
 
-def without_simd(folder: Path) -> Path:
-    """Return a C++ compiler that makes code for processors without AVX."""
-    compiler = folder / "compiler"
-    flags = "-mno-avx" if platform.machine() == "x86_64" else ""
-    compiler.write_text(f'#!/bin/sh\nexec {library.find_compiler()} "$@" {flags}\n')
-    compiler.chmod(0o755)
-    return compiler
+def made_of(scheme: str) -> QuantizedLinear:
+    """Return a layer of 192 to 40."""
+    made = Scheme(scheme).with_group(32)
+    linear = torch.nn.Linear(192, 40)
+    return layer_class(made).from_linear(linear, "native", made.group_size or 0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("at", [0, 31, 40, 95])
-def test_what_is_not_finite_is_not_hidden(bad: float, at: int) -> None:
-    """A NaN or infinity makes all of its own row's answers NaN, and touches no other row."""
-    layer = Int8Linear.from_linear(torch.nn.Linear(96, 40), "native", 32)
-    x = torch.randn(3, 96)
+@pytest.mark.parametrize("at", [0, 31, 40, 191])
+@pytest.mark.parametrize("rows", [3, 6])
+@pytest.mark.parametrize("scheme", NAMES)
+def test_what_is_not_finite_is_not_hidden(scheme: str, rows: int, at: int, bad: float) -> None:
+    """A NaN or infinity leaves no number in its own row's answers, and touches no other row."""
+    layer = made_of(scheme)
+    x = torch.randn(rows, 192)
     before = layer(x)
     x[1, at] = bad
     after = layer(x)
@@ -66,10 +82,11 @@ def test_what_is_not_finite_is_not_hidden(bad: float, at: int) -> None:
     assert torch.equal(after[::2], before[::2])
 
 
-def test_another_default_dtype_changes_nothing() -> None:
+@pytest.mark.parametrize("scheme", NAMES)
+def test_another_default_dtype_changes_nothing(scheme: str) -> None:
     """Loading a model sets the default dtype for a while; answers do not depend on it."""
-    layer = Int8Linear.from_linear(torch.nn.Linear(96, 40), "native", 32)
-    x = torch.randn(3, 96)
+    layer = made_of(scheme)
+    x = torch.randn(3, 192)
     before = layer(x)
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -83,7 +100,7 @@ def test_sums_beyond_float16_are_not_infinite() -> None:
     """float16 activations of real models, in the thousands, do not overflow before scaling."""
     linear = torch.nn.Linear(64, 4, bias=False, dtype=torch.float16)
     torch.nn.init.constant_(linear.weight, 0.01)
-    for kernel in ("native", "packed", "packed-bfloat16", "dequantize"):
+    for kernel in KERNELS:
         for rows in (1, 9):
             out = Int8Linear.from_linear(linear, kernel)(torch.full((rows, 64), 2000.0).half())
             assert out.flatten().tolist() == pytest.approx([1280.0] * 4 * rows, rel=0.02), kernel

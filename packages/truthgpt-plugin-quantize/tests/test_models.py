@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -42,6 +43,17 @@ ZOO: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "gpt2": ("GPT2Config", GPT2_SIZES | {"bos_token_id": 1, "eos_token_id": 2}, 9, 0),
 }
 IDS = torch.arange(3, 27).view(2, 12)
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "int8": {},
+    "int4": {"scheme": "int4", "layers": "lm_head=int4"},
+    "int8-dynamic": {"scheme": "int8-dynamic"},
+    "a mix": {
+        "scheme": "int4",
+        "group_size": 64,
+        "layers": ["q_proj=none", "c_attn=none", "0=int8-dynamic", "1.mlp=int8/48"],
+    },
+}
 
 
 def make(name: str) -> Any:
@@ -87,19 +99,38 @@ def test_all_its_layers_are_accounted_for(name: str, context: OptimizationContex
     assert isinstance(model.get_output_embeddings(), Int8Linear)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2 moe", "gpt2"])
+@pytest.mark.parametrize(("scheme", "far"), [("int4", 0.25), ("int8-dynamic", 0.05), ("fp8", 0.1)])
+def test_answers_of_other_schemes_stay_near(
+    scheme: str, far: float, name: str, context: OptimizationContext
+) -> None:
+    """Fewer bits move answers further, and no scheme makes others of them."""
+    model = make(name)
+    before, one = logits(model), logits(model, IDS[:1, :1])
+    Quantize(scheme=scheme).apply(model, context)
+    assert 0 < spread(model, before) < far
+    assert 0 < spread(model, one, IDS[:1, :1]) < far
+
+
 @pytest.mark.parametrize("name", ZOO)
-def test_what_is_saved_gives_the_same_answers(name: str, context: OptimizationContext) -> None:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_saved_gives_the_same_answers(
+    recipe: str, name: str, context: OptimizationContext
+) -> None:
     """A fresh model, restored with the settings and given the weights, answers bit for bit."""
     model = make(name)
-    applied = Quantize().apply(model, context)
-    before = logits(model)
+    applied = Quantize(**RECIPES[recipe]).apply(model, context)
+    before, one = logits(model), logits(model, IDS[:1, :1])
     state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
 
     fresh = make(name)
-    restored = Quantize(**applied.settings).restore(fresh, context)
+    # As they are in `truthgpt.json`.
+    settings = json.loads(json.dumps(applied.settings))
+    restored = Quantize(**settings).restore(fresh, context)
     restored.load_state_dict(state, assign=True)
     restored.tie_weights()
     assert torch.equal(logits(restored.eval()), before)
+    assert torch.equal(logits(restored, IDS[:1, :1]), one)
 
 
 def test_a_refused_layer_is_the_same_after_restoring(context: OptimizationContext) -> None:
@@ -202,11 +233,27 @@ def test_restoring_computes_nothing(context: OptimizationContext) -> None:
     assert isinstance(model.lm_head, Int8Linear)
 
 
-def test_a_tied_output_embedding_is_untied(context: OptimizationContext) -> None:
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int8-dynamic", "fp8"])
+def test_tied_embeddings_go_on_sharing_their_weights(
+    scheme: str, context: OptimizationContext
+) -> None:
+    """What goes in are rows of the quantized output embedding, which is stored once."""
+    model = make("llama, tied")
+    exact = model.lm_head.weight.detach().clone()
+    Quantize(scheme=scheme, layers=f"lm_head={scheme}").apply(model, context)
+    rows = model.get_input_embeddings()(IDS)
+    assert torch.equal(rows, model.lm_head.dequantize()[IDS])
+    assert 0 < (rows - exact[IDS]).abs().max() < 0.1 * exact.abs().max()
+    assert not [name for name in model.state_dict() if "embed_tokens" in name]
+
+
+def test_a_tied_output_embedding_is_untied_if_the_input_embedding_is_kept(
+    context: OptimizationContext,
+) -> None:
     """The input embedding keeps its weights, and transformers does not tie the two again."""
     model = make("llama, tied")
     embedding = model.get_input_embeddings().weight.detach().clone()
-    Quantize().apply(model, context)
+    Quantize(embedding="keep").apply(model, context)
     before = logits(model)
     model.tie_weights()
     assert torch.equal(model.get_input_embeddings().weight, embedding)

@@ -52,7 +52,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, four heads of keys": ("LlamaConfig", {"num_key_value_heads": 4}),
     "llama, wide heads": ("LlamaConfig", {"head_dim": 32}),
     "llama3 angles": ("LlamaConfig", {"rope_parameters": LLAMA3}),
-    "llama, broad": ("LlamaConfig", {"hidden_size": 192, "intermediate_size": 320}),
+    "llama, broad": (
+        "LlamaConfig",
+        {"hidden_size": 192, "intermediate_size": 320, "initializer_range": 0.09},
+    ),
     "llama, gelu": ("LlamaConfig", {"hidden_act": "gelu_pytorch_tanh"}),
     "mistral": ("MistralConfig", {"sliding_window": None}),
     "qwen2": ("Qwen2Config", {}),
@@ -91,7 +94,7 @@ def hooks() -> Any:
 def plain(name: str = "llama", dtype: torch.dtype = torch.float32, **sizes: Any) -> Any:
     """Make a model whose answers are far from uniform and depend on all of its weights."""
     config, own = MODELS[name]
-    made = getattr(transformers, config)(**SIZES | own | {"initializer_range": 0.15} | sizes)
+    made = getattr(transformers, config)(**SIZES | {"initializer_range": 0.15} | own | sizes)
     # Not in inference mode: its tensors would not count how often they are changed.
     with torch.inference_mode(False), torch.no_grad():
         model = transformers.AutoModelForCausalLM.from_config(made).eval()

@@ -21,7 +21,6 @@ from truthgpt_core.optimization import (
     Verdict,
 )
 from truthgpt_plugin_quantize.plan import (
-    GROUP_SIZE,
     Plan,
     Wanted,
     as_int8,
@@ -181,7 +180,7 @@ class Quantize(Optimization[QuantizeOptions]):
             found = search(model, plan, self.options, context, kernel)
             if not any(found.schemes.values()):
                 raise _keeps_none(options, context)
-            options, notes = self._mixed(found, plan), found.notes
+            options, notes = self._mixed(found), found.notes
             choices = found.choices()
             wanted = self._wanted(options, kernel)
             plan = make_plan(model, wanted)
@@ -263,13 +262,9 @@ class Quantize(Optimization[QuantizeOptions]):
             kernel = choose_kernel() if device == "cpu" else "dequantize"
         return "dequantize" if grouped and kernel != "native" else kernel
 
-    def _mixed(self, found: Found, plan: Plan) -> QuantizeOptions:
+    def _mixed(self, found: Found) -> QuantizeOptions:
         """Return options that say what `auto` found."""
         scheme, exceptions = found.as_rules()
-        at_head = found.schemes.get(plan.head)
-        if at_head == Scheme("int4", GROUP_SIZE):
-            # Without a rule of its own it would be int8 where the others are int4.
-            exceptions.append(f"={plan.head}={at_head}")
         # What a person said about layers still holds for those that were not looked at.
         layers = [*exceptions, *self.options.layers]
         said = {"scheme": scheme, "group_size": "auto", "layers": layers}

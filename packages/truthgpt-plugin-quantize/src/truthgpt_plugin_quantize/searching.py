@@ -47,22 +47,28 @@ class Found:
 
     Attributes:
         schemes: by layer; None is a layer left as it is.
-        tried: what each layer costs made of the fewest bits, alone.
+        tried: what each layer costs made of the fewest bits, alone; 0 if a rule is about it.
+        head: the name of the output embedding.
         notes: sentences for the report.
     """
 
     schemes: Mapping[str, Scheme | None]
     tried: Mapping[str, float]
+    head: str
     notes: list[str]
 
     def as_rules(self) -> tuple[str, list[str]]:
         """Return the most common scheme, and `PATTERN=SCHEME` for the layers of another."""
         common = Counter(each.name for each in self.schemes.values() if each).most_common(1)
         scheme = common[0][0] if common else "int8"
+
+        def is_other(name: str, each: Scheme | None) -> bool:
+            # Without a rule of its own the head would be int8 where the others are int4.
+            at_head = name == self.head and scheme == "int4"
+            return at_head or each != Scheme(scheme, GROUP_SIZE)
+
         others = [
-            f"={name}={each or NONE}"
-            for name, each in self.schemes.items()
-            if each is None or each != Scheme(scheme, GROUP_SIZE)
+            f"={name}={each or NONE}" for name, each in self.schemes.items() if is_other(name, each)
         ]
         return scheme, others
 
@@ -103,6 +109,10 @@ def search(
     fixed = {name for name in plan.schemes if _has_rule(name, options)}
     trial = _Trial(model, torch.tensor([context.tokens[:TOKENS]], device=context.device))
     layers: dict[str, _Layer] = {}
+    for name in fixed:
+        shared = plan.is_shared and name == plan.head
+        # Not to be chosen, and no reason to choose another: but measured with the rest.
+        layers[name] = _Layer(name, [_Cost(plan.schemes[name], 0.0, 0.0)], shared)
     names = [name for name in plan.schemes if name not in fixed]
     for done, name in enumerate(names):
         context.progress("Trying layers", done, len(names))
@@ -125,7 +135,7 @@ def search(
             f"if it alone is {least.scheme}"
         )
     tried = {name: each.costs[0].divergence for name, each in layers.items()}
-    return Found(schemes | kept, tried | dict.fromkeys(kept, 0.0), notes)
+    return Found(schemes | kept, tried, plan.head, notes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ def _states(
 
 @contextmanager
 def _without_lasting_hooks(model: Any) -> Iterator[None]:
-    """Take away the hooks that transformers leaves in a model once its hidden states were asked for.
+    """Take away the hooks that transformers leaves in a model that it read hidden states from.
 
     What is measured later would be another model: hooks keep compiled code from being used.
     """

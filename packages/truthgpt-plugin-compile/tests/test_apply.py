@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
@@ -49,8 +50,35 @@ def test_settings_make_the_same_optimization_again(
 ) -> None:
     """What is saved of a step is enough to apply it when the model is loaded."""
     settings = TorchCompile(mode="max-autotune").apply(eager, context).settings
-    assert settings == {"mode": "max-autotune"}
-    assert TorchCompile(**settings).options.mode == "max-autotune"
+    assert settings == {"mode": "max-autotune", "region": "blocks", "max_recompilations": 6}
+    assert TorchCompile(**settings).options.model_dump() == settings
+
+
+@pytest.mark.parametrize(
+    ("device", "mode", "region"),
+    [("cpu", "default", "blocks"), ("cuda:0", "reduce-overhead", "model")],
+)
+def test_auto_is_chosen_by_device(
+    device: str, mode: str, region: str, eager: LlamaForCausalLM, context: OptimizationContext
+) -> None:
+    """What `auto` becomes is written down: blocks on a CPU, a CUDA graph of all on a GPU."""
+    there = OptimizationContext(device, context.cache_dir)
+    settings = TorchCompile().apply(eager, there).settings
+    assert (settings["mode"], settings["region"]) == (mode, region)
+
+
+def test_blocks_of_several_kinds_are_compiled_with_the_model(
+    eager: LlamaForCausalLM, context: OptimizationContext
+) -> None:
+    """Blocks that cannot share code are no reason to refuse, unless `blocks` was asked for."""
+
+    class Other(type(eager.model.layers[0])):
+        pass
+
+    eager.model.layers[1].__class__ = Other
+    with pytest.raises(OptimizationError, match="no repeated blocks"):
+        TorchCompile(region="blocks").apply(eager, context)
+    assert TorchCompile().apply(eager, context).settings["region"] == "model"
 
 
 def test_compiling_twice_is_refused(compiled: Any, context: OptimizationContext) -> None:
@@ -89,6 +117,7 @@ def test_a_refused_model_leaves_the_environment_alone(
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     refused(torch.nn.Linear(2, 2), context)
     assert not context.cache_dir.exists()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_entry_points_lead_to_what_they_name() -> None:

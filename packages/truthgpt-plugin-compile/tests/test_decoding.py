@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,28 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
+from truthgpt_core.event_system import Event, EventType, on_event
+from truthgpt_core.optimization import OptimizationContext
+from truthgpt_plugin_compile.optimization import TorchCompile
+
+LOGGER = "truthgpt_plugin_compile.compilation"
 PROMPT = torch.arange(3, 8).unsqueeze(0)
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler"
 )
+
+
+@pytest.fixture
+def notes() -> Iterator[list[dict[str, Any]]]:
+    """The notes told during a test."""
+    told: list[dict[str, Any]] = []
+
+    def note(event: Event) -> None:
+        told.append(dict(event.data))
+
+    with on_event(EventType.OPTIMIZATION_NOTED, note):
+        yield told
 
 
 def graphs() -> int:
@@ -52,6 +71,16 @@ def test_tokens_are_the_same(batch: int, eager: LlamaForCausalLM, compiled: Any)
     expected, close = decode(eager, batch=batch)
     assert torch.equal(tokens, expected)
     assert logits == pytest.approx(close, abs=1e-5)
+    assert graphs() == 1
+
+
+@needs_compiler
+def test_the_whole_model_can_be_compiled_at_once(
+    eager: LlamaForCausalLM, context: OptimizationContext
+) -> None:
+    """The region `model` gives the same tokens from a single graph."""
+    whole = TorchCompile(region="model").apply(copy.deepcopy(eager), context).model
+    assert torch.equal(decode(whole)[0], decode(eager)[0])
     assert graphs() == 1
 
 
@@ -161,3 +190,81 @@ def test_save_pretrained_works(eager: LlamaForCausalLM, compiled: Any, tmp_path:
     loaded = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.inference_mode():
         assert torch.equal(loaded(input_ids=PROMPT).logits, eager(input_ids=PROMPT).logits)
+
+
+@needs_compiler
+def test_what_was_compiled_is_told_once(compiled: Any, notes: list[dict[str, Any]]) -> None:
+    """After the first compiled step a note has graphs, seconds and graph breaks; later none."""
+    decode(compiled)
+    decode(compiled)
+    (note,) = notes
+    assert note["optimization"] == "torch_compile"
+    assert note["note"].startswith("Compiled 1 graph in ")
+    assert "no graph breaks" in note["note"]
+
+
+@needs_compiler
+def test_too_many_recompilations_are_told_with_the_shape(
+    eager: LlamaForCausalLM,
+    context: OptimizationContext,
+    notes: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Beyond the bound a warning names the input and its sizes, and new shapes run uncompiled."""
+    bounded = TorchCompile(max_recompilations=0).apply(copy.deepcopy(eager), context).model
+    with caplog.at_level(logging.WARNING, LOGGER):
+        decode(bounded, length=16)
+        assert not caplog.records
+        decode(bounded, length=32)
+        (warning,) = [each.getMessage() for each in caplog.records]
+        assert torch.equal(decode(bounded, length=48)[0], decode(eager, length=48)[0])
+    assert graphs() == 2
+    assert "keys" in warning
+    assert "16" in warning
+    assert "32" in warning
+    assert len(caplog.records) == 1
+    assert "uncompiled" in notes[-1]["note"]
+
+
+@pytest.mark.parametrize("region", ["blocks", "model"])
+def test_where_compiling_fails_the_model_goes_on(
+    region: str,
+    eager: LlamaForCausalLM,
+    context: OptimizationContext,
+    notes: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """If nothing can be compiled, tokens are right, and the reason is told once, in one line."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    there = OptimizationContext("cpu", blocked / "kept")
+    broken = TorchCompile(region=region).apply(copy.deepcopy(eager), there).model
+    with caplog.at_level(logging.WARNING, LOGGER):
+        assert torch.equal(decode(broken)[0], decode(eager)[0])
+    (warning,) = [each for each in caplog.records if each.name == LOGGER]
+    assert "NotADirectoryError" in warning.getMessage()
+    assert "\n" not in warning.getMessage()
+    assert warning.exc_info is None
+    (note,) = notes
+    assert "runs uncompiled" in note["note"]
+
+
+@needs_compiler
+def test_an_error_of_the_model_is_the_one_seen(
+    eager: LlamaForCausalLM, compiled: Any, notes: list[dict[str, Any]]
+) -> None:
+    """What the model itself refuses, it refuses compiled too, with the same error."""
+    errors = []
+    for model in (eager, compiled):
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        with torch.inference_mode():
+            model(input_ids=PROMPT, past_key_values=cache)
+            model.model.layers[1].mlp.down_proj = torch.nn.Linear(5, 64)
+            with pytest.raises(RuntimeError) as caught:
+                model(input_ids=PROMPT[:, :1], past_key_values=cache)
+        errors.append((type(caught.value), str(caught.value)))
+    assert errors[0] == errors[1]
+    assert not [note for note in notes if "failed" in note["note"]]

@@ -2,53 +2,74 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import LlamaForCausalLM
 
-from truthgpt_core.optimization import OptimizationContext
-from truthgpt_plugin_compile.optimization import TorchCompile
+from truthgpt_plugin_compile.kept_code import KeptCode
 
 NAME = "TORCHINDUCTOR_CACHE_DIR"
 SCRIPT = Path(__file__).with_name("decode_once.py")
 
 
-def test_it_is_the_directory_of_the_optimization(
-    eager: LlamaForCausalLM, context: OptimizationContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compiled code goes into the cache directory that the context names, which is made."""
-    monkeypatch.delenv(NAME)
-    TorchCompile().apply(eager, context)
-    assert os.environ[NAME] == str(context.cache_dir)
-    assert context.cache_dir.is_dir()
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler"
+)
 
 
-def test_the_default_of_torch_was_chosen_by_nobody(
-    eager: LlamaForCausalLM, context: OptimizationContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Torch writes its own default into the environment; that does not count as a choice."""
-    monkeypatch.setenv(NAME, str(Path(tempfile.gettempdir(), "torchinductor_somebody")))
-    TorchCompile().apply(eager, context)
-    assert os.environ[NAME] == str(context.cache_dir)
+def place(directory: Path, **recipe: Any) -> Path:
+    """Where code is kept that is compiled with these options."""
+    return KeptCode(directory, recipe, "cpu").path
 
 
-def test_a_choice_stays(
-    eager: LlamaForCausalLM,
-    context: OptimizationContext,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A directory that a person chose stays chosen."""
+def test_it_is_in_use_for_a_while_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory is set while something compiles, and what was set before comes back."""
+    for before in ("", str(Path(tempfile.gettempdir(), "torchinductor_somebody"))):
+        monkeypatch.setenv(NAME, before)
+        if not before:
+            monkeypatch.delenv(NAME)
+        seen = directory_in_use(tmp_path)
+        assert seen == str(place(tmp_path))
+        assert os.environ.get(NAME, "") == before
+
+
+def directory_in_use(directory: Path) -> str:
+    """Return what is set while something compiles, which then fails."""
+    seen = ""
+    with contextlib.suppress(ZeroDivisionError), KeptCode(directory, {}, "cpu").in_use():
+        seen = os.environ[NAME]
+        raise ZeroDivisionError
+    return seen
+
+
+def test_a_choice_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that a person chose is used, and ours is not made."""
     monkeypatch.setenv(NAME, str(tmp_path / "mine"))
-    TorchCompile().apply(eager, context)
-    assert os.environ[NAME] == str(tmp_path / "mine")
-    assert not context.cache_dir.exists()
+    with KeptCode(tmp_path / "ours", {}, "cpu").in_use():
+        assert os.environ[NAME] == str(tmp_path / "mine")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_another_recipe_is_kept_elsewhere(tmp_path: Path) -> None:
+    """Code is found again for the same options, and never for others."""
+    assert place(tmp_path, mode="default") == place(tmp_path, mode="default")
+    assert place(tmp_path, mode="default") != place(tmp_path, mode="max-autotune")
+
+
+def test_another_compiler_is_kept_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code made by one compiler is not taken for that of another."""
+    before = place(tmp_path)
+    monkeypatch.setenv("CXX", sys.executable)
+    assert place(tmp_path) != before
 
 
 def decode_once(directory: Path) -> str:
@@ -66,12 +87,19 @@ def decode_once(directory: Path) -> str:
     return process.stdout.strip()
 
 
-@pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler"
-)
+@needs_compiler
 def test_the_next_process_finds_what_was_compiled(tmp_path: Path) -> None:
-    """The first process compiles into the directory, the second one takes it from there."""
+    """The first process compiles into the directory, the second one takes it from there.
+
+    A third finds everything damaged, and compiles anew.
+    """
     directory = tmp_path / "kept"
     assert decode_once(directory) == "found 0"
-    assert [each for each in directory.rglob("*.so") if each.stat().st_size]
+    libraries = [each for each in directory.rglob("*.so") if each.stat().st_size]
+    assert libraries
     assert decode_once(directory) == "found 1"
+    for number, file in enumerate(sorted(directory.rglob("*"))):
+        if file.is_file() and file.suffix != ".json":
+            whole = file.read_bytes()
+            file.write_bytes(whole[: len(whole) // 2] if number % 2 else b"\0" * len(whole))
+    assert decode_once(directory) == "found 0"

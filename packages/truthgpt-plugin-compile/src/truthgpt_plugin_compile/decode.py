@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.exc import FailOnRecompileLimitHit
+
+from truthgpt_plugin_compile.blocks import BlockForward, SharedCode, repeated_blocks
+from truthgpt_plugin_compile.compilation import Compilation
+from truthgpt_plugin_compile.steps import CACHE, is_decode_step
 
 
 class DecodeForward:
@@ -19,31 +22,54 @@ class DecodeForward:
 
     Args:
         forward: the model's own, bound.
-        mode: as for `torch.compile`.
+        compilation: compiles for this model.
+        whole: whether to compile all of it; else its blocks compile themselves.
     """
 
-    def __init__(self, forward: Callable[..., Any], mode: str) -> None:
+    only_compiles = True
+    """For others who look for a `forward` that was replaced: it computes what it did before."""
+
+    def __init__(
+        self, forward: Callable[..., Any], compilation: Compilation, *, whole: bool
+    ) -> None:
         functools.update_wrapper(self, forward)
         self._eager = forward
-        self._mode = mode
-        # Not dynamic: a decode step always has the same shapes, and code for any
-        # shape is slower.
-        self._compiled = torch.compile(forward, dynamic=False, fullgraph=True, mode=mode)
+        self._compilation = compilation
+        self._whole = whole
+        self._compiled = compilation.compiled(forward) if whole else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run compiled if it is a decode step against a static cache, else as before."""
-        if args or not _is_decode_step(kwargs):
+        if args or not is_decode_step(kwargs.get("input_ids"), kwargs.get(CACHE)):
             return self._eager(*args, **kwargs)
-        try:
-            return self._compiled(**kwargs)
-        except FailOnRecompileLimitHit:
-            # Said before anything is computed. A process that has compiled as many
-            # shapes as torch allows goes on, slower.
-            return self._eager(**kwargs)
+        with self._compilation.step():
+            if self._compiled is None:
+                return self._eager(**kwargs)
+            compiled = self._compiled
+            return self._compilation.attempt(
+                lambda: _kept(compiled, self._compilation, kwargs), lambda: self._eager(**kwargs)
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle without what is compiled: it has the weights of this one model."""
-        return DecodeForward, (self._eager, self._mode)
+        return _remade, (self._eager, self._compilation, self._whole)
+
+
+def compile_decoding(model: nn.Module, compilation: Compilation, *, whole: bool) -> None:
+    """Make a model compile its decode step when it first runs.
+
+    Args:
+        model: a causal language model of transformers; changed in place.
+        compilation: compiles for this model.
+        whole: whether to compile all of it at once, or the repeated blocks, of which it
+            must have some.
+    """
+    if not whole:
+        blocks = repeated_blocks(model)
+        shared = SharedCode(type(blocks[0]).forward, compilation)
+        for number, block in enumerate(blocks):
+            block.forward = BlockForward(block, number, shared)
+    model.forward = DecodeForward(model.forward, compilation, whole=whole)
 
 
 def linear_layers(model: nn.Module) -> list[str]:
@@ -55,12 +81,16 @@ def linear_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def _is_decode_step(arguments: dict[str, Any]) -> bool:
-    ids = arguments.get("input_ids")
-    cache = arguments.get("past_key_values")
-    return (
-        ids is not None
-        and ids.shape[-1] == 1
-        and bool(getattr(cache, "is_compileable", False))
-        and not torch.is_grad_enabled()
-    )
+def _remade(forward: Callable[..., Any], compilation: Compilation, whole: bool) -> DecodeForward:
+    return DecodeForward(forward, compilation, whole=whole)
+
+
+def _kept(compiled: Callable[..., Any], compilation: Compilation, kwargs: dict[str, Any]) -> Any:
+    if not compilation.uses_cuda_graphs:
+        return compiled(**kwargs)
+    # A CUDA graph writes its results where it wrote those of the step before, which
+    # somebody may still look at.
+    torch.compiler.cudagraph_mark_step_begin()
+    answer = compiled(**kwargs)
+    answer.logits = answer.logits.clone()
+    return answer

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from truthgpt_core.optimization import (
     Applied,
@@ -21,21 +20,29 @@ from truthgpt_core.optimization import (
     Stage,
     Verdict,
 )
-
-CXX = "CXX"
-COMPILERS = {"darwin": "clang++", "win32": "cl"}
-"""The one compiler that inductor looks for if CXX is not set; elsewhere it is g++."""
-KERNEL_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+from truthgpt_plugin_compile.compilers import CXX, wanted_compiler
 
 
 class TorchCompileOptions(Options):
     """Options of `torch_compile`.
 
     Attributes:
-        mode: as for `torch.compile`; `reduce-overhead` uses CUDA graphs on a GPU.
+        mode: as for `torch.compile`; `reduce-overhead` uses CUDA graphs. `auto` is
+            `reduce-overhead` on a GPU and `default` elsewhere.
+        region: what is compiled at once. `blocks`: one of the repeated decoder blocks,
+            and the others use its code; the first token comes soon. `model`: the whole
+            step; compiling takes many times as long, and decoding is faster. `auto` is
+            `model` on a GPU, where CUDA graphs hold a whole step, and for models without
+            repeated blocks; else `blocks`.
+        max_recompilations: how often a model may be compiled again, for other lengths
+            of the cache or batch sizes. With one more, a warning says what changed, and
+            further shapes run uncompiled. Torch's own limit is
+            `torch._dynamo.config.recompile_limit`.
     """
 
-    mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    mode: Literal["auto", "default", "reduce-overhead", "max-autotune"] = "auto"
+    region: Literal["auto", "blocks", "model"] = "auto"
+    max_recompilations: int = Field(default=6, ge=0)
 
 
 class TorchCompile(Optimization[TorchCompileOptions]):
@@ -43,7 +50,10 @@ class TorchCompile(Optimization[TorchCompileOptions]):
 
     Everything else (reading the prompt, training, a cache that grows) runs as
     before. Compiling happens when the first token is decoded, once for each length
-    of the cache, and what it makes is kept on disk for the next process.
+    of the cache and batch size, and what it makes is kept on disk for the next process.
+    Where it fails, the model goes on uncompiled, and the report says why.
+
+    Options are those of `TorchCompileOptions`: `mode`, `region`, `max_recompilations`.
     """
 
     name: ClassVar[str] = "torch_compile"
@@ -54,7 +64,7 @@ class TorchCompile(Optimization[TorchCompileOptions]):
         """On a CPU inductor needs a C++ compiler; on a GPU, triton."""
         if device.partition(":")[0] == "cpu":
             wanted = os.environ.get(CXX)
-            compiler = COMPILERS.get(sys.platform, "g++") if wanted is None else wanted
+            compiler = wanted_compiler()
             if shutil.which(compiler):
                 return Verdict.yes()
             missing = f"there is no {compiler}" if wanted is None else f"{CXX}={wanted} is not one"
@@ -76,34 +86,40 @@ class TorchCompile(Optimization[TorchCompileOptions]):
             OptimizationError: it is compiled already, or its architecture has no
                 static key-value cache.
         """
-        from truthgpt_plugin_compile.decode import DecodeForward, linear_layers
+        from truthgpt_plugin_compile.blocks import repeated_blocks
+        from truthgpt_plugin_compile.compilation import Compilation
+        from truthgpt_plugin_compile.decode import DecodeForward, compile_decoding, linear_layers
+        from truthgpt_plugin_compile.kept_code import KeptCode
 
         if isinstance(model.forward, DecodeForward) or _is_compiled(model):
             raise OptimizationError("The model is compiled already")
+        kind = type(model).__name__
         if not getattr(model, "_can_compile_fullgraph", False):
+            raise OptimizationError(f"{kind} has no static key-value cache, which compiling needs")
+        repeats = bool(repeated_blocks(model))
+        if self.options.region == "blocks" and not repeats:
             raise OptimizationError(
-                f"{type(model).__name__} has no static key-value cache, which compiling needs"
+                f"{kind} has no repeated blocks that one compiled code could run",
+                hint="Set region to model.",
             )
-        _keep_compiled_code_in(context.cache_dir)
-        model.forward = DecodeForward(model.forward, self.options.mode)
-        return Applied(
-            model,
-            Coverage("linear layers", tuple(linear_layers(model))),
-            self.options.model_dump(),
+        settings = self._settings(context.device, repeats)
+        compilation = Compilation(
+            settings["mode"],
+            settings["max_recompilations"],
+            KeptCode(context.cache_dir, settings, context.device),
         )
+        compile_decoding(model, compilation, whole=settings["region"] == "model")
+        covered = tuple(linear_layers(model))
+        return Applied(model, Coverage("linear layers", covered), settings)
 
-
-def _keep_compiled_code_in(directory: Path) -> None:
-    """Set where inductor keeps what it compiles, for the whole process, as it reads it each time.
-
-    A place that a person chose stays chosen; torch's own default, which it writes
-    into the environment when it is imported, was not.
-    """
-    chosen = os.environ.get(KERNEL_CACHE)
-    default = Path(tempfile.gettempdir(), "torchinductor_")
-    if chosen is None or chosen.startswith(str(default)):
-        directory.mkdir(parents=True, exist_ok=True)
-        os.environ[KERNEL_CACHE] = str(directory)
+    def _settings(self, device: str, repeats: bool) -> dict[str, Any]:
+        gpu = device.partition(":")[0] == "cuda"
+        settings = self.options.model_dump()
+        if settings["mode"] == "auto":
+            settings["mode"] = "reduce-overhead" if gpu else "default"
+        if settings["region"] == "auto":
+            settings["region"] = "blocks" if repeats and not gpu else "model"
+        return settings
 
 
 def _is_compiled(model: Model) -> bool:

@@ -86,8 +86,7 @@ def why_not(model: Any, cache: Any) -> str:
             return f"it has a {type(each).__name__}"
     if any(_has_hooks(each) for each in modules):
         return "it has forward hooks"
-    # That of the whole model computes the same, only faster: see `_own_step`.
-    if any("forward" in vars(each) for each in modules if each is not model):
+    if any(_is_replaced(each) for each in modules):
         return "the forward of one of its modules was replaced"
     if type(model.model.embed_tokens) not in (nn.Embedding, QuantizedEmbedding):
         return f"its embedding is a {type(model.model.embed_tokens).__name__}"
@@ -101,6 +100,11 @@ def _has_hooks(module: nn.Module) -> bool:
     # unless they are asked for again.
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(getattr(each, "__module__", "") != CAPTURING for each in hooks)
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    forward = vars(module).get("forward")
+    return forward is not None and not getattr(forward, "only_compiles", False)
 
 
 def _why_not_cache(cache: Any, count: int) -> str:
@@ -282,11 +286,11 @@ class Decoder:
 def _own_step(model: Any, cache: Any, token: Tensor, position: Tensor) -> Tensor:
     for layer in cache.layers:
         layer.cumulative_length.fill_(position.item())
-    # Not `model(...)`: another plugin may have put a compiled function in its place.
-    forward = type(model).forward
-    output = forward(
-        model, input_ids=token, position_ids=position, past_key_values=cache, use_cache=True
-    )
+    # Another plugin may have made it compile what is needed only once.
+    with torch.compiler.set_stance("force_eager"):
+        output = model(
+            input_ids=token, position_ids=position, past_key_values=cache, use_cache=True
+        )
     logits: Tensor = output.logits[:, -1]
     return logits
 

@@ -74,4 +74,4 @@ def eager() -> LlamaForCausalLM:
 @pytest.fixture
 def compiled(eager: LlamaForCausalLM, context: OptimizationContext) -> Any:
     """The same model with `torch_compile` applied."""
-    return TorchCompile().apply(copy.deepcopy(eager), context).model
+    return TorchCompile(region="blocks").apply(copy.deepcopy(eager), context).model

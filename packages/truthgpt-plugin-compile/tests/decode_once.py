@@ -48,7 +48,7 @@ def settings() -> list[object]:
 
 
 before = settings()
-TorchCompile().apply(model, OptimizationContext("cpu", Path(sys.argv[1])))
+TorchCompile(region="blocks").apply(model, OptimizationContext("cpu", Path(sys.argv[1])))
 assert torch.allclose(logits(), expected, atol=1e-5)
 assert settings() == before
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -50,18 +50,18 @@ def test_settings_make_the_same_optimization_again(
 ) -> None:
     """What is saved of a step is enough to apply it when the model is loaded."""
     settings = TorchCompile(mode="max-autotune").apply(eager, context).settings
-    assert settings == {"mode": "max-autotune", "region": "blocks", "max_recompilations": 6}
+    assert settings == {"mode": "max-autotune", "region": "model", "max_recompilations": 6}
     assert TorchCompile(**settings).options.model_dump() == settings
 
 
 @pytest.mark.parametrize(
     ("device", "mode", "region"),
-    [("cpu", "default", "blocks"), ("cuda:0", "reduce-overhead", "model")],
+    [("cpu", "default", "model"), ("cuda:0", "reduce-overhead", "model")],
 )
 def test_auto_is_chosen_by_device(
     device: str, mode: str, region: str, eager: LlamaForCausalLM, context: OptimizationContext
 ) -> None:
-    """What `auto` becomes is written down: blocks on a CPU, a CUDA graph of all on a GPU."""
+    """What `auto` becomes is written down: the whole step, on a GPU as a CUDA graph."""
     there = OptimizationContext(device, context.cache_dir)
     settings = TorchCompile().apply(eager, there).settings
     assert (settings["mode"], settings["region"]) == (mode, region)

@@ -29,11 +29,10 @@ class TorchCompileOptions(Options):
     Attributes:
         mode: as for `torch.compile`; `reduce-overhead` uses CUDA graphs. `auto` is
             `reduce-overhead` on a GPU and `default` elsewhere.
-        region: what is compiled at once. `blocks`: one of the repeated decoder blocks,
-            and the others use its code; the first token comes soon. `model`: the whole
-            step; compiling takes many times as long, and decoding is faster. `auto` is
-            `model` on a GPU, where CUDA graphs hold a whole step, and for models without
-            repeated blocks; else `blocks`.
+        region: what is compiled at once. `model`, and `auto`: the whole step. `blocks`: one of
+            the repeated decoder blocks, and the others use its code; compiling takes a
+            fraction of the time, but where the model is small decoding gains nothing: see
+            `benchmarks/compile.py`.
         max_recompilations: how often a model may be compiled again, for other lengths
             of the cache or batch sizes. With one more, a warning says what changed, and
             further shapes run uncompiled. Torch's own limit is
@@ -96,13 +95,12 @@ class TorchCompile(Optimization[TorchCompileOptions]):
         kind = type(model).__name__
         if not getattr(model, "_can_compile_fullgraph", False):
             raise OptimizationError(f"{kind} has no static key-value cache, which compiling needs")
-        repeats = bool(repeated_blocks(model))
-        if self.options.region == "blocks" and not repeats:
+        if self.options.region == "blocks" and not repeated_blocks(model):
             raise OptimizationError(
                 f"{kind} has no repeated blocks that one compiled code could run",
                 hint="Set region to model.",
             )
-        settings = self._settings(context.device, repeats)
+        settings = self._settings(context.device)
         compilation = Compilation(
             settings["mode"],
             settings["max_recompilations"],
@@ -112,13 +110,13 @@ class TorchCompile(Optimization[TorchCompileOptions]):
         covered = tuple(linear_layers(model))
         return Applied(model, Coverage("linear layers", covered), settings)
 
-    def _settings(self, device: str, repeats: bool) -> dict[str, Any]:
+    def _settings(self, device: str) -> dict[str, Any]:
         gpu = device.partition(":")[0] == "cuda"
         settings = self.options.model_dump()
         if settings["mode"] == "auto":
             settings["mode"] = "reduce-overhead" if gpu else "default"
         if settings["region"] == "auto":
-            settings["region"] = "blocks" if repeats and not gpu else "model"
+            settings["region"] = "model"
         return settings
 
 

@@ -189,3 +189,4 @@ def test_a_quantized_model_that_decodes_in_one_call_is_not_compiled_besides(
     finally:
         handle.remove()
     assert notes == []
+    assert not service.make_optimization("torch_compile", {}).was_used(both)

@@ -75,6 +75,16 @@ def test_tokens_are_the_same(batch: int, eager: LlamaForCausalLM, compiled: Any)
 
 
 @needs_compiler
+def test_it_is_known_whether_a_model_ran_through_it(compiled: Any) -> None:
+    """Reading a prompt alone compiles nothing; a decode step does."""
+    with torch.inference_mode():
+        compiled(input_ids=PROMPT)
+    assert not TorchCompile().was_used(compiled)
+    decode(compiled, steps=1)
+    assert TorchCompile().was_used(compiled)
+
+
+@needs_compiler
 def test_the_whole_model_can_be_compiled_at_once(
     eager: LlamaForCausalLM, context: OptimizationContext
 ) -> None:

@@ -263,6 +263,15 @@ class Optimization(ABC, Generic[OptionsT]):
                 then be as it was.
         """
 
+    def was_used(self, model: Model) -> bool:
+        """Say whether a model that has run went through what `apply` put in place.
+
+        It need not have where another optimization takes its place, and then whatever was
+        measured is not its doing: such a step is taken back. Asked only about models that
+        this optimization was applied to; True unless a subclass knows better.
+        """
+        return True
+
     def restore(self, model: Model, context: OptimizationContext) -> Model:
         """Make `model`, as it was before `apply`, ready to take the saved weights.
 

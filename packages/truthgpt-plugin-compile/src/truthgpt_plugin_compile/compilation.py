@@ -54,6 +54,11 @@ class Compilation:
         """Whether a result is overwritten by that of the next step."""
         return self._mode == "reduce-overhead" and torch.cuda.is_available()
 
+    @property
+    def was_tried(self) -> bool:
+        """Whether anything was compiled, or failed to be."""
+        return self._graphs > 0 or self._failed
+
     def compiled(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return `call` as a function that compiles itself when it first runs.
 

@@ -38,6 +38,11 @@ class DecodeForward:
         self._whole = whole
         self._compiled = compilation.compiled(forward) if whole else None
 
+    @property
+    def was_compiled(self) -> bool:
+        """Whether a decode step came here and was compiled, or could not be."""
+        return self._compilation.was_tried
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run compiled if it is a decode step against a static cache, else as before."""
         if args or not is_decode_step(kwargs.get("input_ids"), kwargs.get(CACHE)):

@@ -110,6 +110,12 @@ class TorchCompile(Optimization[TorchCompileOptions]):
         covered = tuple(linear_layers(model))
         return Applied(model, Coverage("linear layers", covered), settings)
 
+    def was_used(self, model: Model) -> bool:
+        """Whether a decode step was compiled, and not taken by another optimization's code."""
+        from truthgpt_plugin_compile.decode import DecodeForward
+
+        return isinstance(model.forward, DecodeForward) and model.forward.was_compiled
+
     def _settings(self, device: str) -> dict[str, Any]:
         gpu = device.partition(":")[0] == "cuda"
         settings = self.options.model_dump()

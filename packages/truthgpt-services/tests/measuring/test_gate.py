@@ -46,7 +46,14 @@ def measured(
 
 
 def decide(
-    candidate=None, *, before=None, baseline=None, decode=SAME, prefill=SAME, gate=DEFAULT_GATE
+    candidate=None,
+    *,
+    before=None,
+    baseline=None,
+    decode=SAME,
+    prefill=SAME,
+    gate=DEFAULT_GATE,
+    used=True,
 ):
     return judge(
         candidate or measured(),
@@ -55,6 +62,7 @@ def decide(
         decode=decode,
         prefill=prefill,
         gate=gate,
+        used=used,
     )
 
 
@@ -245,3 +253,11 @@ def test_nothing_is_kept_that_breaks_a_bound(size, kl, decode_kl, perplexity, sp
         assert max(kl, decode_kl) <= 0.05
         assert perplexity / 10 <= 1.02
         assert size <= 980 or ratio.low >= 1.02
+
+
+def test_a_step_that_the_model_did_not_run_through_is_taken_back():
+    """What was measured as faster is luck then; what is smaller still is kept."""
+    decision = decide(decode=FASTER, used=False)
+    assert not decision.keep
+    assert decision.reason.startswith("The model did not run through it")
+    assert decide(measured(500), decode=FASTER, used=False).keep

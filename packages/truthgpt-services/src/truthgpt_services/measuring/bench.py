@@ -25,10 +25,13 @@ class Bench:
         model: a causal language model of transformers.
         tokenizer: to go with it.
         hooks: the hooks of the plugin manager.
+
+    Attributes:
+        model: the model.
     """
 
     def __init__(self, model: Any, tokenizer: Any, hooks: Hooks) -> None:
-        self._model = model
+        self.model = model
         self._tokenizer = tokenizer
         self._hooks = hooks
         self._device = next(model.parameters()).device
@@ -37,9 +40,9 @@ class Bench:
         """Say what the model is made of, and begin to watch its memory."""
         memory.reset_peak(self._device)
         return {
-            "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            "weights_bytes": weights_bytes(self._model),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "weights_bytes": weights_bytes(self.model),
         }
 
     def tokenize(self, text: str, limit: int) -> list[int]:
@@ -65,7 +68,7 @@ class Bench:
         greedy = Sampling()
         with torch.inference_mode():
             began = time.perf_counter()
-            sequence = Sequence(self._model, self._hooks, len(ids) + new_tokens)
+            sequence = Sequence(self.model, self._hooks, len(ids) + new_tokens)
             token = choose(sequence.prefill(torch.tensor([ids])), greedy, None)
             token.item()
             first = time.perf_counter()
@@ -87,11 +90,11 @@ class Bench:
         """The greedy continuation of a prompt."""
         ids = self._tokenizer(prompt, return_tensors="pt").input_ids
         tokens = stream(
-            self._model,
+            self.model,
             self._hooks,
             ids,
             max_new_tokens=new_tokens,
-            stop=stop_tokens(self._model, self._tokenizer),
+            stop=stop_tokens(self.model, self._tokenizer),
         )
         text: str = self._tokenizer.decode(list(tokens))
         return text
@@ -156,7 +159,7 @@ class Bench:
             Why that cannot be had, as a clause; empty if it was written.
         """
         try:
-            states(self._model, ids).write(Path(path))
+            states(self.model, ids).write(Path(path))
         except NoLensError as error:
             return str(error)
         return ""
@@ -171,7 +174,7 @@ class Bench:
         candidate = States.read(Path(path))
         Path(path).unlink()
         try:
-            return {"kl": divergence_by_layer(self._model, ids, candidate), "missing": ""}
+            return {"kl": divergence_by_layer(self.model, ids, candidate), "missing": ""}
         except NoLensError as error:
             return {"kl": [], "missing": str(error)}
 
@@ -180,10 +183,10 @@ class Bench:
         tokens = torch.tensor([ids], device=self._device)
         with torch.inference_mode():
             if prompt == 0:
-                logits = self._model(input_ids=tokens, use_cache=False).logits[0, :-1]
+                logits = self.model(input_ids=tokens, use_cache=False).logits[0, :-1]
                 yield logits.float().log_softmax(-1), tokens[0, 1:]
                 return
-            sequence = Sequence(self._model, self._hooks, len(ids))
+            sequence = Sequence(self.model, self._hooks, len(ids))
             logits = sequence.prefill(tokens[:, :prompt])
             for position in range(prompt, len(ids)):
                 token = tokens[:, position : position + 1]

@@ -39,6 +39,7 @@ def judge(
     decode: Ratio,
     prefill: Ratio,
     gate: Gate,
+    used: bool = True,
 ) -> Decision:
     """Decide about a step.
 
@@ -49,6 +50,8 @@ def judge(
         decode: decode speed, candidate / before.
         prefill: prefill speed, candidate / before.
         gate: the bounds.
+        used: whether the model ran through what the step put in place. If not, and it is
+            no smaller, what was measured is luck.
     """
     said = ", ".join(
         [
@@ -58,6 +61,8 @@ def judge(
         ]
     )
     against = _quality_lost(candidate, baseline, gate)
+    if not against and not used and candidate.weights_bytes >= before.weights_bytes:
+        against = f"The model did not run through it, so it changes nothing: it {said}."
     if not against and not _pays(candidate, before, decode, prefill, gate):
         against = f"{_NO_GAIN[gate.gain].format(bound(100 * gate.min_gain))}: it {said}."
     if not against:

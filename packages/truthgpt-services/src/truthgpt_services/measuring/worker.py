@@ -140,6 +140,11 @@ class Worker:
         self._bench = Bench(model, tokenizer, self._service.hooks)
         return {"load_seconds": time.perf_counter() - began, **self._bench.describe()}
 
+    def was_used(self, name: str, settings: dict[str, Any]) -> bool:
+        """Whether the model that is open ran through what a step put in place."""
+        optimization = self._service.make_optimization(name, settings)
+        return optimization.was_used(self._bench.model)
+
     def notes(self) -> list[list[str]]:
         """What optimizations have noted while the model ran: name, what it is about, note."""
         return [[name, about, note] for (name, about), note in self._notes.items()]

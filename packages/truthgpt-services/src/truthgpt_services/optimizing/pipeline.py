@@ -263,6 +263,9 @@ class Job:
             decode=decode,
             prefill=prefill,
             gate=self._request.gate,
+            used=made.contestant.worker.call(
+                "was_used", name=step.name, settings=built["settings"]
+            ),
         )
         self._variants.append(self._variant(made))
         if decision.keep:

@@ -26,6 +26,7 @@ from truthgpt_core import (
 from truthgpt_core.config import ConfigError, ConfigManager, Section
 from truthgpt_core.diagnosis import Diagnosis
 from truthgpt_core.plugin_system import PluginError, PluginManager
+from truthgpt_core.training import TrainingProgress
 
 MARK = "truthgpt_spec"
 SPECS: dict[str, Any] = {
@@ -43,11 +44,18 @@ class Double(Optimization[Options]):
 
 
 CONTEXT = OptimizationContext("cpu", Path("cache"))
+PROGRESS = TrainingProgress(
+    step=10, total_steps=20, epoch=0, last_of_epoch=False, tokens=800, loss=2.5, metrics={}
+)
 # How a program calls each hook that is called, and what it says when no plugin answers.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "diagnose": {},
     "apply_optimization": {"optimization": Double(), "model": 3, "context": CONTEXT},
     "make_decode_step": {"model": "model", "cache": "cache"},
+    "make_training_step": {"model": "model"},
+    "should_stop_training": {"progress": PROGRESS},
+    "should_evaluate": {"progress": PROGRESS},
+    "should_save": {"progress": PROGRESS},
 }
 UNANSWERED = {"diagnose": [], "apply_optimization": Applied(6, notes=("cpu",))}
 
@@ -435,3 +443,68 @@ def test_a_decode_step_is_made_for_the_models_that_a_plugin_knows(manager) -> No
     assert step is not None
     assert step(1, 2) == (1, 2, "cache")
     assert manager.hooks.make_decode_step(model="theirs", cache="cache") is None
+
+
+@pytest.mark.hook("make_training_step")
+def test_a_training_step_is_made_for_the_models_that_a_plugin_knows(manager) -> None:
+    """The first plugin that offers a step for a model makes it, and a wrapper adds to its loss."""
+
+    class Summing:
+        @hookimpl
+        def make_training_step(self, model):
+            return (lambda batch: sum(batch["labels"])) if model == "ours" else None
+
+    class Adding:
+        @hookimpl(wrapper=True)
+        def make_training_step(self):
+            step = yield
+            return step and (lambda batch: step(batch) + 0.5)
+
+    manager.register_plugin(Summing())
+    manager.register_plugin(Adding())
+    step = manager.hooks.make_training_step(model="ours")
+    assert step is not None
+    assert step({"labels": [1, 2]}) == 3.5
+    assert manager.hooks.make_training_step(model="theirs") is None
+
+
+@pytest.mark.hook("should_stop_training")
+def test_a_plugin_ends_training_with_a_reason(manager) -> None:
+    """One plugin that has a reason is enough, whatever the others say."""
+
+    class Patient:
+        @hookimpl(tryfirst=True)
+        def should_stop_training(self):
+            return None
+
+    class Budget:
+        @hookimpl
+        def should_stop_training(self, progress):
+            return "the budget is spent" if progress.tokens >= 800 else None
+
+    manager.register_plugin(Patient())
+    manager.register_plugin(Budget())
+    assert manager.hooks.should_stop_training(progress=PROGRESS) == "the budget is spent"
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        pytest.param(name, marks=pytest.mark.hook(name))
+        for name in ("should_evaluate", "should_save")
+    ],
+)
+def test_a_plugin_says_when_to_evaluate_and_to_save(manager, hook) -> None:
+    """What a plugin says goes, no included; None leaves it to the next."""
+
+    class Undecided:
+        pass
+
+    class Refusing:
+        pass
+
+    setattr(Undecided, hook, hookimpl(tryfirst=True)(lambda self: None))
+    setattr(Refusing, hook, hookimpl(lambda self, progress: progress.step != 10))
+    manager.register_plugin(Undecided())
+    manager.register_plugin(Refusing())
+    assert ask(manager, hook) is False

@@ -48,6 +48,7 @@ from truthgpt_core.event_types import (
     ModelEvent,
     OptimizationEvent,
     PluginEvent,
+    TrainingNoted,
     TrainingStep,
 )
 from truthgpt_core.transaction import record_undo
@@ -70,6 +71,7 @@ __all__ = [
     "OptimizationEvent",
     "PluginEvent",
     "Subscription",
+    "TrainingNoted",
     "TrainingStep",
     "emit_event",
     "get_event_emitter",

@@ -61,6 +61,7 @@ class EventType:
     TRAINING_STARTED: ClassVar[EventType]
     TRAINING_EPOCH_STARTED: ClassVar[EventType]
     TRAINING_STEP: ClassVar[EventType]
+    TRAINING_NOTED: ClassVar[EventType]
     TRAINING_EPOCH_FINISHED: ClassVar[EventType]
     TRAINING_FINISHED: ClassVar[EventType]
     TRAINING_FAILED: ClassVar[EventType]
@@ -287,7 +288,10 @@ class EventView:
 
 
 class TrainingStep(EventView):
-    """One optimizer step. `loss` may be a tensor: `float(view.loss)` waits for the device."""
+    """One optimizer step. `loss` may be a tensor: `float(view.loss)` waits for the device.
+
+    `tokens` are those of this step, padding left out; `grad_norm` is of before clipping.
+    """
 
     __slots__ = ()
     event_types = (EventType.TRAINING_STEP,)
@@ -296,7 +300,23 @@ class TrainingStep(EventView):
     epoch = EventField[int]()
     loss = EventField[SupportsFloat]()
     learning_rate = EventField[float]()
+    grad_norm = EventField[float]()
     tokens = EventField[int]()
+    tokens_per_second = EventField[float]()
+
+
+class TrainingNoted(EventView):
+    """Something a run found out: a step left out, a spike of the loss, a return to a checkpoint.
+
+    `about` is a word for it, such as `spike`; `note` is a sentence.
+    """
+
+    __slots__ = ()
+    event_types = (EventType.TRAINING_NOTED,)
+
+    step = EventField[int]()
+    about = EventField[str]()
+    note = EventField[str]()
 
 
 class EvaluationFinished(EventView):

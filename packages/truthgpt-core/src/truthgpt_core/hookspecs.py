@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from truthgpt_core.dynamic_factory import DynamicFactory
     from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext
     from truthgpt_core.service_registry import ServiceRegistry
+    from truthgpt_core.training import TrainingProgress
 
 PROJECT = "truthgpt"
 
@@ -138,6 +139,69 @@ def make_decode_step(model: Model, cache: Any) -> Callable[[Any, Any], Any] | No
     """
 
 
+@_hookspec(firstresult=True)
+def make_training_step(model: Model) -> Callable[[Mapping[str, Any]], Any] | None:
+    """Return the function that computes the loss of a batch, or None to leave it to others.
+
+    Called once per run, before the loop: what it returns is called once per batch, under
+    autocast. Wrap it to add to the loss, or to see every batch.
+
+    Args:
+        model: the model that is trained, in training mode, a causal language model of
+            transformers.
+
+    Returns:
+        `step(batch)` with `batch` tensors by name, on the model's device: `input_ids`,
+        `labels`, `position_ids` and, of padded batches, `attention_mask`. It returns the
+        sum of the losses of all tokens that have a label, a float32 scalar that the loop
+        divides by their number and differentiates.
+    """
+
+
+@_hookspec(firstresult=True)
+def should_stop_training(progress: TrainingProgress) -> str | None:
+    """Say why training shall end now, or None to go on.
+
+    Called after each step, before it is evaluated and saved; a run that ends so ends as
+    one that has done all its steps.
+
+    Args:
+        progress: how far training has come.
+
+    Returns:
+        The reason, as part of a sentence; None to go on.
+    """
+
+
+@_hookspec(firstresult=True)
+def should_evaluate(progress: TrainingProgress) -> bool | None:
+    """Say whether to evaluate now, or None to leave it to others and to the configuration.
+
+    Called after each step.
+
+    Args:
+        progress: how far training has come.
+
+    Returns:
+        Whether to; None if that is for others to say.
+    """
+
+
+@_hookspec(firstresult=True)
+def should_save(progress: TrainingProgress) -> bool | None:
+    """Say whether to save a checkpoint now, or None to leave it to others and the configuration.
+
+    Called after each step, and after its evaluation if there was one. At the end of a run,
+    and when it is interrupted, one is saved in any case.
+
+    Args:
+        progress: how far training has come.
+
+    Returns:
+        Whether to; None if that is for others to say.
+    """
+
+
 class Hooks(Protocol):
     """The hooks as they are called: keyword arguments only, with the type of each result."""
 
@@ -150,4 +214,16 @@ class Hooks(Protocol):
         """See the hook of this name."""
 
     def make_decode_step(self, *, model: Model, cache: Any) -> Callable[[Any, Any], Any] | None:
+        """See the hook of this name."""
+
+    def make_training_step(self, *, model: Model) -> Callable[[Mapping[str, Any]], Any] | None:
+        """See the hook of this name."""
+
+    def should_stop_training(self, *, progress: TrainingProgress) -> str | None:
+        """See the hook of this name."""
+
+    def should_evaluate(self, *, progress: TrainingProgress) -> bool | None:
+        """See the hook of this name."""
+
+    def should_save(self, *, progress: TrainingProgress) -> bool | None:
         """See the hook of this name."""

@@ -1,4 +1,4 @@
-"""Load, optimize, measure and run open language models.
+"""Load, train, optimize, measure and run open language models.
 
 The services are imported when first used: importing this package does not import torch.
 """
@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from truthgpt_services.inference.service import InferenceService
     from truthgpt_services.models.service import ModelService
+    from truthgpt_services.training.service import TrainingService
 
-__all__ = ["InferenceService", "ModelService"]
+__all__ = ["InferenceService", "ModelService", "TrainingService"]
 
-_HOMES = {"InferenceService": "inference.service", "ModelService": "models.service"}
+_HOMES = {
+    "InferenceService": "inference.service",
+    "ModelService": "models.service",
+    "TrainingService": "training.service",
+}
 
 
 def __getattr__(name: str) -> Any:

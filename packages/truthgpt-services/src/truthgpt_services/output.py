@@ -79,7 +79,7 @@ class StagedDirectory:
             _fsync_tree(self.path)
             if not self.target.is_dir():
                 self.path.rename(self.target)
-            elif not _exchange(self.path, self.target):
+            elif not exchange(self.path, self.target):
                 self._replace_in_two_steps()
             _fsync(self.target.parent)
         except OSError as error:
@@ -142,7 +142,7 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Swap two directories in one step, where the system can."""
     if sys.platform != "linux":
         return False

@@ -1,4 +1,4 @@
-"""What this package brings to TruthGPT: services, components, the plain decode step."""
+"""What this package brings to TruthGPT: services, components, the plain steps of its loops."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import Plugin
 
 if TYPE_CHECKING:
+    from truthgpt_core.config import ConfigSections
     from truthgpt_core.dynamic_factory import DynamicFactory
     from truthgpt_core.optimization import Applied, Optimization
     from truthgpt_core.service_registry import ServiceRegistry
     from truthgpt_services.inference.service import InferenceService
     from truthgpt_services.models.service import ModelService
+    from truthgpt_services.training.service import TrainingService
 
 _LIBRARIES = (
     "transformers:AutoModelForCausalLM",
@@ -46,14 +48,15 @@ class ServicesPlugin(Plugin):
 
     @hookimpl
     def register_services(self, registry: ServiceRegistry) -> None:
-        """Register `model_service` and `inference_service`."""
+        """Register `model_service`, `inference_service` and `training_service`."""
         registry.register("model_service", _model_service, singleton=True)
         registry.register("inference_service", _inference_service, singleton=True)
+        registry.register("training_service", _training_service, singleton=True)
 
     @hookimpl
     def register_components(self, factories: Mapping[str, DynamicFactory[Any]]) -> None:
         """Register sources of models and of texts, optimizers and learning-rate schedules."""
-        from truthgpt_services.data.file_sources import CsvFiles, JsonLines, TextFiles
+        from truthgpt_services.data.file_sources import ChatLines, CsvFiles, JsonLines, TextFiles
         from truthgpt_services.data.library_sources import HubDataset, ParquetFiles
         from truthgpt_services.data.python_docs import PythonDocs
         from truthgpt_services.models.sources import HubSource, LocalSource, PackageSource
@@ -62,12 +65,21 @@ class ServicesPlugin(Plugin):
 
         for source in (PackageSource, LocalSource, HubSource):
             factories["model_source_factory"].register(source.name, source)
-        for texts in (CsvFiles, HubDataset, JsonLines, ParquetFiles, PythonDocs, TextFiles):
+        files = (ChatLines, CsvFiles, JsonLines, TextFiles)
+        for texts in (*files, HubDataset, ParquetFiles, PythonDocs):
             factories["dataset_factory"].register(texts.name, texts)
         _register_lazily(factories["optimizer_factory"], OPTIMIZERS)
         for alias, name in OPTIMIZER_ALIASES.items():
             factories["optimizer_factory"].register_alias(alias, name)
         _register_lazily(factories["scheduler_factory"], SCHEDULERS)
+
+    @hookimpl
+    def register_config_sections(self, sections: ConfigSections) -> None:
+        """Register `architecture` and `lora`."""
+        from truthgpt_services.training.sections import ArchitectureSection, LoraSection
+
+        sections.register("architecture", ArchitectureSection)
+        sections.register("lora", LoraSection)
 
     @hookimpl
     def diagnose(self) -> Iterator[Diagnosis]:
@@ -102,6 +114,13 @@ class ServicesPlugin(Plugin):
             return output.logits[:, -1]
 
         return step
+
+    @hookimpl(trylast=True)
+    def make_training_step(self, model: Any) -> Callable[[Mapping[str, Any]], Any]:
+        """Call the model, and sum the losses of what it predicts."""
+        from truthgpt_services.training.batches import summed_loss
+
+        return partial(summed_loss, model)
 
 
 def _register_lazily(factory: DynamicFactory[Any], components: Mapping[str, str]) -> None:
@@ -142,3 +161,9 @@ def _inference_service() -> InferenceService:
     from truthgpt_services.inference.service import InferenceService
 
     return InferenceService()
+
+
+def _training_service() -> TrainingService:
+    from truthgpt_services.training.service import TrainingService
+
+    return TrainingService()

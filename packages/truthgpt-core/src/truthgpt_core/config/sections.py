@@ -55,6 +55,53 @@ class DataSection(Section):
         ge=1,
         description="Where texts are cut, in tokens; at most the model's context.",
     )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What the source takes besides, as `field` of jsonl or `split` of huggingface.",
+    )
+    validation_dataset: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A data set of its own to validate with; without, a part of the texts is kept.",
+    )
+    validation_fraction: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="How much of the texts is kept for validation, if it has no data set of its "
+        "own; 0 for none.",
+    )
+    packing: bool = Field(
+        default=True,
+        description="Fill rows of max_seq_len with several texts, which do not see each other; "
+        "false pads each text.",
+    )
+    length_bucketing: bool = Field(
+        default=True,
+        description="Put texts of similar length into a batch; only without packing.",
+    )
+    end_of_text: bool = Field(
+        default=True,
+        description="End each text with the tokenizer's token for that, so that the model learns "
+        "to stop.",
+    )
+    drop_last: bool = Field(
+        default=False,
+        description="Leave out the last batch of an epoch if it is smaller than the others.",
+    )
+    num_workers: int = Field(
+        default=0,
+        ge=0,
+        description="Processes that prepare batches ahead; 0 prepares them in the one that trains.",
+    )
+    prefetch: int = Field(
+        default=2, ge=1, description="Batches that each of these processes prepares ahead."
+    )
+    tokenizing_processes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Processes that turn texts into tokens; without, one for each core, up to 8.",
+    )
 
 
 class TrainingSection(Section):
@@ -93,6 +140,76 @@ class TrainingSection(Section):
     )
     eval_interval: int = Field(
         default=1, ge=1, description="Epochs from one evaluation to the next."
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, description="Steps of the optimizer after which training ends."
+    )
+    optimizer: str = Field(
+        default="adamw", min_length=1, description="The optimizer, by the name it is registered as."
+    )
+    optimizer_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the optimizer takes besides, such as betas."
+    )
+    scheduler: str = Field(
+        default="linear",
+        min_length=1,
+        description="The learning-rate schedule, by the name it is registered as.",
+    )
+    scheduler_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the schedule takes besides warmup and all steps."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="The type that matrix products are computed in; auto is bfloat16 where the "
+        "machine has instructions for it, else float32.",
+    )
+    compile: bool = Field(default=False, description="Compile the model with torch.compile.")
+    eval_steps: int | None = Field(
+        default=None, ge=1, description="Steps from one evaluation to the next, besides epochs."
+    )
+    save_interval: int = Field(
+        default=1, ge=1, description="Epochs from one checkpoint to the next."
+    )
+    save_steps: int | None = Field(
+        default=None, ge=1, description="Steps from one checkpoint to the next, besides epochs."
+    )
+    keep_last: int = Field(
+        default=2, ge=1, description="How many of the newest checkpoints are kept."
+    )
+    keep_best: int = Field(
+        default=1, ge=0, description="How many of those with the lowest validation loss are kept."
+    )
+    async_save: bool = Field(
+        default=True, description="Write checkpoints in a thread, from a copy in memory."
+    )
+    non_finite: Literal["stop", "skip", "roll_back"] = Field(
+        default="stop",
+        description="What follows a loss or gradient that is no finite number: stop, leave out the "
+        "step, or go back to the newest checkpoint.",
+    )
+    max_non_finite: int = Field(
+        default=8,
+        ge=1,
+        description="How many of them in a row, or goings back in all, end training anyway.",
+    )
+    spike_factor: float = Field(
+        default=2.0,
+        gt=1,
+        description="A loss of so many times the running median is reported as a spike.",
+    )
+    early_stopping_patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Evaluations without a lower validation loss that end training.",
+    )
+    early_stopping_min_delta: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="How much lower counts as lower."
+    )
+    sample_prompts: list[str] = Field(
+        default_factory=list, description="Prompts that the model continues at each evaluation."
+    )
+    sample_tokens: int = Field(
+        default=40, ge=1, description="Tokens of a continuation of such a prompt."
     )
 
 

@@ -33,6 +33,21 @@ class TextSource(Protocol):
         """
 
 
+@runtime_checkable
+class Fingerprinted(TextSource, Protocol):
+    """A source that can tell without reading its texts whether they are the same as before."""
+
+    def fingerprint(self) -> str | None:
+        """Return a text that is another one whenever the texts, or how they are read, are.
+
+        Returns:
+            It, or None if that cannot be told now.
+
+        Raises:
+            DataError: the data set is not there.
+        """
+
+
 def lacks(where: str, what: str, name: str, present: Iterable[str]) -> DataError:
     """Return the error for a column or field that is not there.
 

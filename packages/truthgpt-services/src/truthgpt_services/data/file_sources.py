@@ -9,8 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from truthgpt_services.data.chat import Chat
 from truthgpt_services.data.contract import DataError, lacks
-from truthgpt_services.data.files import find_files, read_lines
+from truthgpt_services.data.files import find_files, fingerprint, read_lines
 
 # Larger than any text. The csv module's own limit, 128 KiB, is less than a book has.
 _FIELD_LIMIT = 2**31 - 1
@@ -49,6 +50,10 @@ class TextFiles:
                 if not blank:
                     yield "\n".join(paragraph)
 
+    def fingerprint(self) -> str | None:
+        """Return a text that is another one when a file or an option is."""
+        return fingerprint(find_files(self._dataset, ".txt"), self._documents)
+
 
 class JsonLines:
     """JSON Lines: an object on each line, in UTF-8. Blank lines are passed over.
@@ -77,7 +82,17 @@ class JsonLines:
                 if not _is_blank(line):
                     yield self._text(line, f"{path}:{number}")
 
+    def fingerprint(self) -> str | None:
+        """Return a text that is another one when a file or an option is."""
+        return fingerprint(find_files(self._dataset, ".jsonl"), self._field)
+
     def _text(self, line: str, where: str) -> str:
+        text = self._value(line, where)
+        if not isinstance(text, str):
+            raise DataError(f'{where}: field "{self._field}" is {_kind(text)}, not a text')
+        return self._whole(text, where)
+
+    def _value(self, line: str, where: str) -> object:
         form = "JSON Lines has one object on each line."
         try:
             value = json.loads(line)
@@ -92,9 +107,9 @@ class JsonLines:
             raise DataError(f"{where} is {_kind(value)}, not an object", hint=form)
         if self._field not in value:
             raise lacks(where, "field", self._field, value)
-        text = value[self._field]
-        if not isinstance(text, str):
-            raise DataError(f'{where}: field "{self._field}" is {_kind(text)}, not a text')
+        return value[self._field]
+
+    def _whole(self, text: str, where: str) -> str:
         try:
             # JSON can escape half a character, which no tokenizer takes.
             text.encode()
@@ -104,6 +119,28 @@ class JsonLines:
                 f'{where}: field "{self._field}" has half a surrogate pair, {half}'
             ) from None
         return text
+
+
+class ChatLines(JsonLines):
+    """JSON Lines of conversations: an object on each line, with a list of messages.
+
+    A message is an object with a text as `role` and one as `content`.
+
+    Args:
+        dataset: a file, or a directory whose `.jsonl` files are taken, those in its
+            subdirectories too, in the order of their paths.
+        field: the objects' field that holds the messages.
+    """
+
+    name: ClassVar[str] = "chat"
+
+    def __init__(self, dataset: str, *, field: str = "messages") -> None:
+        super().__init__(dataset, field=field)
+
+    def _text(self, line: str, where: str) -> str:
+        chat = Chat.of(self._value(line, where), f'{where}: field "{self._field}"')
+        self._whole(chat, where)
+        return chat
 
 
 class CsvFiles:
@@ -147,6 +184,10 @@ class CsvFiles:
                         hint="Put fields that have the delimiter in them in double quotes.",
                     )
                 yield row[at]
+
+    def fingerprint(self) -> str | None:
+        """Return a text that is another one when a file or an option is."""
+        return fingerprint(find_files(self._dataset, ".csv"), self._column, self._delimiter)
 
     def _rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         """Yield each row that is not empty after the number of its first line."""

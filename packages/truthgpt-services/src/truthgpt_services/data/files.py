@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from truthgpt_core.errors import did_you_mean
 from truthgpt_services.data.contract import DataError
+
+# File systems keep time in steps, some of two seconds.
+RECENT = 2.0
 
 
 def find_files(dataset: str, suffix: str) -> list[Path]:
@@ -67,6 +72,37 @@ def read_lines(path: Path) -> Iterator[str]:
                 offset += len(raw)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def fingerprint(paths: Iterable[Path], *options: object) -> str | None:
+    """Return a text that tells these files, as they are now, from any others.
+
+    It is made of their paths, sizes, inodes and times of change. The time of the last change
+    to an inode cannot be set, so a file that was replaced by one of the same size and date is
+    another one.
+
+    Args:
+        paths: the files.
+        options: how they are read, in JSON types.
+
+    Returns:
+        It, or None if a file changed so recently that another change could look the same.
+
+    Raises:
+        DataError: a file is not there any more.
+    """
+    now = time.time()
+    parts: list[object] = [options]
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        if max(stat.st_mtime, stat.st_ctime) > now - RECENT:
+            return None
+        times = (stat.st_mtime_ns, stat.st_ctime_ns)
+        parts.append([str(path.absolute()), stat.st_size, stat.st_dev, stat.st_ino, *times])
+    return json.dumps(parts)
 
 
 def _check_exists(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from truthgpt_core.errors import in_one_line
 from truthgpt_services.data.contract import DataError, lacks
-from truthgpt_services.data.files import find_files
+from truthgpt_services.data.files import find_files, fingerprint
 
 _ROWS_AT_ONCE = 1024
 
@@ -47,6 +47,10 @@ class ParquetFiles:
                 yield from self._read(path)
             except (OSError, UnicodeDecodeError, self._pyarrow.ArrowException) as error:
                 raise DataError(f"{path} cannot be read: {in_one_line(error)}") from error
+
+    def fingerprint(self) -> str | None:
+        """Return a text that is another one when a file or an option is."""
+        return fingerprint(find_files(self._dataset, ".parquet"), self._column)
 
     def _read(self, path: Path) -> Iterator[str]:
         with self._parquet.ParquetFile(path) as file:

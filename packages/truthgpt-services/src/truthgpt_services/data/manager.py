@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_services.data.contract import DataError, TextSource
+from truthgpt_services.data.splitting import SplitTexts, key_of
 
 
 class DatasetManager:
@@ -48,22 +48,11 @@ class DatasetManager:
                 the fraction is out of range.
             FactoryError: there is no source of that name, or its options are wrong.
         """
-        if not 0 <= validation_fraction < 1:
-            raise DataError(
-                f"The validation fraction {validation_fraction} is out of range",
-                hint="Give one from 0.0 to less than 1.0.",
-            )
-        plugins = plugins or get_plugin_manager()
-        plugins.activate_all()
-        made = plugins.factories["dataset_factory"].create(source, dataset_name, **options)
-        if not isinstance(made, TextSource):
-            raise DataError(
-                f'"{source}" is no source of texts: {type(made).__name__} has no method "texts"'
-            )
+        made = _source(source, dataset_name, validation_fraction, plugins, options)
         where = f'The data set "{dataset_name}" of "{source}"'
         texts, keys = [], []
         for number, text in enumerate(made.texts()):
-            key = _key(text, seed)
+            key = key_of(text, seed)
             if key is None:
                 raise DataError(f"{where} has no proper text at {number}: {text!r:.80}")
             if not text.isspace() and text:
@@ -73,16 +62,69 @@ class DatasetManager:
             raise DataError(f"{where} is empty: it has no text, or blank ones alone")
         return _split(texts, keys, validation_fraction, where)
 
+    @staticmethod
+    def stream_dataset(
+        source: str,
+        dataset_name: str,
+        *,
+        validation_fraction: float = 0.05,
+        seed: int = 42,
+        plugins: PluginManager | None = None,
+        **options: Any,
+    ) -> tuple[TextSource, TextSource | None]:
+        """Split a data set as it streams, with no more than a text of it in memory.
 
-def _key(text: object, seed: int) -> bytes | None:
-    """Return what decides the side of a text; None if it is no text that can be encoded."""
-    if not isinstance(text, str):
-        return None
-    try:
-        encoded = f"{seed}:{text}".encode()
-    except UnicodeEncodeError:
-        return None
-    return hashlib.blake2b(encoded, digest_size=16).digest()
+        The split depends on the texts and the seed alone, and a text that is there more than
+        once is on one side only. The sides are as large as asked on average: what decides is
+        each text's own hash, not how many there are. Blank texts are left out.
+
+        Args:
+            source: the kind of source, a component of the factory `dataset_factory`.
+            dataset_name: the data set's name or path in that source.
+            validation_fraction: how much of the texts is kept for validation: from 0.0,
+                which keeps none, to less than 1.0.
+            seed: another one gives another split.
+            plugins: where sources come from; the process's plugin manager if None.
+            **options: what the source takes besides.
+
+        Returns:
+            The texts to train on and those to validate with; None for these if the fraction
+            is 0.0.
+
+        Raises:
+            DataError: the fraction is out of range. What cannot be read is found out by
+                whoever reads.
+            FactoryError: there is no source of that name, or its options are wrong.
+        """
+        made = _source(source, dataset_name, validation_fraction, plugins, options)
+        where = f'The data set "{dataset_name}" of "{source}"'
+        training, validation = (
+            SplitTexts(made, fraction=validation_fraction, seed=seed, validation=side, where=where)
+            for side in (False, True)
+        )
+        return training, validation if validation_fraction else None
+
+
+def _source(
+    source: str,
+    dataset: str,
+    fraction: float,
+    plugins: PluginManager | None,
+    options: dict[str, Any],
+) -> TextSource:
+    if not 0 <= fraction < 1:
+        raise DataError(
+            f"The validation fraction {fraction} is out of range",
+            hint="Give one from 0.0 to less than 1.0.",
+        )
+    plugins = plugins or get_plugin_manager()
+    plugins.activate_all()
+    made = plugins.factories["dataset_factory"].create(source, dataset, **options)
+    if not isinstance(made, TextSource):
+        raise DataError(
+            f'"{source}" is no source of texts: {type(made).__name__} has no method "texts"'
+        )
+    return made
 
 
 def _split(

@@ -1,1 +1,4 @@
-"""Training: the optimizers and learning-rate schedules that can be asked for by name."""
+"""Training: the loop, its checkpoints and guards, and what can be asked for by name.
+
+Importing this package imports neither torch nor transformers.
+"""

@@ -1,0 +1,186 @@
+"""The loop of training, from top to bottom."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from truthgpt_core.event_system import EventType
+from truthgpt_services.training.batches import Group, groups, to_device
+from truthgpt_services.training.errors import TrainingError
+from truthgpt_services.training.guards import why_stop_early
+from truthgpt_services.training.precision import autocast
+from truthgpt_services.training.run import EvaluationInterrupted, Run
+
+
+def train(run: Run, until_epoch: int) -> str | None:
+    """Train, from where the run is to an epoch, or until something ends it before.
+
+    Args:
+        run: changed all along.
+        until_epoch: the first epoch that is not trained any more.
+
+    Returns:
+        Why it ended before that epoch; None if it did not.
+
+    Raises:
+        TrainingError: it cannot go on.
+        TrainingInterrupted: a signal came; all is saved.
+    """
+    state, progress, settings = run.state, run.state.progress, run.settings
+    model, optimizer = state.model, state.optimizer
+    scheduler, scaler = state.scheduler, state.scaler
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    loss_of = run.hooks.make_training_step(model=model)
+    assert loss_of is not None, "the services' own implementation returns something"
+    should_stop, should_evaluate = run.hooks.should_stop_training, run.hooks.should_evaluate
+    should_save = run.hooks.should_save
+
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    if settings.non_finite == "roll_back" and run.store.newest().path is None:
+        run.save()
+    if progress.evaluation_pending and run.validation is not None:
+        _evaluate_or_leave(run)
+    reason = _why_end(run)
+
+    while progress.epoch < until_epoch and reason is None:
+        epoch, stepped = progress.epoch, state.position is not None
+        ended: dict[str, Any] | None = None
+        run.emit(EventType.TRAINING_EPOCH_STARTED, {"epoch": epoch, "step": progress.step})
+        run.go_to_epoch()
+        began = perf_counter()
+
+        for group in groups(run.loader, settings.gradient_accumulation_steps, state.position):
+            if group.targets == 0:
+                _pass_over(run, group)
+                continue
+            stepped = True
+            step = progress.step + 1
+            start = run.moment(group.before) if len(group.batches) > 1 else None
+
+            # Each loss is divided by the targets of the whole group, so that its gradient is
+            # that of one large batch, however the targets are spread.
+            summed = torch.zeros((), device=run.device)
+            for number, batch in enumerate(group.batches, start=1):
+                with autocast(run.precision, run.device):
+                    loss = loss_of(to_device(batch, run.device))
+                scaler.scale(loss / group.targets).backward()
+                summed += loss.detach()
+                if run.signals.pending and number < len(group.batches):
+                    # A resumed run begins the group anew: gradients are not saved.
+                    optimizer.zero_grad(set_to_none=True)
+                    raise run.leave(start)
+
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            mean, size = torch.stack((summed / group.targets, norm.float())).tolist()
+            where = f"step {step}, {group} of epoch {epoch}"
+            refused = run.guard.check(mean, size, where, scaled=scaler.is_enabled())
+            rate = float(optimizer.param_groups[0]["lr"])
+            if refused is None:
+                scaler.step(optimizer)
+            scaler.update()
+            if refused is None and scheduler is not None:
+                scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            progress.step = step
+            progress.tokens += group.tokens
+            state.position = group.after
+            if refused is not None and refused.action == "skip":
+                run.note("skip", f"{refused.reason}: the step was left out")
+            elif refused is not None:
+                run.roll_back(refused.reason)
+            else:
+                progress.epoch_loss += mean * group.targets
+                progress.epoch_targets += group.targets
+                usual = run.guard.spike(mean)
+                if usual is not None:
+                    run.note("spike", f"The loss is {mean:.4f} at {where}; {usual:.4f} is usual")
+
+            if group.last:
+                ended = run.end_epoch()
+            seconds = perf_counter() - began
+            run.emit(
+                EventType.TRAINING_STEP,
+                {
+                    "step": step,
+                    "epoch": epoch,
+                    "loss": mean,
+                    "learning_rate": rate,
+                    "lr": rate,
+                    "grad_norm": size,
+                    "tokens": group.tokens,
+                    "tokens_per_second": group.tokens / max(seconds, 1e-9),
+                    "refused": refused is not None,
+                },
+            )
+            run.tell_saved(run.store.finished())
+
+            told = run.told(mean, group.last, epoch)
+            if run.validation is not None and _due(
+                should_evaluate(progress=told),
+                settings.eval_steps,
+                settings.eval_interval if run.evaluate_epochs else None,
+                told,
+            ):
+                _evaluate_or_leave(run)
+            if _due(
+                should_save(progress=told),
+                settings.save_steps,
+                settings.save_interval if run.evaluate_epochs else None,
+                told,
+            ):
+                run.save()
+            if run.signals.pending:
+                raise run.leave()
+            reason = _why_end(run) or should_stop(progress=told)
+            if reason is not None:
+                break
+            began = perf_counter()
+
+        if not stepped:
+            raise TrainingError(
+                f"There is no token to predict in epoch {epoch}",
+                hint="The texts are empty or too long, or every label is -100.",
+            )
+        if ended is None and reason is None:
+            # There was nothing to predict in the last of its batches.
+            ended = run.end_epoch()
+        if ended is not None:
+            run.emit(EventType.TRAINING_EPOCH_FINISHED, ended)
+    return reason
+
+
+def _due(asked: bool | None, steps: int | None, epochs: int | None, told: Any) -> bool:
+    """Return whether to evaluate or to save now: plugins say, else the intervals."""
+    if asked is not None:
+        return asked
+    if steps is not None and told.step % steps == 0:
+        return True
+    return bool(told.last_of_epoch and epochs is not None and (told.epoch + 1) % epochs == 0)
+
+
+def _evaluate_or_leave(run: Run) -> None:
+    run.state.progress.evaluation_pending = True
+    try:
+        run.evaluate()
+    except EvaluationInterrupted:
+        raise run.leave() from None
+
+
+def _why_end(run: Run) -> str | None:
+    progress, settings = run.state.progress, run.settings
+    if settings.max_steps is not None and progress.step >= settings.max_steps:
+        return f"{settings.max_steps} steps are done"
+    return why_stop_early(progress, settings)
+
+
+def _pass_over(run: Run, group: Group) -> None:
+    epoch = run.state.progress.epoch
+    run.note("empty", f"There is no token to predict in {group} of epoch {epoch}")
+    run.state.position = group.after

@@ -1,0 +1,81 @@
+"""The losses of a run as an SVG file that stands by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from truthgpt_services.report.plots import nice_ticks, tick_label
+
+_WIDTH, _HEIGHT = 640.0, 360.0
+_LEFT, _RIGHT, _ABOVE, _BELOW = 56.0, 620.0, 36.0, 312.0
+_STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#444}.grid{stroke:#ddd}"
+    ".train{fill:none;stroke:#2a6fb0;stroke-width:1.5}"
+    ".validation{fill:none;stroke:#c2410c;stroke-width:2;stroke-dasharray:6 3}"
+    "circle{fill:#c2410c}"
+)
+
+Points = Sequence[tuple[float, float]]
+
+
+def loss_plot(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Draw the loss of each step, and that of each evaluation with marks.
+
+    Args:
+        rows: as `read_metrics` returns them.
+    """
+    kept = list(rows)
+    train = _points(kept, "step")
+    validation = _points(kept, "evaluation")
+    every = [*train, *validation]
+    steps = nice_ticks(max((x for x, _ in every), default=1.0))
+    low = math.floor(min((y for _, y in every), default=0.0))
+    heights = [low + each for each in nice_ticks(max((y - low for _, y in every), default=1.0))]
+
+    def at(point: tuple[float, float]) -> str:
+        x = _LEFT + (_RIGHT - _LEFT) * point[0] / steps[-1]
+        y = _BELOW - (_BELOW - _ABOVE) * (point[1] - low) / (heights[-1] - low)
+        return f"{x:.1f},{y:.1f}"
+
+    parts = [
+        Markup('<text x="{}" y="20">loss, nats per token: training</text>').format(_LEFT),
+        Markup('<text x="{}" y="20" text-anchor="end">validation, dashed</text>').format(_RIGHT),
+        Markup('<text x="{}" y="{}" text-anchor="end">step</text>').format(_RIGHT, _HEIGHT - 10),
+    ]
+    for value in heights:
+        y = at((0, value)).partition(",")[2]
+        parts.append(
+            Markup(
+                '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>'
+                '<text x="{}" y="{}" text-anchor="end">{}</text>'
+            ).format(_LEFT, _RIGHT, y, y, _LEFT - 6, float(y) + 4, tick_label(value))
+        )
+    for value in steps:
+        x = at((value, low)).partition(",")[0]
+        parts.append(
+            Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
+                x, _BELOW + 16, tick_label(value)
+            )
+        )
+    for name, points in (("train", train), ("validation", validation)):
+        listed = " ".join(map(at, points))
+        parts.append(Markup('<polyline class="{}" points="{}"/>').format(name, listed))
+    for point in validation:
+        x, _, y = at(point).partition(",")
+        parts.append(Markup('<circle cx="{}" cy="{}" r="3"/>').format(x, y))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img">'
+        f"<title>Loss by step</title><style>{_STYLE}</style>{Markup('').join(parts)}</svg>\n"
+    )
+
+
+def _points(rows: Iterable[Mapping[str, Any]], kind: str) -> Points:
+    return [
+        (row["step"], row["loss"])
+        for row in rows
+        if row.get("kind") == kind and isinstance(row.get("loss"), int | float)
+    ]

@@ -1,0 +1,213 @@
+"""All that a run of training resumes from, in one object, and its way to and from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from truthgpt_services.training import trees
+from truthgpt_services.training.checkpoint_files import Contents
+from truthgpt_services.training.errors import CheckpointError
+from truthgpt_services.training.randomness import random_state, set_random_state
+
+Position = Mapping[str, Any]
+"""Where a loader is, as its `state_dict` returns it."""
+
+
+@runtime_checkable
+class ResumableLoader(Protocol):
+    """A loader that can go on where it was."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position after the last batch that was taken."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to such a position."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: the epoch under way, or the next one if the last is complete; from 0.
+        step: steps of the optimizer, those that were left out included.
+        tokens: tokens trained on, padding left out.
+        epoch_loss: the sum of the losses of all targets of the epoch so far.
+        epoch_targets: how many these are.
+        evaluation_pending: an evaluation is due that did not come to its end.
+        metrics: of the newest evaluation.
+        metrics_step: when that was.
+        best: the lowest validation loss.
+        best_step: when it was reached.
+        evaluations_without_better: since then.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    tokens: int = 0
+    epoch_loss: float = 0.0
+    epoch_targets: int = 0
+    evaluation_pending: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    metrics_step: int | None = None
+    best: float | None = None
+    best_step: int | None = None
+    evaluations_without_better: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where the data and the random numbers were at some time."""
+
+    position: Position | None
+    random: Mapping[str, Any]
+
+
+@dataclass
+class TrainingState:
+    """What a run resumes from.
+
+    Attributes:
+        model: what is trained.
+        optimizer: of its parameters.
+        scheduler: of its learning rate, if there is one.
+        scaler: of its loss; one that is disabled does nothing.
+        progress: how far it has come.
+        position: of the loader after the last step; None at the beginning of an epoch.
+        guard: what the guard of the loop remembers.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler | None
+    scaler: torch.amp.GradScaler
+    progress: Progress = field(default_factory=Progress)
+    position: Position | None = None
+    guard: dict[str, Any] = field(default_factory=dict)
+
+    def capture(self, moment: Moment | None = None, *, metric: float | None = None) -> Contents:
+        """Return what a checkpoint holds. Its tensors are those that are trained, not copies.
+
+        Args:
+            moment: if given, the data and random numbers as they were then.
+            metric: the validation loss at this step, if it is known.
+
+        Raises:
+            CheckpointError: something cannot be put into a checkpoint.
+        """
+        training: dict[str, torch.Tensor] = {}
+        weights, aliases = _weights(self.model)
+        random = random_state() if moment is None else moment.random
+        state = {
+            "progress": asdict(self.progress),
+            "guard": self.guard,
+            "position": self.position if moment is None else moment.position,
+            "random": random,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "aliases": aliases,
+        }
+        encoded = {name: trees.encode(each, training, name) for name, each in state.items()}
+        return Contents(self.progress.step, encoded, weights, training, metric)
+
+    def restore(self, contents: Contents) -> None:
+        """Become what a checkpoint holds, in place.
+
+        The loader is not touched: `position` says where it goes. Random numbers are.
+
+        Raises:
+            CheckpointError: it is of another model, optimizer or schedule.
+        """
+        state = self._load(contents)
+        known = Progress.__dataclass_fields__
+        self.progress = Progress(**{k: v for k, v in state["progress"].items() if k in known})
+        self.guard = state["guard"]
+        self.position = state["position"]
+        set_random_state(state["random"])
+
+    def roll_back(self, contents: Contents) -> None:
+        """Take weights, optimizer, schedule and scaler from a checkpoint, and go on from here.
+
+        The data goes on where it is: the same batches would bring the same trouble again.
+
+        Raises:
+            CheckpointError: it is of another model, optimizer or schedule.
+        """
+        self._load(contents)
+
+    def _load(self, contents: Contents) -> dict[str, Any]:
+        state: dict[str, Any] = trees.decode(contents.state, contents.training)
+        _load_weights(self.model, contents.model, state["aliases"])
+        if (self.scheduler is None) != (state["scheduler"] is None):
+            has, had = ("no", "one") if self.scheduler is None else ("one", "none")
+            raise CheckpointError(
+                f"The run has {has} learning-rate schedule, and the checkpoint {had}",
+                hint="Resume with the configuration that it was made with.",
+            )
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+        except (ValueError, KeyError, RuntimeError, TypeError, IndexError) as error:
+            raise CheckpointError(
+                f"The checkpoint is of another optimizer or schedule: {error}",
+                hint="Resume with the configuration that it was made with.",
+            ) from error
+        return state
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model itself, if torch.compile wrapped it."""
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _weights(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return what training changes, each tensor once, and the other names of those with several."""
+    model = unwrapped(model)
+    frozen = {id(each) for each in model.parameters() if not each.requires_grad}
+    weights: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in frozen:
+            continue
+        if id(tensor) in seen:
+            aliases[name] = seen[id(tensor)]
+            continue
+        seen[id(tensor)] = name
+        weights[name] = tensor.detach()
+    return weights, aliases
+
+
+def _load_weights(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], aliases: Mapping[str, str]
+) -> None:
+    expected, expected_aliases = _weights(model)
+    if expected.keys() != weights.keys() or expected_aliases != dict(aliases):
+        different = sorted(expected.keys() ^ weights.keys())
+        example = f", such as {different[0]}" if different else ""
+        raise CheckpointError(
+            f"The checkpoint is of another model: {len(different)} weights are in one of them "
+            f"alone{example}",
+            hint="Resume with the model, and the choice of weights to train, of then.",
+        )
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
+            raise CheckpointError(
+                f"The checkpoint is of another model: {name} has the shape "
+                f"{tuple(weights[name].shape)} there, and {tuple(tensor.shape)} here"
+            )
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(weights[name])

@@ -1,0 +1,142 @@
+"""Conversations: what is learned of them is what the assistant says."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from truthgpt_services.data import DataError, DataLoaderFactory
+from truthgpt_services.data.file_sources import ChatLines
+from truthgpt_services.testing import END
+
+TURN = "[{{ m.role }}]\n{{ m.content }}" + END + "\n"
+ASKED = "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+PLAIN = "{% for m in messages %}" + TURN + "{% endfor %}" + ASKED
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}[assistant]\n"
+    "{% generation %}{{ m.content }}" + END + "{% endgeneration %}\n"
+    "{% else %}" + TURN + "{% endif %}{% endfor %}" + ASKED
+)
+CHAT = [
+    {"role": "system", "content": "You are short."},
+    {"role": "user", "content": "Hello?"},
+    {"role": "assistant", "content": "Hello there."},
+    {"role": "user", "content": "assistant, say hello there."},
+    {"role": "assistant", "content": "No."},
+]
+
+
+def with_template(tokenizer, template):
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+def learned(tokenizer, chats, **options):
+    """The texts that there is loss on, in the order of the conversations."""
+    given = {"max_length": 400, "batch_size": 100, "shuffle": False, "packing": False}
+    (batch,) = DataLoaderFactory.create_train_loader(chats, tokenizer, **(given | options))
+    found = []
+    for labels in batch["labels"].tolist():
+        parts: list[list[int]] = [[]]
+        for label in labels:
+            if label == -100:
+                parts.append([])
+            else:
+                parts[-1].append(label)
+        found.append([tokenizer.decode(part) for part in parts if part])
+    return found
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["found", "marked"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_only_the_assistants_turns_are_learned(tokenizer, template, packing):
+    """Each turn is learned with its end, and neither its header nor what others say."""
+    changed = with_template(tokenizer, template)
+    assert learned(changed, [CHAT], packing=packing) == [[f"Hello there.{END}", f"No.{END}"]]
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12),
+        min_size=1,
+        max_size=3,
+    )
+)
+@settings(max_examples=30)
+def test_turns_are_found_whatever_is_said(tokenizer, said):
+    """A turn that is found by rendering is the one that is said, in any script."""
+    chat = [{"role": role, "content": text} for text in said for role in ("user", "assistant")]
+    found = learned(with_template(tokenizer, PLAIN), [chat], max_length=512)
+    assert found == [[text + END for text in said]]
+
+
+def test_texts_and_conversations_can_be_mixed(tokenizer):
+    """All of a text is learned, in a data set with conversations too."""
+    changed = with_template(tokenizer, PLAIN)
+    found = learned(changed, ["one two", CHAT])
+    assert found[1] == [f"Hello there.{END}", f"No.{END}"]
+    assert found[0] == [tokenizer.decode(tokenizer("one two")["input_ids"][1:]) + END]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{% for m in messages[-2:] %}" + TURN + "{% endfor %}" + ASKED,
+            "changes what came before",
+        ),
+        ("{% for m in messages %}" + TURN + "{% endfor %}", "does not begin with what is said"),
+        ("{{ raise_exception('no system') }}", "template refuses.*no system"),
+        (None, "has no chat template"),
+    ],
+    ids=["forgets", "no prompt", "raises", "none"],
+)
+def test_a_template_that_does_not_tell_turns_apart_is_refused(tokenizer, template, said):
+    """Nothing is learned by mistake: a template that cannot be used is an error."""
+    with pytest.raises(DataError, match=said):
+        learned(with_template(tokenizer, template), [CHAT])
+
+
+def test_conversations_whose_answers_are_cut_off_are_an_error_before_training(tokenizer):
+    """An epoch without anything to learn never begins."""
+    changed = with_template(tokenizer, PLAIN)
+    chat = [{"role": "user", "content": "word " * 99}, {"role": "assistant", "content": "Yes."}]
+    for packing in (True, False):
+        with pytest.raises(DataError, match="within 20 tokens the assistant says nothing"):
+            learned(changed, [chat], max_length=20, packing=packing)
+    loader = DataLoaderFactory.create_train_loader([chat, CHAT], changed, 60, 2)
+    assert (loader.summary.left_out, loader.summary.rows) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"messages": "hello"}, 'field "messages" is no list of messages'),
+        ({"messages": []}, "has no message"),
+        ({"messages": ["hello"]}, "message 0 is no object"),
+        ({"messages": [{"role": "user"}]}, 'message 0 has no text as "content"'),
+        ({"chat": []}, 'has no field "messages"'),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "half a surrogate pair"),
+    ],
+)
+def test_a_line_that_is_no_conversation_is_named(tmp_path, line, said):
+    """The error has the file and the line."""
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": CHAT}) + "\n" + json.dumps(line) + "\n")
+    with pytest.raises(DataError, match=f"chats.jsonl:2.*{said}"):
+        list(ChatLines(str(path)).texts())
+
+
+def test_conversations_are_read_from_json_lines(tmp_path, tokenizer):
+    """A file of conversations is a data set to train on."""
+    path = tmp_path / "chats.jsonl"
+    path.write_text((json.dumps({"messages": CHAT}) + "\n") * 2)
+    source = ChatLines(str(path))
+    assert [chat.messages for chat in source.texts()] == [CHAT, CHAT]
+    found = learned(with_template(tokenizer, PLAIN), source)
+    assert found == [[f"Hello there.{END}", f"No.{END}"]] * 2

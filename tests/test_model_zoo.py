@@ -190,3 +190,12 @@ def test_a_quantized_model_that_decodes_in_one_call_is_not_compiled_besides(
         handle.remove()
     assert notes == []
     assert not service.make_optimization("torch_compile", {}).was_used(both)
+
+
+def test_a_mix_can_be_looked_for_in_memory(service: ModelService) -> None:
+    """`scheme=auto` takes its text and its bound from whoever applies it."""
+    auto = service.make_optimization("quantize", {"scheme": "auto"})
+    tokens = list(range(5, 69))
+    model = service.optimize_model(make("llama"), [auto], tokens=tokens, max_kl=10.0)
+    schemes = {each.scheme for each in model.modules() if hasattr(each, "scheme")}
+    assert schemes == {"int4"}

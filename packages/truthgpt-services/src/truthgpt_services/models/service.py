@@ -91,6 +91,9 @@ class ModelService:
         name: str,
         optimizations: Sequence[str | Optimization[Any]],
         options: Mapping[str, Any] | None = None,
+        *,
+        tokens: Sequence[int] = (),
+        max_kl: float | None = None,
     ) -> Any:
         """Load a model and apply optimizations to it, in the order that they declare.
 
@@ -101,6 +104,8 @@ class ModelService:
             name: as for `load_model`. What TruthGPT has optimized keeps its optimizations.
             optimizations: as for `optimize_model`.
             options: as for `load_model`.
+            tokens: as for `apply`.
+            max_kl: as for `apply`.
 
         Returns:
             The optimized model, in evaluation mode.
@@ -119,9 +124,11 @@ class ModelService:
         model = None
         for optimization in in_order(made):
             if model is None:
-                model = self.load_and_apply(name, optimization, options).model
+                model = self.load_and_apply(
+                    name, optimization, options, tokens=tokens, max_kl=max_kl
+                ).model
             else:
-                model = self.apply(optimization, model).model
+                model = self.apply(optimization, model, tokens=tokens, max_kl=max_kl).model
         return self.load_model(name, options) if model is None else model
 
     def load_unfinished(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
@@ -184,12 +191,21 @@ class ModelService:
         """
         return load_tokenizer(self._directory(name))
 
-    def optimize_model(self, model: Any, optimizations: Sequence[str | Optimization[Any]]) -> Any:
+    def optimize_model(
+        self,
+        model: Any,
+        optimizations: Sequence[str | Optimization[Any]],
+        *,
+        tokens: Sequence[int] = (),
+        max_kl: float | None = None,
+    ) -> Any:
         """Apply optimizations to a model, in the order that they declare, and measure nothing.
 
         Args:
             model: changed in place where the optimization can.
             optimizations: names, or optimizations with their options.
+            tokens: as for `apply`.
+            max_kl: as for `apply`.
 
         Returns:
             The optimized model.
@@ -198,7 +214,7 @@ class ModelService:
             OptimizationError: one is unknown, given twice, or cannot be done.
         """
         for optimization in in_order(self._made(optimizations)):
-            model = self.apply(optimization, model).model
+            model = self.apply(optimization, model, tokens=tokens, max_kl=max_kl).model
         return model
 
     def make_optimization(self, name: str, options: Mapping[str, Any]) -> Optimization[Any]:

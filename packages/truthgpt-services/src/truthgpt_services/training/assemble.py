@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,8 @@ def new_model(architecture: ArchitectureSection, vocabulary: int) -> Any:
 
 def _with_lora(model: Any, lora: LoraSection, checkpointing: bool) -> nn.Module:
     try:
-        from peft import LoraConfig, get_peft_model
+        # By its name: its types are not there where it is not installed.
+        peft: Any = import_module("peft")
     except ImportError as error:
         raise TrainingError(
             f"The section lora needs peft, which cannot be imported: {error}",
@@ -224,12 +226,12 @@ def _with_lora(model: Any, lora: LoraSection, checkpointing: bool) -> nn.Module:
         model.enable_input_require_grads()
     try:
         with quiet():
-            made: nn.Module = get_peft_model(
+            made: nn.Module = peft.get_peft_model(
                 model,
-                LoraConfig(
+                peft.LoraConfig(
                     task_type="CAUSAL_LM",
                     r=lora.rank,
-                    lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                    lora_alpha=lora.alpha,
                     lora_dropout=lora.dropout,
                     target_modules=lora.targets or "all-linear",
                 ),

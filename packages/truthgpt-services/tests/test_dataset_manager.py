@@ -153,7 +153,7 @@ def test_a_mistyped_source_is_suggested(load):
     """The error names the kind of source that was meant, and all there are."""
     with pytest.raises(UnknownComponentError) as caught:
         load("jsnol", "corpus.jsonl")
-    assert 'Did you mean "jsonl"? It has: csv, huggingface, jsonl' in str(caught.value)
+    assert 'Did you mean "jsonl"? It has: chat, csv, huggingface, jsonl' in str(caught.value)
 
 
 def test_wrong_options_are_reported_together(load):

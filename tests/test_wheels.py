@@ -138,7 +138,7 @@ ENTRY_POINTS = {
     "core": {"console_scripts": ["truthgpt"]},
     "services": {
         "truthgpt.plugins": ["services"],
-        "truthgpt.commands": ["convert", "generate", "optimize"],
+        "truthgpt.commands": ["compare", "convert", "eval", "generate", "optimize", "train"],
     },
     "plugin-quantize": {"truthgpt.plugins": ["quantize"], "truthgpt.optimizations": ["quantize"]},
     "plugin-compile": {

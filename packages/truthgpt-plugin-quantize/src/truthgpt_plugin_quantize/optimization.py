@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -38,6 +39,8 @@ from truthgpt_plugin_quantize.schemes import (
 
 if TYPE_CHECKING:
     from truthgpt_plugin_quantize.searching import Found
+
+logger = logging.getLogger(__name__)
 
 
 def _as_list(value: Any) -> Any:
@@ -237,7 +240,8 @@ class Quantize(Optimization[QuantizeOptions]):
         kernel = self._kernel(context.device)
         plan = make_plan(model, self._wanted(self.options, kernel))
         if kernel == "native" and choose_kernel() != "native":
-            # Made where there was a C++ compiler: here the same weights are computed slowly.
+            # Made where there was a C++ compiler.
+            logger.warning("Quantized layers run slowly here: there is no C++ compiler that works")
             kernel = "dequantize"
         for name, scheme in plan.schemes.items():
             linear = model.get_submodule(name)

@@ -7,6 +7,7 @@ from typing import Any
 from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext
+from truthgpt_core.training_backend import TrainingBackend
 
 
 def make_factories() -> dict[str, DynamicFactory[Any]]:
@@ -17,6 +18,9 @@ def make_factories() -> dict[str, DynamicFactory[Any]]:
         "dataset_factory": DynamicFactory(name="dataset_factory"),
         "model_source_factory": DynamicFactory(name="model_source_factory"),
         "optimization_factory": DynamicFactory(Optimization, name="optimization_factory"),
+        "training_backend_factory": DynamicFactory(
+            TrainingBackend, name="training_backend_factory"
+        ),
     }
 
 

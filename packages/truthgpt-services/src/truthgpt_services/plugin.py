@@ -14,6 +14,7 @@ from truthgpt_core.errors import in_one_line
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import Plugin
+from truthgpt_core.training_backend import TrainingBackend
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigSections
@@ -55,13 +56,16 @@ class ServicesPlugin(Plugin):
 
     @hookimpl
     def register_components(self, factories: Mapping[str, DynamicFactory[Any]]) -> None:
-        """Register sources of models and of texts, optimizers and learning-rate schedules."""
+        """Register sources of models and of texts, and what training is made of."""
         from truthgpt_services.data.file_sources import ChatLines, CsvFiles, JsonLines, TextFiles
         from truthgpt_services.data.library_sources import HubDataset, ParquetFiles
         from truthgpt_services.data.python_docs import PythonDocs
         from truthgpt_services.models.sources import HubSource, LocalSource, PackageSource
         from truthgpt_services.training.optimizers import OPTIMIZER_ALIASES, OPTIMIZERS
         from truthgpt_services.training.schedulers import SCHEDULERS
+
+        backends = factories["training_backend_factory"]
+        backends.register(TrainingBackend.name, TrainingBackend)
 
         for source in (PackageSource, LocalSource, HubSource):
             factories["model_source_factory"].register(source.name, source)
@@ -118,9 +122,9 @@ class ServicesPlugin(Plugin):
     @hookimpl(trylast=True)
     def make_training_step(self, model: Any) -> Callable[[Mapping[str, Any]], Any]:
         """Call the model, and sum the losses of what it predicts."""
-        from truthgpt_services.training.batches import summed_loss
+        from truthgpt_services.training.compiling import own_step
 
-        return partial(summed_loss, model)
+        return own_step(model)
 
 
 def _register_lazily(factory: DynamicFactory[Any], components: Mapping[str, str]) -> None:

@@ -158,12 +158,25 @@ class TrainingSection(Section):
     scheduler_options: dict[str, Any] = Field(
         default_factory=dict, description="What the schedule takes besides warmup and all steps."
     )
+    backend: str = Field(
+        default="auto",
+        min_length=1,
+        description="Where training runs, by the name it is registered as; auto is the one whose "
+        "launcher started the process, else local.",
+    )
+    backend_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the backend takes, such as sharding."
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="The type that matrix products are computed in; auto is bfloat16 where the "
         "machine has instructions for it, else float32.",
     )
-    compile: bool = Field(default=False, description="Compile the model with torch.compile.")
+    compile: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Compile the training step with torch.compile; auto does where the whole run "
+        "is long enough for that to repay itself.",
+    )
     eval_steps: int | None = Field(
         default=None, ge=1, description="Steps from one evaluation to the next, besides epochs."
     )

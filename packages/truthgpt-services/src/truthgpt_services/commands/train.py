@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 from truthgpt_core.errors import TruthGPTError
 
 if TYPE_CHECKING:
+    from truthgpt_core.config import ConfigManager
     from truthgpt_services.training.assemble import Assembled
     from truthgpt_services.training.checkpoints import Found
 
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
 def train(config: Path, resume: bool, overrides: tuple[str, ...], device: str) -> None:
     """Train or fine-tune a model, as the YAML file CONFIG says.
 
-    Its output_dir gets checkpoints, metrics.jsonl, loss.svg and, in the end, the trained
-    model as the directory "model", which every other command takes. SIGTERM and Ctrl-C save a
-    checkpoint and leave; Ctrl-C twice leaves at once. --resume goes on after anything.
+    Its output_dir gets checkpoints, metrics.jsonl, loss.svg, logs for TensorBoard if that is
+    installed and, in the end, the trained model as the directory "model", which every other
+    command takes. SIGTERM and Ctrl-C save a checkpoint and leave; Ctrl-C twice leaves at once.
+    --resume goes on after anything. `truthgpt config schema` has every key of CONFIG.
 
     \b
       truthgpt train examples/train.yaml
@@ -60,9 +63,12 @@ def train(config: Path, resume: bool, overrides: tuple[str, ...], device: str) -
 def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) -> None:
     from truthgpt_core.config import ConfigManager
     from truthgpt_core.event_system import get_event_emitter
+    from truthgpt_core.optimization import no_progress
     from truthgpt_core.plugin_system import get_plugin_manager
     from truthgpt_services.commands.progress import shown_progress
+    from truthgpt_services.report.formatting import visible
     from truthgpt_services.training.assemble import assemble, save_trained
+    from truthgpt_services.training.backends import choose_backend
     from truthgpt_services.training.signals import StopSignals
     from truthgpt_services.training.watching import (
         MetricsFile,
@@ -76,35 +82,64 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
     config = ConfigManager.load_config(path, overrides)
     output = Path(config.output_dir)
     _refuse_to_mix(output, resume)
-    with StopSignals() as signals, shown_progress() as progress:
+    with StopSignals() as signals:
         signals.leave_at_once(True)
-        assembled = assemble(config, plugins, device=device, progress=progress)
+        backend = choose_backend(config.training, plugins)
+        with shown_progress() if backend.is_main else nullcontext(no_progress) as progress:
+            assembled = assemble(config, plugins, device=device, progress=progress, backend=backend)
         service = assembled.service
         found = service.resume() if resume else None
-    _tell_found(found, resume)
-    emitter = get_event_emitter()
-    run_device = next(assembled.model.parameters()).device
-    listeners: list[Any] = [
-        MetricsFile(output / "metrics.jsonl", after=service.progress.step, emitter=emitter),
-        TensorBoardLog(output / "tensorboard", emitter),
-        ProgressLine(emitter, assembled.total_steps, run_device),
-    ]
+    listeners: list[Any] = []
+    if backend.is_main:
+        service.signals.say = _say_at_once
+        _tell_found(found, resume)
+        _tell_run(assembled, config)
+        emitter = get_event_emitter()
+        run_device = next(assembled.model.parameters()).device
+        step = service.progress.step
+        listeners = [
+            MetricsFile(output / "metrics.jsonl", after=step, emitter=emitter),
+            TensorBoardLog(output / "tensorboard", emitter, after=step),
+            ProgressLine(emitter, assembled.total_steps, run_device),
+        ]
 
     def show_samples() -> None:
         prompts, tokens = config.training.sample_prompts, config.training.sample_tokens
+        # By all processes, each of which may hold a part of the model alone.
         for text in sample(assembled.model, assembled.tokenizer, prompts, tokens):
-            click.echo(f"  | {' '.join(text.split())}")
+            if backend.is_main:
+                click.echo(f"  | {visible(' '.join(text.split()))}")
+
+    def evaluate_besides() -> None:
+        # Whoever evaluates each few steps sees what there was before the first, and what
+        # there is after the last. The run itself takes no note of it, and resumes the same.
+        if config.training.eval_steps is not None and assembled.val_loader is not None:
+            service.evaluate(assembled.model, assembled.val_loader)
+            show_samples()
 
     try:
-        metrics = service.run(on_evaluated=show_samples)
+        if service.progress.step == 0:
+            evaluate_besides()
+        resumed_at = service.progress.step
+        service.run(on_evaluated=show_samples)
+        progressed = service.progress
+        if resumed_at < progressed.step != progressed.metrics_step:
+            evaluate_besides()
     finally:
         for listener in listeners:
             listener.close()
-        _draw(output)
+        if backend.is_main:
+            _draw(output)
     save_trained(
-        assembled.model, assembled.tokenizer, output / "model", source=config.model.name_or_path
+        assembled.model,
+        assembled.tokenizer,
+        output / "model",
+        source=config.model.name_or_path,
+        backend=backend,
     )
-    _show_result(assembled, metrics, output)
+    backend.close()
+    if backend.is_main:
+        _show_result(output)
 
 
 def _refuse_to_mix(output: Path, resume: bool) -> None:
@@ -126,6 +161,31 @@ def _tell_found(found: Found | None, resume: bool) -> None:
         click.echo("There is no checkpoint yet: training begins at the beginning", err=True)
 
 
+def _tell_run(assembled: Assembled, config: ConfigManager) -> None:
+    from truthgpt_services.training.precision import choose_precision
+    from truthgpt_services.training.summary import describe_run
+
+    device = next(assembled.model.parameters()).device
+    lines = describe_run(
+        assembled.model,
+        assembled.train_loader,
+        assembled.val_loader,
+        config.training,
+        precision=choose_precision(config.training.precision, device),
+        total_steps=assembled.total_steps,
+    )
+    for line in lines:
+        click.echo(line, err=True)
+
+
+def _say_at_once(name: str) -> None:
+    # Not through a stream, which the signal may have interrupted in the middle of writing.
+    os.write(
+        2,
+        f"\ntruthgpt: {name}: saving after this step; Ctrl-C again leaves at once\n".encode(),
+    )
+
+
 def _draw(output: Path) -> None:
     from truthgpt_services.training.loss_plot import loss_plot
     from truthgpt_services.training.watching import read_metrics
@@ -135,24 +195,11 @@ def _draw(output: Path) -> None:
     )
 
 
-def _show_result(assembled: Assembled, metrics: dict[str, float], output: Path) -> None:
+def _show_result(output: Path) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from truthgpt_services.report.formatting import number
+    from truthgpt_services.training.summary import print_result
     from truthgpt_services.training.watching import read_metrics
 
-    rows = [row for row in read_metrics(output / "metrics.jsonl") if row["kind"] == "evaluation"]
-    table = Table(title="Training")
-    table.add_column("")
-    table.add_column("first", justify="right")
-    table.add_column("last", justify="right")
-    for name, key in (("validation loss", "loss"), ("validation perplexity", "perplexity")):
-        if rows and rows[0].get(key) is not None and rows[-1].get(key) is not None:
-            table.add_row(name, number(rows[0][key], 4), number(rows[-1][key], 4))
-    if "loss" in metrics:
-        table.add_row("training loss of the last epoch", "", number(metrics["loss"], 4))
-    table.add_row("steps", "", number(metrics["step"]))
-    table.add_row("tokens", "", number(metrics["tokens"]))
-    Console().print(table)
-    click.echo(f"The model is in {output / 'model'}")
+    print_result(read_metrics(output / "metrics.jsonl"), Console())
+    click.echo(f"The model is in {output / 'model'}, a plot of its losses in {output / 'loss.svg'}")

@@ -12,22 +12,25 @@ from typing import Any
 
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from truthgpt_core.config import ConfigManager
+from truthgpt_core.config import ConfigManager, plain_config
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.plugin_system import PluginManager
+from truthgpt_core.training_backend import TrainingBackend
 from truthgpt_services.data import DataLoaderFactory, DatasetManager
 from truthgpt_services.models.loading import pick_device, quiet
 from truthgpt_services.models.service import ModelService
 from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error
+from truthgpt_services.training.backends import choose_backend
 from truthgpt_services.training.errors import TrainingError
-from truthgpt_services.training.optimizers import parameter_groups
+from truthgpt_services.training.optimizers import fast_options, parameter_groups
 from truthgpt_services.training.randomness import seed_all
 from truthgpt_services.training.run import count_steps
 from truthgpt_services.training.sections import ArchitectureSection, LoraSection
 from truthgpt_services.training.service import TrainingService
+from truthgpt_services.training.state import whole_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ def assemble(
     *,
     device: str = "auto",
     progress: Progress = no_progress,
+    backend: TrainingBackend | None = None,
 ) -> Assembled:
     """Make all that a training configuration names, and configure a service with it.
 
@@ -65,21 +69,32 @@ def assemble(
         plugins: where sources of data, optimizers and schedules come from.
         device: where to train.
         progress: told about work that takes seconds; it may raise, to stop.
+        backend: in how many processes to train; as the configuration says if None.
 
     Raises:
         TruthGPTError: something is not there or does not fit.
     """
+    backend = backend or choose_backend(config.training, plugins)
+    device = backend.device(device)
     seed_all(config.seed)
     progress("Loading the model", 0, 0)
     models = ModelService(plugins, progress=progress)
-    tokenizer = models.load_tokenizer(config.model.name_or_path)
-    model = _model(config, models, tokenizer, device)
-    progress("Preparing the texts", 0, 0)
-    train_loader, val_loader = _loaders(config, plugins, model, tokenizer, progress)
+    # What is made first is in the cache for the other processes.
+    with backend.main_first():
+        tokenizer = models.load_tokenizer(config.model.name_or_path)
+        model = _model(config, models, tokenizer, device)
+        progress("Preparing the texts", 0, 0)
+        train_loader, val_loader = _loaders(config, plugins, model, tokenizer, progress)
     training = config.training
-    optimizer = plugins.factories["optimizer_factory"].create_from_config(
-        {"name": training.optimizer, "parameters": training.optimizer_options},
-        parameter_groups(model, training.weight_decay),
+    optimizers = plugins.factories["optimizer_factory"]
+    groups = parameter_groups(model, training.weight_decay)
+    chosen = optimizers.get_class(training.optimizer)
+    optimizer = optimizers.create_from_config(
+        {
+            "name": training.optimizer,
+            "parameters": fast_options(chosen, training.optimizer_options, groups),
+        },
+        groups,
         lr=training.learning_rate,
     )
     total = count_steps(train_loader, training)
@@ -93,7 +108,12 @@ def assemble(
         scheduler=make_scheduler(config, plugins, optimizer, total),
         device=device,
         output_dir=config.output_dir,
+        backend=backend,
+        whole_config=plain_config(config),
     )
+    if backend.rank > 0:
+        # The weights begin the same; what is dropped out does not.
+        seed_all((config.seed + backend.rank) % 2**32)
     return Assembled(service, model, tokenizer, train_loader, val_loader, total)
 
 
@@ -134,25 +154,31 @@ def make_scheduler(
     return made
 
 
-def save_trained(model: Any, tokenizer: Any, directory: Path, *, source: str) -> None:
-    """Save what was trained as an ordinary transformers directory.
+def save_trained(
+    model: Any, tokenizer: Any, directory: Path, *, source: str, backend: TrainingBackend
+) -> None:
+    """Save what was trained as an ordinary transformers directory; all processes call this.
 
     Args:
         model: one of peft is merged into the model that it was made of.
         tokenizer: is saved beside.
         directory: one that TruthGPT wrote is replaced.
         source: what the model was before.
+        backend: where it was trained.
 
     Raises:
         OutputError: it cannot be written, or something else is there.
     """
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    weights = whole_weights(model, backend)
+    if not backend.is_main:
+        return
     marker = {"format": 1, "kind": "trained", "source": source, "steps": []}
     with StagedDirectory(directory, overwrite=True) as staged:
         try:
             with quiet():
-                model.save_pretrained(staged.path)
+                model.save_pretrained(staged.path, state_dict=weights)
                 tokenizer.save_pretrained(staged.path)
             (staged.path / MARKER).write_text(json.dumps(marker), encoding="utf-8")
         except Exception as error:
@@ -167,6 +193,10 @@ def _model(config: ConfigManager, models: ModelService, tokenizer: Any, device: 
     architecture: ArchitectureSection | None = config.architecture
     if architecture is not None:
         model = new_model(architecture, len(tokenizer)).to(pick_device(device))
+        for kind in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            # Else it would stop at tokens of Llama's own tokenizer.
+            for settings in (model.config, model.generation_config):
+                setattr(settings, kind, getattr(tokenizer, kind))
         if section.gradient_checkpointing:
             model.gradient_checkpointing_enable()
     else:
@@ -198,8 +228,9 @@ def new_model(architecture: ArchitectureSection, vocabulary: int) -> Any:
             hint="Choose heads that divide hidden_size, and kv_heads that divide heads.",
         )
     inner = architecture.intermediate_size or -(-architecture.hidden_size * 8 // 3 // 32) * 32
-    return LlamaForCausalLM(
-        LlamaConfig(
+    with quiet():
+        made = AutoConfig.for_model(
+            "llama",
             vocab_size=vocabulary,
             hidden_size=architecture.hidden_size,
             intermediate_size=inner,
@@ -209,7 +240,7 @@ def new_model(architecture: ArchitectureSection, vocabulary: int) -> Any:
             max_position_embeddings=architecture.context,
             tie_word_embeddings=architecture.tied,
         )
-    )
+        return AutoModelForCausalLM.from_config(made)
 
 
 def _with_lora(model: Any, lora: LoraSection, checkpointing: bool) -> nn.Module:

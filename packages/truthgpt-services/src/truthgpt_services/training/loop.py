@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from torch import nn
 
 from truthgpt_core.event_system import EventType
-from truthgpt_services.training.batches import Group, groups, to_device
+from truthgpt_core.training import TrainingProgress
+from truthgpt_services.training.batches import Group, groups
+from truthgpt_services.training.compiling import TrainingStep
 from truthgpt_services.training.errors import TrainingError
+from truthgpt_services.training.flops import count_flops
 from truthgpt_services.training.guards import why_stop_early
 from truthgpt_services.training.precision import autocast
 from truthgpt_services.training.run import EvaluationInterrupted, Run
@@ -34,17 +38,17 @@ def train(run: Run, until_epoch: int) -> str | None:
     model, optimizer = state.model, state.optimizer
     scheduler, scaler = state.scheduler, state.scaler
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    loss_of = run.hooks.make_training_step(model=model)
-    assert loss_of is not None, "the services' own implementation returns something"
-    should_stop, should_evaluate = run.hooks.should_stop_training, run.hooks.should_evaluate
-    should_save = run.hooks.should_save
+    backend = state.backend
+    loss_of, flops = TrainingStep(run), count_flops(model)
 
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    if settings.non_finite == "roll_back" and run.store.newest().path is None:
+    if settings.non_finite == "roll_back" and run.newest().path is None:
         run.save()
     if progress.evaluation_pending and run.validation is not None:
         _evaluate_or_leave(run)
+        # The checkpoint of this step was saved before it was known how good it is.
+        run.save()
     reason = _why_end(run)
 
     while progress.epoch < until_epoch and reason is None:
@@ -63,21 +67,26 @@ def train(run: Run, until_epoch: int) -> str | None:
             start = run.moment(group.before) if len(group.batches) > 1 else None
 
             # Each loss is divided by the targets of the whole group, so that its gradient is
-            # that of one large batch, however the targets are spread.
+            # that of one large batch, however the targets are spread. Between processes a
+            # backend takes the mean of gradients, not their sum.
+            share = group.targets / backend.processes
             summed = torch.zeros((), device=run.device)
             for number, batch in enumerate(group.batches, start=1):
-                with autocast(run.precision, run.device):
-                    loss = loss_of(to_device(batch, run.device))
-                scaler.scale(loss / group.targets).backward()
+                more = number < len(group.batches)
+                with backend.accumulating(run.prepared) if more else nullcontext():
+                    with autocast(run.precision, run.device):
+                        loss = loss_of(run.share(batch))
+                    scaler.scale(loss / share).backward()
                 summed += loss.detach()
-                if run.signals.pending and number < len(group.batches):
+                if more and run.leaving:
                     # A resumed run begins the group anew: gradients are not saved.
                     optimizer.zero_grad(set_to_none=True)
                     raise run.leave(start)
 
             scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-            mean, size = torch.stack((summed / group.targets, norm.float())).tolist()
+            norm = backend.whole(nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+            loss, norm = run.total(summed), norm.float().to(run.device)
+            mean, size = torch.stack((loss / group.targets, norm)).tolist()
             where = f"step {step}, {group} of epoch {epoch}"
             refused = run.guard.check(mean, size, where, scaled=scaler.is_enabled())
             rate = float(optimizer.param_groups[0]["lr"])
@@ -115,6 +124,7 @@ def train(run: Run, until_epoch: int) -> str | None:
                     "lr": rate,
                     "grad_norm": size,
                     "tokens": group.tokens,
+                    "flops": flops and sum(map(flops.of, group.batches)),
                     "tokens_per_second": group.tokens / max(seconds, 1e-9),
                     "refused": refused is not None,
                 },
@@ -122,23 +132,17 @@ def train(run: Run, until_epoch: int) -> str | None:
             run.tell_saved(run.store.finished())
 
             told = run.told(mean, group.last, epoch)
+            evaluate, save, stop = run.asked(told)
+            by_epochs = run.evaluate_epochs
             if run.validation is not None and _due(
-                should_evaluate(progress=told),
-                settings.eval_steps,
-                settings.eval_interval if run.evaluate_epochs else None,
-                told,
+                evaluate, settings.eval_steps, by_epochs and settings.eval_interval, told
             ):
                 _evaluate_or_leave(run)
-            if _due(
-                should_save(progress=told),
-                settings.save_steps,
-                settings.save_interval if run.evaluate_epochs else None,
-                told,
-            ):
+            if _due(save, settings.save_steps, by_epochs and settings.save_interval, told):
                 run.save()
-            if run.signals.pending:
+            if run.leaving:
                 raise run.leave()
-            reason = _why_end(run) or should_stop(progress=told)
+            reason = _why_end(run) or stop
             if reason is not None:
                 break
             began = perf_counter()
@@ -156,13 +160,13 @@ def train(run: Run, until_epoch: int) -> str | None:
     return reason
 
 
-def _due(asked: bool | None, steps: int | None, epochs: int | None, told: Any) -> bool:
-    """Return whether to evaluate or to save now: plugins say, else the intervals."""
+def _due(asked: bool | None, steps: int | None, epochs: int, told: TrainingProgress) -> bool:
+    """Return whether something is due: plugins say so, else the intervals, of 0 for never."""
     if asked is not None:
         return asked
     if steps is not None and told.step % steps == 0:
         return True
-    return bool(told.last_of_epoch and epochs is not None and (told.epoch + 1) % epochs == 0)
+    return bool(told.last_of_epoch and epochs and (told.epoch + 1) % epochs == 0)
 
 
 def _evaluate_or_leave(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,9 +16,11 @@ from truthgpt_core.config.sections import TrainingSection
 from truthgpt_core.event_system import EventType
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.training import TrainingProgress
+from truthgpt_core.training_backend import TrainingBackend
+from truthgpt_services.training.backends import share_of
 from truthgpt_services.training.batches import Batch, count_targets, summed_loss, to_device
 from truthgpt_services.training.checkpoint_files import read_checkpoint
-from truthgpt_services.training.checkpoints import CheckpointStore
+from truthgpt_services.training.checkpoints import CheckpointStore, Found
 from truthgpt_services.training.errors import TrainingError, TrainingInterrupted
 from truthgpt_services.training.guards import StepGuard, note_evaluation
 from truthgpt_services.training.precision import autocast
@@ -43,8 +46,9 @@ class Run:
         validation: the batches to evaluate on, if there are any.
         device: where the model is.
         precision: in which matrix products are computed.
+        prepared: the model as the backend has it called in training.
         hooks: of the plugins.
-        store: of its checkpoints.
+        store: of its checkpoints; the main process alone writes.
         signals: that may end it.
         emit: tells an event.
         guard: judges each step.
@@ -59,6 +63,7 @@ class Run:
     validation: Iterable[Batch] | None
     device: torch.device
     precision: str
+    prepared: Any
     hooks: Hooks
     store: CheckpointStore
     signals: StopSignals
@@ -66,6 +71,32 @@ class Run:
     guard: StepGuard
     evaluate_epochs: bool = True
     on_evaluated: Callable[[], None] = field(default=lambda: None)
+    _agreed: signal.Signals | None = None
+
+    @property
+    def backend(self) -> TrainingBackend:
+        """Where it trains."""
+        return self.state.backend
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a signal came; with several processes, whether `total` has told them so."""
+        return self.signals.pending if self.backend.processes == 1 else self._agreed is not None
+
+    def share(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return what this process computes of a batch, on its device."""
+        return to_device(share_of(batch, self.backend), self.device)
+
+    def total(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a loss over all processes, who learn of each other's signals by it."""
+        if self.backend.processes == 1:
+            return loss
+        pending = torch.full_like(loss, float(self.signals.pending))
+        total, signalled = self.backend.total(torch.stack((loss, pending)))
+        if signalled and self._agreed is None:
+            received = self.backend.gather(self.signals.received)
+            self._agreed = next(each for each in received if each is not None)
+        return total  # type: ignore[no-any-return]  # of a backend, whose tensors are Any
 
     @cached_property
     def total_steps(self) -> int | None:
@@ -104,6 +135,21 @@ class Run:
             metrics=dict(progress.metrics),
         )
 
+    def asked(self, told: TrainingProgress) -> tuple[bool | None, bool | None, str | None]:
+        """Return what plugins ask for after a step, those of the main process.
+
+        Returns:
+            Whether to evaluate and whether to save, None if nobody says, and why to stop.
+        """
+        hooks = self.hooks
+        return self.backend.broadcast(
+            (
+                hooks.should_evaluate(progress=told),
+                hooks.should_save(progress=told),
+                hooks.should_stop_training(progress=told),
+            )
+        )
+
     def note(self, about: str, note: str) -> None:
         """Tell of something that was found out."""
         step = self.state.progress.step
@@ -120,12 +166,17 @@ class Run:
             TrainingError: there is none.
         """
         self.store.wait()
-        found = self.store.newest()
+        found = self.newest()
         if found.path is None:
             raise TrainingError(f"{reason}, and there is no checkpoint to go back to")
         contents = read_checkpoint(found.path)
         self.state.roll_back(contents)
         self.note("roll_back", f"{reason}: back to the weights of step {contents.step}")
+
+    def newest(self) -> Found:
+        """Find the newest whole checkpoint, the same one for all processes."""
+        main = self.backend.is_main
+        return self.backend.broadcast(self.store.newest() if main else Found(None, ()))
 
     def evaluate(self) -> None:
         """Evaluate, and keep in mind whether the model is the best so far.
@@ -136,9 +187,7 @@ class Run:
         progress = self.state.progress
         assert self.validation is not None
         self.emit(EventType.EVALUATION_STARTED, {"step": progress.step})
-        metrics = evaluate(
-            self.state.model, self.validation, self.device, self.precision, self.signals
-        )
+        metrics = evaluate(self, self.state.model, self.validation, self.device)
         progress.metrics, progress.metrics_step = metrics, progress.step
         progress.evaluation_pending = False
         note_evaluation(progress, metrics["loss"], self.settings)
@@ -159,7 +208,10 @@ class Run:
         known = progress.metrics_step == progress.step
         metric = progress.metrics["loss"] if known else None
         self.tell_saved(self.store.wait())
-        return self.store.save(self.state.capture(moment, metric=metric))
+        contents = self.state.capture(moment, metric=metric)
+        if not self.backend.is_main:
+            return self.store.path_of(contents.step)
+        return self.store.save(contents)
 
     def tell_saved(self, path: Path | None) -> None:
         """Tell of a checkpoint that is complete."""
@@ -173,30 +225,24 @@ class Run:
         Args:
             moment: as for `TrainingState.capture`.
         """
-        signal = self.signals.received
-        assert signal is not None
+        received = self._agreed or self.signals.received
+        assert received is not None
         path = self.save(moment)
         self.tell_saved(self.store.wait())
-        return TrainingInterrupted(signal.name, signal.value, path)
+        return TrainingInterrupted(received.name, received.value, path)
 
 
 def evaluate(
-    model: Any,
-    loader: Iterable[Batch],
-    device: torch.device,
-    precision: str,
-    signals: StopSignals | None = None,
+    run: Run, model: Any, loader: Iterable[Batch], device: torch.device
 ) -> dict[str, float]:
-    """Return how well a model predicts.
-
-    Random numbers are left as they were, and the model in the mode it was in.
+    """Return how well a model predicts; all processes call this.
 
     Args:
+        run: in which processes and precision to compute; its signals are looked at after each
+            batch.
         model: on the device.
         loader: the batches.
         device: where to compute.
-        precision: in which matrix products are computed.
-        signals: looked at after each batch.
 
     Returns:
         `loss` in nats per token, `perplexity`, and `tokens` that were predicted.
@@ -209,12 +255,13 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        with kept_random_state(), torch.inference_mode():
+        with kept_random_state(), torch.no_grad():
             for batch in loader:
-                with autocast(precision, device):
-                    total += float(summed_loss(model, to_device(batch, device)))
+                with autocast(run.precision, device):
+                    loss = summed_loss(model, to_device(share_of(batch, run.backend), device))
+                total += float(run.total(loss))
                 targets += count_targets(batch)
-                if signals is not None and signals.pending:
+                if run.leaving:
                     raise EvaluationInterrupted
     finally:
         model.train(training)
@@ -223,10 +270,10 @@ def evaluate(
             "There is no token to predict in the validation data",
             hint="Look at its texts, or set data.validation_fraction.",
         )
-    loss = total / targets
-    perplexity = math.exp(loss) if loss < 700 else math.inf
+    loss_per_token = total / targets
+    perplexity = math.exp(loss_per_token) if loss_per_token < 700 else math.inf
     return {
-        "loss": loss,
+        "loss": loss_per_token,
         "perplexity": perplexity,
         "tokens": targets,
     }

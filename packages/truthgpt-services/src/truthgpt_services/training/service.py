@@ -17,7 +17,9 @@ from truthgpt_core.config.sections import TrainingSection
 from truthgpt_core.errors import did_you_mean, in_one_line
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
+from truthgpt_core.training_backend import TrainingBackend
 from truthgpt_services.models.loading import pick_device
+from truthgpt_services.training.backends import choose_backend
 from truthgpt_services.training.batches import Batch
 from truthgpt_services.training.checkpoint_files import (
     read_checkpoint,
@@ -52,6 +54,7 @@ class TrainingService:
         self._plugins = plugins or get_plugin_manager()
         self._signals = StopSignals()
         self._run: Run | None = None
+        self._told_config: Mapping[str, Any] = {}
         self._told_start = False
         self._told_end = False
         self._done_epochs = 0
@@ -68,6 +71,8 @@ class TrainingService:
         scaler: torch.amp.GradScaler | None = None,
         device: torch.device | str | None = None,
         output_dir: str | Path = "runs",
+        backend: TrainingBackend | None = None,
+        whole_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Say what to train, on what, and how. A run begins anew.
 
@@ -83,6 +88,9 @@ class TrainingService:
             scaler: of the loss; made for float16 if None.
             device: where to train; the first GPU or the CPU if None.
             output_dir: its folder `checkpoints` is where checkpoints go.
+            backend: in how many processes to train; as the configuration says if None.
+            whole_config: what `plain_config` returns. Those who listen are told it when
+                training starts, and trackers find their sections in it.
 
         Raises:
             TrainingError: the configuration is wrong.
@@ -91,18 +99,19 @@ class TrainingService:
         self._close()
         settings = read_settings(config)
         self._plugins.activate_all()
-        where = device if isinstance(device, torch.device) else pick_device(str(device or "auto"))
+        backend = backend or choose_backend(settings, self._plugins)
+        where = pick_device(backend.device(str(device or "auto")))
         precision = choose_precision(settings.precision, where)
         model.to(where)
-        if settings.compile:
-            model.compile()
         if not isinstance(train_loader, ResumableLoader):
             warnings.warn(
                 f"{type(train_loader).__name__} has no state_dict and load_state_dict, so training "
                 "that is resumed begins its epoch anew",
                 stacklevel=2,
             )
-        state = TrainingState(model, optimizer, scheduler, scaler or make_scaler(precision, where))
+        prepared = backend.prepare(model, optimizer)
+        scaler = scaler or make_scaler(precision, where)
+        state = TrainingState(model, optimizer, scheduler, scaler, backend)
         store = CheckpointStore(
             Path(output_dir) / "checkpoints",
             keep_last=settings.keep_last,
@@ -116,12 +125,15 @@ class TrainingService:
             validation=val_loader,
             device=where,
             precision=precision,
+            prepared=prepared,
             hooks=self._plugins.hooks,
             store=store,
             signals=self._signals,
             emit=self.emit,
             guard=StepGuard(settings),
         )
+        known = {"training": settings.model_dump(mode="json"), **(whole_config or {})}
+        self._told_config = {**known, "output_dir": str(output_dir)}
         self._told_start = self._told_end = False
         self._done_epochs = 0
 
@@ -174,7 +186,7 @@ class TrainingService:
                 it is of another model, optimizer or schedule.
         """
         run = self._configured()
-        found = run.store.newest() if path is None else Found(Path(path), ())
+        found = run.newest() if path is None else Found(Path(path), ())
         if found.path is None:
             if found.skipped:
                 reasons = "; ".join(each.reason for each in found.skipped)
@@ -257,7 +269,7 @@ class TrainingService:
         self.emit(EventType.EVALUATION_STARTED, {"step": step})
         with self._signals:
             try:
-                metrics = evaluate(model.to(where), loader, where, run.precision, self._signals)
+                metrics = evaluate(run, model.to(where), loader, where)
             except EvaluationInterrupted:
                 raise self._interrupted(run.leave()) from None
         self.emit(EventType.EVALUATION_FINISHED, {"step": step, "metrics": metrics})
@@ -298,6 +310,8 @@ class TrainingService:
         for tensors in (contents.model, contents.training):
             for name, tensor in tensors.items():
                 tensors[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
+        if not run.backend.is_main:
+            return path
         if path.exists():
             replace_checkpoint(path, contents)
         else:
@@ -308,6 +322,8 @@ class TrainingService:
     def emit(self, event_type: EventType, data: Mapping[str, Any]) -> None:
         """Tell an event. The start and the end of a run are told once, whoever tells them.
 
+        Of several processes, the main one alone tells.
+
         Args:
             event_type: what kind of news it is.
             data: what there is to tell.
@@ -316,11 +332,13 @@ class TrainingService:
             if self._told_start:
                 return
             self._told_start = True
+            data = {"config": self._told_config, **data}
         if event_type in (EventType.TRAINING_FINISHED, EventType.TRAINING_FAILED):
             if self._told_end:
                 return
             self._told_end = True
-        emit_event(event_type, data)
+        if self._run is None or self._run.backend.is_main:
+            emit_event(event_type, data)
 
     def finish(self) -> None:
         """Wait for checkpoints that are being written, and end the run.
@@ -346,7 +364,8 @@ class TrainingService:
         losses: dict[str, float] = {}
         try:
             with self._signals:
-                run.store.open()
+                if run.backend.is_main:
+                    run.store.open()
                 run.emit = self._listening(losses)
                 reason = train(run, until_epoch)
                 if reason is not None:
@@ -356,14 +375,18 @@ class TrainingService:
                     run.tell_saved(run.store.wait())
         except TrainingInterrupted as error:
             raise self._interrupted(error) from None
-        except BaseException as error:
-            if isinstance(error, Exception):
+        except BaseException as failure:
+            error: BaseException = failure
+            if isinstance(failure, Exception):
+                error = run.backend.explain(failure) or failure
                 # What is being written is waited for; that it fails too is no news any more.
                 with suppress(CheckpointError):
                     run.tell_saved(run.store.close())
             self.emit(
                 EventType.TRAINING_FAILED, {"step": progress.step, "reason": in_one_line(error)}
             )
+            if error is not failure:
+                raise error from failure
             raise
         finally:
             run.emit = self.emit
@@ -403,6 +426,8 @@ class TrainingService:
         scaler: torch.amp.GradScaler | None,
     ) -> None:
         state = run.state
+        if model is not state.model:
+            run.prepared = run.backend.prepare(model, optimizer)
         state.model, state.optimizer, state.scheduler = model, optimizer, scheduler
         state.scaler = scaler or state.scaler
 

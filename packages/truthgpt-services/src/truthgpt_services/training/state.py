@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from truthgpt_core.training_backend import TrainingBackend
 from truthgpt_services.training import trees
 from truthgpt_services.training.checkpoint_files import Contents
 from truthgpt_services.training.errors import CheckpointError
@@ -17,6 +18,9 @@ from truthgpt_services.training.randomness import random_state, set_random_state
 
 Position = Mapping[str, Any]
 """Where a loader is, as its `state_dict` returns it."""
+
+Compiled = tuple[int, ...] | Literal["padded", False] | None
+"""What steps are compiled for: batches of one shape, any padded one, none; None: undecided."""
 
 
 @runtime_checkable
@@ -79,20 +83,26 @@ class TrainingState:
         scheduler: of its learning rate, if there is one.
         scaler: of its loss; one that is disabled does nothing.
         progress: how far it has come.
+        backend: where it is trained. Of several processes, each holds this object.
         position: of the loader after the last step; None at the beginning of an epoch.
         guard: what the guard of the loop remembers.
+        compiled: whether steps are compiled, and what for.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler | None
     scaler: torch.amp.GradScaler
+    backend: TrainingBackend = field(default_factory=TrainingBackend)
     progress: Progress = field(default_factory=Progress)
     position: Position | None = None
     guard: dict[str, Any] = field(default_factory=dict)
+    compiled: Compiled = None
 
     def capture(self, moment: Moment | None = None, *, metric: float | None = None) -> Contents:
-        """Return what a checkpoint holds. Its tensors are those that are trained, not copies.
+        """Return what a checkpoint holds; all processes call this.
+
+        Its tensors are those that are trained, not copies. Only the main process has all.
 
         Args:
             moment: if given, the data and random numbers as they were then.
@@ -103,10 +113,11 @@ class TrainingState:
         """
         training: dict[str, torch.Tensor] = {}
         weights, aliases = _weights(self.model)
-        random = random_state() if moment is None else moment.random
+        random = self.backend.gather(random_state() if moment is None else moment.random)
         state = {
             "progress": asdict(self.progress),
             "guard": self.guard,
+            "compiled": self.compiled,
             "position": self.position if moment is None else moment.position,
             "random": random,
             "optimizer": self.optimizer.state_dict(),
@@ -115,10 +126,11 @@ class TrainingState:
             "aliases": aliases,
         }
         encoded = {name: trees.encode(each, training, name) for name, each in state.items()}
-        return Contents(self.progress.step, encoded, weights, training, metric)
+        whole, whole_training = self._whole(weights), self._whole(training)
+        return Contents(self.progress.step, encoded, whole, whole_training, metric)
 
     def restore(self, contents: Contents) -> None:
-        """Become what a checkpoint holds, in place.
+        """Become what a checkpoint holds, in place; all processes call this.
 
         The loader is not touched: `position` says where it goes. Random numbers are.
 
@@ -129,8 +141,10 @@ class TrainingState:
         known = Progress.__dataclass_fields__
         self.progress = Progress(**{k: v for k, v in state["progress"].items() if k in known})
         self.guard = state["guard"]
+        self.compiled = state.get("compiled")
         self.position = state["position"]
-        set_random_state(state["random"])
+        if self.backend.rank < len(state["random"]):
+            set_random_state(state["random"][self.backend.rank])
 
     def roll_back(self, contents: Contents) -> None:
         """Take weights, optimizer, schedule and scaler from a checkpoint, and go on from here.
@@ -144,7 +158,7 @@ class TrainingState:
 
     def _load(self, contents: Contents) -> dict[str, Any]:
         state: dict[str, Any] = trees.decode(contents.state, contents.training)
-        _load_weights(self.model, contents.model, state["aliases"])
+        self._load_weights(contents.model, state["aliases"])
         if (self.scheduler is None) != (state["scheduler"] is None):
             has, had = ("no", "one") if self.scheduler is None else ("one", "none")
             raise CheckpointError(
@@ -152,7 +166,9 @@ class TrainingState:
                 hint="Resume with the configuration that it was made with.",
             )
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            saved = self._parts(state["optimizer"])
+            self.optimizer.load_state_dict(saved)
+            self._give_back_types(saved)
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(state["scheduler"])
             if state["scaler"] and self.scaler.is_enabled():
@@ -163,6 +179,80 @@ class TrainingState:
                 hint="Resume with the configuration that it was made with.",
             ) from error
         return state
+
+    def _give_back_types(self, saved: Mapping[str, Any]) -> None:
+        """Replace what torch turned into the type of the weights, which may have fewer bits."""
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        for number, values in saved["state"].items():
+            loaded = self.optimizer.state[parameters[number]]
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and value.dtype != loaded[name].dtype:
+                    loaded[name] = value.to(loaded[name].device, copy=True)
+
+    def _load_weights(
+        self, weights: Mapping[str, torch.Tensor], aliases: Mapping[str, str]
+    ) -> None:
+        expected, expected_aliases = _weights(self.model)
+        if expected.keys() != weights.keys() or expected_aliases != dict(aliases):
+            different = sorted(expected.keys() ^ weights.keys())
+            example = f", such as {different[0]}" if different else ""
+            raise CheckpointError(
+                f"The checkpoint is of another model: {len(different)} weights are in one of them "
+                f"alone{example}",
+                hint="Resume with the model, and the choice of weights to train, of then.",
+            )
+        for name, tensor in expected.items():
+            if tensor.shape != weights[name].shape:
+                raise CheckpointError(
+                    f"The checkpoint is of another model: {name} has the shape "
+                    f"{tuple(weights[name].shape)} there, and {tuple(tensor.shape)} here"
+                )
+        with torch.no_grad():
+            for name, tensor in expected.items():
+                tensor.copy_(self.backend.part(weights[name], tensor))
+
+    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return tensors of which each process may hold a part, whole, in the main process."""
+        found = {}
+        for name, tensor in tensors.items():
+            whole = self.backend.whole(tensor)
+            # Else each process would come to hold the whole model.
+            if self.backend.is_main:
+                found[name] = whole
+        return found
+
+    def _parts(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """Return the state of an optimizer with what this process holds of each tensor."""
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        parts = {
+            number: {
+                name: self.backend.part(value, parameters[number])
+                if isinstance(value, torch.Tensor) and value.shape == parameters[number].shape
+                else value
+                for name, value in values.items()
+            }
+            for number, values in optimizer["state"].items()
+        }
+        return {**optimizer, "state": parts}
+
+
+def whole_weights(model: nn.Module, backend: TrainingBackend) -> dict[str, torch.Tensor] | None:
+    """Return the weights of a model of which each process may hold a part; all call this.
+
+    Returns:
+        They, with their names, in the main process; None elsewhere, and if the model has them.
+    """
+    if backend.processes == 1:
+        return None
+    made: dict[int, torch.Tensor] = {}
+    weights = {}
+    for name, tensor in unwrapped(model).state_dict(keep_vars=True).items():
+        if id(tensor) not in made:
+            whole = backend.whole(tensor.detach())
+            # Else each process would come to hold the whole model.
+            made[id(tensor)] = whole if backend.is_main else torch.empty(0)
+        weights[name] = made[id(tensor)]
+    return weights if backend.is_main else None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -188,26 +278,3 @@ def _weights(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
         seen[id(tensor)] = name
         weights[name] = tensor.detach()
     return weights, aliases
-
-
-def _load_weights(
-    model: nn.Module, weights: Mapping[str, torch.Tensor], aliases: Mapping[str, str]
-) -> None:
-    expected, expected_aliases = _weights(model)
-    if expected.keys() != weights.keys() or expected_aliases != dict(aliases):
-        different = sorted(expected.keys() ^ weights.keys())
-        example = f", such as {different[0]}" if different else ""
-        raise CheckpointError(
-            f"The checkpoint is of another model: {len(different)} weights are in one of them "
-            f"alone{example}",
-            hint="Resume with the model, and the choice of weights to train, of then.",
-        )
-    for name, tensor in expected.items():
-        if tensor.shape != weights[name].shape:
-            raise CheckpointError(
-                f"The checkpoint is of another model: {name} has the shape "
-                f"{tuple(weights[name].shape)} there, and {tuple(tensor.shape)} here"
-            )
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(weights[name])

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ import torch
 
 from truthgpt_core.event_system import Event, EventEmitter, EventType, Subscription
 from truthgpt_services.measuring.memory import peak
-from truthgpt_services.report.formatting import number, seconds, size
+from truthgpt_services.report.formatting import number, seconds, shortened, size
 from truthgpt_services.training.randomness import kept_random_state
 
 _KINDS = {
@@ -78,15 +80,17 @@ class TensorBoardLog:
     Args:
         directory: for its files.
         emitter: whose events are written.
+        after: a run that goes on begins after this step; what was written of later ones is
+            not shown any more.
     """
 
-    def __init__(self, directory: Path, emitter: EventEmitter) -> None:
+    def __init__(self, directory: Path, emitter: EventEmitter, *, after: int = 0) -> None:
         self._listening: list[Subscription] = []
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._writer = SummaryWriter(str(directory))
+        self._writer = SummaryWriter(str(directory), purge_step=after + 1 if after else None)
         self._listening = [
             emitter.on(kind, self._write)
             for kind in (EventType.TRAINING_STEP, EventType.EVALUATION_FINISHED)
@@ -126,11 +130,17 @@ class ProgressLine:
         self._device = device
         self._total = total
         self._output = output or sys.stderr
-        self._changes = self._output.isatty()
-        self._recent: deque[tuple[float, int]] = deque(maxlen=50)
+        self._changes = self._output.isatty() and os.environ.get("TERM") != "dumb"
+        # Tokens and seconds of the newest steps: evaluating and saving do not count.
+        self._recent: deque[tuple[int, float]] = deque(maxlen=50)
+        self._first: float | None = None
+        self._steps = 0
+        self._stepping = 0.0
         self._last = -math.inf
+        self._shown = ""
         self._listening = [
             emitter.on(EventType.TRAINING_STEP, self._step),
+            emitter.on(EventType.EVALUATION_STARTED, self._evaluating),
             emitter.on(EventType.EVALUATION_FINISHED, self._evaluation),
             emitter.on(EventType.TRAINING_NOTED, self._note),
         ]
@@ -139,12 +149,18 @@ class ProgressLine:
         """Show no more."""
         for each in self._listening:
             each.remove()
-        if self._changes:
+        if self._changes and self._shown:
             self._output.write("\n")
+            self._shown = ""
 
     def _step(self, event: Event) -> None:
         data, now = event.data, monotonic()
-        self._recent.append((now, data["tokens"]))
+        took = data["tokens"] / data["tokens_per_second"]
+        self._recent.append((data["tokens"], took))
+        if self._first is None:
+            self._first = now - took
+        self._steps += 1
+        self._stepping += took
         step = data["step"]
         last = step == self._total
         if not last and now - self._last < (0.2 if self._changes else _SECONDS_BETWEEN_LINES):
@@ -153,20 +169,28 @@ class ProgressLine:
         parts = [
             f"step {step}" if self._total is None else f"step {step}/{self._total}",
             f"loss {data['loss']:.4f}",
-            f"{number(self._speed(data))} tokens/s",
+            f"{number(self._tokens_per_second())} tokens/s",
         ]
-        if self._total is not None and len(self._recent) > 1:
-            each = (now - self._recent[0][0]) / (len(self._recent) - 1)
-            parts.append(f"{seconds(each * (self._total - step))} left")
+        if self._total is not None and not last:
+            # What is done between steps takes its share of the time that is left.
+            between = max(now - self._first - self._stepping, 0.0) / self._steps
+            left = (self._total - step) * (self._seconds_of_a_step() + between)
+            parts.append(f"{_roughly(left)} left")
         parts.append(size(peak(self._device)))
         self._show("  ".join(parts))
 
-    def _speed(self, data: Mapping[str, Any]) -> float:
-        if len(self._recent) < 2:
-            return float(data["tokens_per_second"])
-        elapsed = self._recent[-1][0] - self._recent[0][0]
-        tokens = sum(count for _, count in list(self._recent)[1:])
-        return tokens / max(elapsed, 1e-9)
+    def _tokens_per_second(self) -> float:
+        return sum(tokens for tokens, _ in self._recent) / max(self._in_steps(), 1e-9)
+
+    def _seconds_of_a_step(self) -> float:
+        return self._in_steps() / len(self._recent)
+
+    def _in_steps(self) -> float:
+        return sum(took for _, took in self._recent)
+
+    def _evaluating(self, event: Event) -> None:
+        if self._changes:
+            self._show(f"step {event.data['step']}: evaluating ...")
 
     def _evaluation(self, event: Event) -> None:
         metrics = event.data["metrics"]
@@ -177,12 +201,23 @@ class ProgressLine:
         self._say(event.data["note"])
 
     def _show(self, line: str) -> None:
-        self._output.write(f"\r\x1b[2K{line}" if self._changes else f"{line}\n")
+        if self._changes:
+            # A line that wraps cannot be written over, and would scroll the screen.
+            self._shown = shortened(line, max(shutil.get_terminal_size().columns - 1, 20))
+            self._output.write(f"\r\x1b[2K{self._shown}")
+        else:
+            self._output.write(f"{line}\n")
         self._output.flush()
 
     def _say(self, line: str) -> None:
         self._output.write(f"\r\x1b[2K{line}\n" if self._changes else f"{line}\n")
         self._output.flush()
+        self._shown = ""
+
+
+def _roughly(duration: float) -> str:
+    """Write a duration that is an estimate: in whole seconds."""
+    return seconds(duration) if duration >= 119.95 else f"{math.ceil(duration)} s"
 
 
 def sample(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[str]:
@@ -202,7 +237,7 @@ def sample(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[
     model.eval()
     texts = []
     try:
-        with kept_random_state(), torch.inference_mode():
+        with kept_random_state(), torch.no_grad():
             for prompt in prompts:
                 inputs = tokenizer(prompt, return_tensors="pt").to(device)
                 made = model.generate(

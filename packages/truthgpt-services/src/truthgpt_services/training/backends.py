@@ -1,0 +1,65 @@
+"""Training backends: which one a run has, and what each process has of a batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from truthgpt_core.config.sections import TrainingSection
+from truthgpt_core.plugin_system import PluginManager
+from truthgpt_core.training_backend import TrainingBackend
+from truthgpt_services.training.batches import IGNORED, Batch
+from truthgpt_services.training.errors import TrainingError
+
+
+def choose_backend(
+    settings: TrainingSection, plugins: PluginManager, environment: Mapping[str, str] = os.environ
+) -> TrainingBackend:
+    """Make the backend of a run.
+
+    Args:
+        settings: with its name and options.
+        plugins: where it comes from.
+        environment: where launchers leave how many processes they started.
+
+    Raises:
+        FactoryError: there is none of that name, or its options are wrong.
+        TrainingError: this is one of several processes, and the backend is for one.
+    """
+    factory = plugins.factories["training_backend_factory"]
+    name, options = settings.backend, settings.backend_options
+    if name == "auto":
+        launched = [
+            each for each in factory.names() if factory.get_class(each).launched(environment)
+        ]
+        # The options are for those who launch.
+        name, options = (launched[0], options) if launched else (TrainingBackend.name, {})
+    made: TrainingBackend = factory.create_from_config({"name": name, "parameters": options})
+    started = environment.get("WORLD_SIZE", "1")
+    if made.processes == 1 and started.isdecimal() and int(started) > 1:
+        raise TrainingError(
+            f"This is one of {started} processes, and the training backend {name} trains in one: "
+            "each would train the same",
+            hint="pip install truthgpt-plugin-accelerate, and leave training.backend at auto.",
+        )
+    return made
+
+
+def share_of(batch: Batch, backend: TrainingBackend) -> Batch:
+    """Return the rows of a batch that this process computes.
+
+    Every process computes some, since their passes wait for one another: one for which no row
+    is left gets the first one, with nothing to predict in it.
+
+    Args:
+        batch: the same in all processes.
+        backend: of the run.
+    """
+    if backend.processes == 1:
+        return batch
+    if backend.rank < len(batch["input_ids"]):
+        return {name: each[backend.rank :: backend.processes] for name, each in batch.items()}
+    row = {name: each[:1] for name, each in batch.items()}
+    return {**row, "labels": torch.full_like(row["labels"], IGNORED)}

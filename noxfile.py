@@ -20,7 +20,8 @@ CORE = PACKAGES / "truthgpt-core"
 SERVICES = PACKAGES / "truthgpt-services"
 QUANTIZE = PACKAGES / "truthgpt-plugin-quantize"
 COMPILE = PACKAGES / "truthgpt-plugin-compile"
-ALL = (CORE, SERVICES, QUANTIZE, COMPILE)
+ACCELERATE = PACKAGES / "truthgpt-plugin-accelerate"
+ALL = (CORE, SERVICES, QUANTIZE, COMPILE, ACCELERATE)
 
 PYTHON = "3.11"
 CORE_PYTHONS = ("3.11", "3.12", "3.13")
@@ -97,6 +98,13 @@ def compiling(session: nox.Session) -> None:
     """The compile plugin, without the services."""
     install(session, CORE, COMPILE)
     run_tests(session, COMPILE / "tests")
+
+
+@nox.session(python=PYTHON)
+def accelerating(session: nox.Session) -> None:
+    """The accelerate plugin, without the services."""
+    install(session, CORE, ACCELERATE)
+    run_tests(session, ACCELERATE / "tests")
 
 
 @nox.session(python=PYTHON)

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from truthgpt_core.plugin_system import PluginManager
+from truthgpt_core.training_backend import TrainingBackend
+
 ROOT = Path(__file__).parent.parent
 CATALOGUE = json.loads(files("truthgpt_core").joinpath("catalogue.json").read_text("utf-8"))
 
@@ -43,6 +46,18 @@ def test_the_catalogue_names_what_is_declared(kind: str, groups: list[str]) -> N
     assert {name: entry["distribution"] for name, entry in CATALOGUE[kind].items()} == {
         name: distribution for name, (distribution, _) in names.items()
     }
+
+
+def test_the_catalogue_names_the_training_backends() -> None:
+    """Every backend that a plugin of this workspace registers is in it, with its distribution."""
+    manager = PluginManager()
+    manager.activate_all()
+    factory = manager.factories["training_backend_factory"]
+    plugins = {name for name in factory.names() if name != TrainingBackend.name}
+    assert plugins == set(CATALOGUE["training_backends"])
+    for name, entry in CATALOGUE["training_backends"].items():
+        module = factory.get_class(name).__module__
+        assert module.startswith(entry["distribution"].replace("-", "_"))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from truthgpt_core import catalogue
 from truthgpt_core.config.sections import TrainingSection
+from truthgpt_core.errors import did_you_mean
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.training_backend import TrainingBackend
 from truthgpt_services.training.batches import IGNORED, Batch
@@ -25,8 +27,9 @@ def choose_backend(
         environment: where launchers leave how many processes they started.
 
     Raises:
-        FactoryError: there is none of that name, or its options are wrong.
-        TrainingError: this is one of several processes, and the backend is for one.
+        FactoryError: its options are wrong.
+        TrainingError: there is none of that name, or this is one of several processes, and the
+            backend is for one.
     """
     factory = plugins.factories["training_backend_factory"]
     name, options = settings.backend, settings.backend_options
@@ -36,6 +39,8 @@ def choose_backend(
         ]
         # The options are for those who launch.
         name, options = (launched[0], options) if launched else (TrainingBackend.name, {})
+    if name not in factory.names():
+        raise _not_there(name, list(factory.names()))
     made: TrainingBackend = factory.create_from_config({"name": name, "parameters": options})
     started = environment.get("WORLD_SIZE", "1")
     if made.processes == 1 and started.isdecimal() and int(started) > 1:
@@ -45,6 +50,20 @@ def choose_backend(
             hint="pip install truthgpt-plugin-accelerate, and leave training.backend at auto.",
         )
     return made
+
+
+def _not_there(name: str, available: Sequence[str]) -> TrainingError:
+    have = f"Available: {', '.join(available)}."
+    missing = catalogue.distribution_of("training_backends", name)
+    if missing is not None:
+        return TrainingError(
+            f'The training backend "{name}" is not installed',
+            hint=f"It comes with {missing}: pip install {missing}. {have}",
+        )
+    close = did_you_mean(name, [*available, *catalogue.known("training_backends")])
+    return TrainingError(
+        f'There is no training backend named "{name}"', hint=f"{close} {have}" if close else have
+    )
 
 
 def share_of(batch: Batch, backend: TrainingBackend) -> Batch:

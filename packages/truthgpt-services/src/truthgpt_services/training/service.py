@@ -376,17 +376,17 @@ class TrainingService:
         except TrainingInterrupted as error:
             raise self._interrupted(error) from None
         except BaseException as failure:
-            error: BaseException = failure
+            told = failure
             if isinstance(failure, Exception):
-                error = run.backend.explain(failure) or failure
+                told = run.backend.explain(failure) or failure
                 # What is being written is waited for; that it fails too is no news any more.
                 with suppress(CheckpointError):
                     run.tell_saved(run.store.close())
             self.emit(
-                EventType.TRAINING_FAILED, {"step": progress.step, "reason": in_one_line(error)}
+                EventType.TRAINING_FAILED, {"step": progress.step, "reason": in_one_line(told)}
             )
-            if error is not failure:
-                raise error from failure
+            if told is not failure:
+                raise told from failure
             raise
         finally:
             run.emit = self.emit

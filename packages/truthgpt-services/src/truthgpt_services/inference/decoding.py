@@ -95,6 +95,16 @@ def choose(
     return torch.multinomial(probabilities, 1, generator=generator)
 
 
+def check_new_tokens(asked: Any) -> None:
+    """See that this many tokens can be asked for.
+
+    Raises:
+        GenerationError: it is no whole number of 1 or more.
+    """
+    if not isinstance(asked, Integral) or int(asked) < 1:
+        raise GenerationError(f"max_new_tokens is {asked!r}: it must be a whole number, 1 or more")
+
+
 def cache_length(positions: int, limit: int | None) -> int:
     """Return the length of the cache for a sequence: a power of two that holds it, up to the limit.
 
@@ -113,42 +123,54 @@ def cache_length(positions: int, limit: int | None) -> int:
 
 
 class Sequence:
-    """One sequence that is being generated: its cache and its position.
+    """One sequence that is being generated, or several side by side: cache and positions.
 
     Args:
         model: a causal language model of transformers.
         hooks: the hook `make_decode_step` makes the step.
         positions: how many tokens, prompt included, the cache must hold.
+        rows: how many sequences there are.
+
+    Attributes:
+        cache: the key-value cache.
+        fixed_length: how many positions the cache has from the beginning; None if it grows.
+
+    Raises:
+        GenerationError: the model cannot hold that many positions.
     """
 
-    def __init__(self, model: Any, hooks: Hooks, positions: int) -> None:
+    def __init__(self, model: Any, hooks: Hooks, positions: int, *, rows: int = 1) -> None:
         self._model = model
         self._hooks = hooks
         self._device = next(model.parameters()).device
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        length = cache_length(positions, limit)
+        length = cache_length(positions, context_of(model))
         self._step: DecodeStep | None = None
+        self.fixed_length: int | None = None
         # torch.compile compiles once for tensors made in inference mode and again for
         # others: the step always gets these, wherever a token comes from.
         with torch.inference_mode():
             if getattr(model, "_can_compile_fullgraph", False):
                 self.cache: Any = StaticCache(config=model.config, max_cache_len=length)
+                self.fixed_length = length
             else:
                 self.cache = DynamicCache(config=model.config)
-            self._token = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
+            self._token = torch.zeros(rows, 1, dtype=torch.int64, device=self._device)
             self._position = torch.zeros_like(self._token)
 
-    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
+    def prefill(self, ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Read the prompt.
 
         Args:
-            ids: int64 of shape (1, tokens).
+            ids: int64 of shape (rows, tokens).
+            positions: where each of them is in its sequence, of the same shape; from 0 on
+                if None.
 
         Returns:
-            The logits after its last token, of shape (1, vocabulary).
+            The logits after the last token, of shape (rows, vocabulary).
         """
         ids = ids.to(self._device)
-        positions = torch.arange(ids.shape[1], device=self._device).unsqueeze(0)
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=self._device).expand_as(ids)
         logits: torch.Tensor = self._model(
             input_ids=ids,
             position_ids=positions,
@@ -156,12 +178,12 @@ class Sequence:
             use_cache=True,
             **_last_logits_only(self._model),
         ).logits[:, -1]
-        self._position.fill_(ids.shape[1])
+        self._position.copy_(positions[:, -1:] + 1)
         self._step = self._hooks.make_decode_step(model=self._model, cache=self.cache)
         return logits
 
     def step(self, token: torch.Tensor) -> torch.Tensor:
-        """Append a token, int64 of shape (1, 1), and return the logits after it."""
+        """Append a token to each row, int64 of shape (rows, 1); return the logits after it."""
         assert self._step is not None, "prefill comes first"
         self._token.copy_(token)
         logits = self._step(self._token, self._position)
@@ -193,11 +215,7 @@ def stream(
     """
     if prompt.shape[1] == 0:
         raise GenerationError("The prompt is empty")
-    asked: Any = max_new_tokens
-    if not isinstance(asked, Integral) or int(asked) < 1:
-        raise GenerationError(
-            f"max_new_tokens is {max_new_tokens!r}: it must be a whole number, 1 or more"
-        )
+    check_new_tokens(max_new_tokens)
     sampling = sampling or Sampling()
     sequence = Sequence(model, hooks, prompt.shape[1] + max_new_tokens)
     generator = torch.Generator(device=next(model.parameters()).device)
@@ -216,6 +234,12 @@ def stream(
         if made < max_new_tokens:
             with torch.inference_mode():
                 logits = sequence.step(token)
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens a model holds; None if it does not say."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

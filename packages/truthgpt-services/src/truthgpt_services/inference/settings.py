@@ -1,0 +1,87 @@
+"""How `InferenceService` is set up: whether and where answers are kept, the size of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from truthgpt_core.errors import did_you_mean
+from truthgpt_services.inference.decoding import GenerationError
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSettings:
+    """What `InferenceService.configure` takes as its configuration.
+
+    Attributes:
+        use_cache: whether the answer to a request is kept, and given again.
+        cache_dir: where on disk; in memory alone if None. A relative one is made absolute
+            now: it stays where it is if the process changes its directory.
+        max_cache_bytes: what the answers may take, on disk and in memory.
+        max_batch_size: how many prompts are decoded together at most.
+
+    Raises:
+        GenerationError: one of them is wrong.
+    """
+
+    use_cache: bool = False
+    cache_dir: Path | None = None
+    max_cache_bytes: int = 64 * 2**20
+    max_batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.use_cache, bool):
+            raise GenerationError(f"use_cache is {self.use_cache!r}: it must be True or False")
+        for name in ("max_cache_bytes", "max_batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise GenerationError(f"{name} is {value!r}: it must be a whole number, 1 or more")
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", _as_directory(self.cache_dir))
+
+
+def read_settings(config: Mapping[str, Any] | None) -> InferenceSettings:
+    """Read a configuration.
+
+    Args:
+        config: settings by name; those that are left out have their defaults.
+
+    Raises:
+        GenerationError: it is no mapping, or a setting is unknown or wrong.
+    """
+    if config is None:
+        return InferenceSettings()
+    if not isinstance(config, Mapping):
+        raise GenerationError(
+            f"The configuration is {config!r}: it must be a mapping",
+            hint='For example {"use_cache": True}.',
+        )
+    known = [field.name for field in fields(InferenceSettings)]
+    for name in config:
+        if name not in known:
+            raise GenerationError(
+                f'There is no setting "{name}" for inference',
+                hint=did_you_mean(str(name), known) or f"Known: {', '.join(known)}.",
+            )
+    return InferenceSettings(**config)
+
+
+def _as_directory(given: object) -> Path:
+    if not isinstance(given, str | PathLike) or not str(given) or "\0" in str(given):
+        raise GenerationError(
+            f"cache_dir is {given!r}: it must be the path of a directory",
+            hint="None keeps answers in memory alone.",
+        )
+    try:
+        path = Path(given).expanduser().absolute()
+        is_taken = path.exists() and not path.is_dir()
+    except (OSError, RuntimeError, TypeError) as error:
+        raise GenerationError(f"cache_dir is {given!r}, which is no path: {error}") from error
+    if is_taken:
+        raise GenerationError(
+            f"cache_dir is {path}, which is not a directory", hint="Name another."
+        )
+    return path

@@ -1,0 +1,287 @@
+"""A request that was answered before is answered from the cache, and no other is."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from truthgpt_core.event_system import EventType, on_event
+from truthgpt_core.hookspecs import hookimpl
+from truthgpt_services import InferenceService
+from truthgpt_services.inference.answers import CacheStatistics
+from truthgpt_services.inference.decoding import GenerationError
+from truthgpt_services.models.loading import load_model, load_tokenizer
+
+PROMPT = "The import statement"
+SHORT = {"max_new_tokens": 5}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "answers"
+
+
+@pytest.fixture
+def service(bare_plugins, model, tokenizer, folder):
+    service = InferenceService(bare_plugins)
+    service.configure(model, tokenizer, {"use_cache": True, "cache_dir": folder})
+    return service
+
+
+def another(plugins, model, tokenizer, folder):
+    """A service as another process would have it: nothing but the files is shared."""
+    service = InferenceService(plugins)
+    service.configure(model, tokenizer, {"use_cache": True, "cache_dir": str(folder)})
+    return service
+
+
+def test_the_second_call_is_from_the_cache(service, model):
+    """The model is not asked again, and the text is the same."""
+    first = service.generate(PROMPT, SHORT)
+    model.register_forward_hook(lambda *_: pytest.fail("the model was called"))
+    assert service.generate(PROMPT, SHORT) == first
+    assert "".join(service.stream(PROMPT, SHORT)) == first
+    assert service.generate([PROMPT, PROMPT], SHORT) == [first, first]
+    assert service.cache_statistics == CacheStatistics(hits=3, misses=1)
+
+
+def test_sampling_without_a_seed_is_kept_too(service):
+    """It begins at seed 0 each time, so the cache says what the model would say again."""
+    sampled = {"max_new_tokens": 12, "temperature": 0.8}
+    first = service.generate(PROMPT, sampled)
+    assert service.generate(PROMPT, sampled) == first
+    assert service.generate(PROMPT, sampled | {"seed": 0}) == first
+    assert service.cache_statistics.hits == 2
+    service.configure(service._model, service._tokenizer)
+    assert service.generate(PROMPT, sampled) == first
+
+
+def test_without_use_cache_nothing_is_kept(bare_plugins, model, tokenizer, folder):
+    """The default is to ask the model each time."""
+    service = InferenceService(bare_plugins)
+    service.configure(model, tokenizer, {"cache_dir": folder})
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        service.generate(PROMPT, {"max_new_tokens": 1})
+    assert len(calls) == 2
+    assert not folder.exists()
+    assert service.cache_statistics == CacheStatistics(0, 0)
+
+
+def test_without_a_directory_answers_are_in_memory(
+    bare_plugins, model, tokenizer, tmp_path, monkeypatch
+):
+    """They are found again, and no file is written."""
+    monkeypatch.chdir(tmp_path)
+    service = InferenceService(bare_plugins)
+    service.configure(model, tokenizer, {"use_cache": True})
+    for _ in range(2):
+        service.generate(PROMPT, SHORT)
+    assert service.cache_statistics == CacheStatistics(hits=1, misses=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_outlive_the_process(service, bare_plugins, tiny, folder, tmp_path):
+    """The same weights and tokenizer, loaded from another place, have the same answers."""
+    first = service.generate(PROMPT, SHORT)
+    elsewhere = shutil.copytree(tiny, tmp_path / "elsewhere")
+    later = another(bare_plugins, load_model(elsewhere), load_tokenizer(elsewhere), folder)
+    assert later.generate(PROMPT, SHORT) == first
+    assert later.cache_statistics == CacheStatistics(hits=1, misses=0)
+
+
+def test_a_batch_computes_only_what_the_cache_has_not(service, model):
+    """Its texts and those of single calls are the same answers."""
+    known = service.generate(PROMPT, SHORT)
+    rows = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(given["input_ids"].shape[0]), with_kwargs=True
+    )
+    texts = service.generate(["x", PROMPT, "The class statement"], SHORT)
+    assert texts[1] == known
+    assert set(rows) == {2}
+    assert service.generate("x", SHORT) == texts[0]
+    assert service.cache_statistics == CacheStatistics(hits=2, misses=3)
+
+
+def test_a_text_that_was_not_read_to_its_end_is_not_kept(service):
+    """A half answer is never given for a whole one."""
+    pieces = service.stream(PROMPT, SHORT)
+    next(pieces)
+    pieces.close()
+    service.generate(PROMPT, SHORT)
+    assert service.cache_statistics == CacheStatistics(hits=0, misses=2)
+
+
+def test_a_text_that_two_models_wrote_is_not_kept(service, model):
+    """Whoever trains between two pieces gets a mixture, and nobody else does."""
+    pieces = service.stream(PROMPT, SHORT)
+    next(pieces)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    add_to_one_weight(model)
+    list(pieces)
+    model.load_state_dict(before)
+    service.generate(PROMPT, SHORT)
+    assert service.cache_statistics.hits == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 6},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "seed": 4},
+        {"temperature": 1.0, "top_k": 4},
+        {"temperature": 1.0, "top_p": 0.5},
+    ],
+)
+def test_another_request_is_another_answer(service, options):
+    """Every option that can change a text is part of what is looked up."""
+    before = {"temperature": 1.0} if options != {"temperature": 1.0} else {}
+    service.generate(PROMPT, SHORT | before)
+    service.generate(PROMPT, SHORT | before | options)
+    assert service.cache_statistics.hits == 0
+
+
+def test_at_temperature_0_the_rest_of_sampling_is_not_looked_at(service):
+    """The likeliest token is the same with any seed."""
+    service.generate(PROMPT, SHORT)
+    service.generate(PROMPT, SHORT | {"seed": 9, "top_k": 3, "temperature": 0.0})
+    assert service.cache_statistics.hits == 1
+
+
+def train_a_step(model, **options):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, **options)
+    ids = torch.arange(20).unsqueeze(0)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+
+
+def add_to_one_weight(model):
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-3
+
+
+def replace_a_module(model):
+    old = model.model.layers[0].mlp.down_proj
+    model.model.layers[0].mlp.down_proj = torch.nn.Linear(old.in_features, old.out_features)
+
+
+def load_others(model):
+    model.load_state_dict({name: value * 2 for name, value in model.state_dict().items()})
+
+
+def end_elsewhere(model):
+    model.generation_config.eos_token_id = [0, 7]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        train_a_step,
+        lambda model: train_a_step(model, fused=True),
+        lambda model: train_a_step(model, foreach=True),
+        add_to_one_weight,
+        replace_a_module,
+        load_others,
+        end_elsewhere,
+        lambda model: model.bfloat16(),
+    ],
+    ids=["train", "fused", "foreach", "one weight", "module", "load", "end", "dtype"],
+)
+def test_a_model_that_was_changed_is_another_model(service, model, tokenizer, change):
+    """No answer of before is given, and the answer is that of the model as it is."""
+    service.generate(PROMPT, SHORT)
+    change(model)
+    text = service.generate(PROMPT, SHORT)
+    assert service.cache_statistics == CacheStatistics(hits=0, misses=2)
+    service.configure(model, tokenizer)
+    assert text == service.generate(PROMPT, SHORT)
+
+
+def test_a_plugin_that_takes_part_in_decoding_has_other_answers(service, bare_plugins):
+    """What it computes is not what was computed without it."""
+
+    class Always:
+        @hookimpl
+        def make_decode_step(self, model, cache):
+            return lambda token, position: torch.nn.functional.one_hot(token[:, 0], 320).float()
+
+    before = service.generate(PROMPT, SHORT)
+    bare_plugins.register_plugin(Always(), "always")
+    assert service.generate(PROMPT, SHORT) != before
+    bare_plugins.deactivate("always")
+    assert service.generate(PROMPT, SHORT) == before
+    assert service.cache_statistics == CacheStatistics(hits=1, misses=2)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_switching_an_adapter_off_is_another_model(bare_plugins, model, tokenizer):
+    """Adapters are switched without a change to any weight."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config)
+    service = InferenceService(bare_plugins)
+    service.configure(adapted, tokenizer, {"use_cache": True})
+    with_adapter = service.generate(PROMPT, SHORT)
+    with adapted.disable_adapter():
+        assert service.generate(PROMPT, SHORT) != with_adapter
+    assert service.generate(PROMPT, SHORT) == with_adapter
+    assert service.cache_statistics == CacheStatistics(hits=1, misses=2)
+
+
+def test_another_tokenizer_has_other_answers(service, bare_plugins, model, tiny, folder):
+    """What tokens are written as is part of the answer."""
+    service.generate(PROMPT, SHORT)
+    others = load_tokenizer(tiny)
+    others.add_tokens(["<thing>"])
+    later = another(bare_plugins, model, others, folder)
+    later.generate(PROMPT, SHORT)
+    assert later.cache_statistics == CacheStatistics(hits=0, misses=1)
+
+
+def test_an_event_says_what_came_from_the_cache(service):
+    """A listener learns how many tokens were made, how long it took, and of the cache."""
+    heard = []
+    on_event(EventType.INFERENCE_FINISHED, heard.append)
+    service.generate(PROMPT, SHORT)
+    service.generate(PROMPT, SHORT)
+    service.generate([PROMPT, "x"], SHORT)
+    told = [(event.data["cached"], event.data["tokens"]) for event in heard[-3:]]
+    assert told == [(False, 5), (True, 0), (False, 5)]
+    assert all(event.data["seconds"] >= 0 for event in heard[-3:])
+
+
+def test_an_event_says_that_generating_failed(service):
+    """Whoever heard of the beginning hears of the end."""
+    heard = []
+    on_event(EventType.INFERENCE_FAILED, lambda event: heard.append(event.data["reason"]))
+    with pytest.raises(GenerationError):
+        service.generate(PROMPT, {"max_new_tokens": 10_000})
+    assert "the model holds 512" in heard[-1]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"use_cash": True}, r'no setting "use_cash" for inference.*"use_cache"\?'),
+        ({"beams": 1}, "Known: use_cache, cache_dir, max_cache_bytes, max_batch_size"),
+        ({"use_cache": "yes"}, "use_cache is 'yes': it must be True or False"),
+        ({"max_batch_size": 0}, "max_batch_size is 0"),
+        ({"max_batch_size": True}, "max_batch_size is True"),
+        ({"max_cache_bytes": 1.5}, "max_cache_bytes is 1.5"),
+        ({"cache_dir": 5}, "cache_dir is 5: it must be the path of a directory"),
+        ({"cache_dir": ""}, "cache_dir is ''"),
+        ({"cache_dir": "a\0b"}, "it must be the path of a directory"),
+        ({"cache_dir": "~nobody-has-this-name/x"}, "which is no path"),
+        ({"cache_dir": __file__}, "which is not a directory"),
+        ("cache", "The configuration is 'cache': it must be a mapping"),
+    ],
+)
+def test_a_wrong_setting_is_an_error(bare_plugins, model, tokenizer, config, message):
+    """It is named, with what was meant or what there is."""
+    with pytest.raises(GenerationError, match=message):
+        InferenceService(bare_plugins).configure(model, tokenizer, config)

@@ -21,6 +21,7 @@ SERVICES = PACKAGES / "truthgpt-services"
 QUANTIZE = PACKAGES / "truthgpt-plugin-quantize"
 COMPILE = PACKAGES / "truthgpt-plugin-compile"
 ACCELERATE = PACKAGES / "truthgpt-plugin-accelerate"
+TRACKERS = tuple(PACKAGES / f"truthgpt-plugin-{name}" for name in ("wandb", "mlflow", "trackio"))
 ALL = (CORE, SERVICES, QUANTIZE, COMPILE, ACCELERATE)
 
 PYTHON = "3.11"
@@ -105,6 +106,17 @@ def accelerating(session: nox.Session) -> None:
     """The accelerate plugin, without the services."""
     install(session, CORE, ACCELERATE)
     run_tests(session, ACCELERATE / "tests")
+
+
+@nox.session(python=PYTHON)
+def tracking(session: nox.Session) -> None:
+    """The plugins that pass training on to trackers, with torch not installed, and their types."""
+    session.install("--no-deps", "--force-reinstall", str(CORE), *map(str, TRACKERS))
+    session.install(str(CORE), *(f"{each}[test]" for each in TRACKERS))
+    session.install("mypy>=1.14", "types-PyYAML")
+    for package in TRACKERS:
+        session.run("mypy", "--strict", str(package / "src"))
+        run_tests(session, package / "tests")
 
 
 @nox.session(python=PYTHON)

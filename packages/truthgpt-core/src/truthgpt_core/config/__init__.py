@@ -14,7 +14,12 @@ from truthgpt_core.config.loading import (
     load_located,
     load_yaml_model,
 )
-from truthgpt_core.config.manager import ConfigManager, json_schema, render_resolved
+from truthgpt_core.config.manager import (
+    ConfigManager,
+    json_schema,
+    plain_config,
+    render_resolved,
+)
 from truthgpt_core.config.overrides import ENVIRONMENT_PREFIX
 from truthgpt_core.config.problems import MAX_PROBLEMS, ConfigError, Origin, Problem
 from truthgpt_core.config.references import MAX_REFERENCE_DEPTH
@@ -59,6 +64,7 @@ __all__ = [
     "json_schema",
     "load_located",
     "load_yaml_model",
+    "plain_config",
     "register_section",
     "render_resolved",
 ]

@@ -127,6 +127,15 @@ class ConfigManager:
         return f"<ConfigManager {self._loaded.root.origin.source}>"
 
 
+def plain_config(config: ConfigManager) -> dict[str, Any]:
+    """Return all values in force as plain JSON: mappings, lists, texts, numbers, None.
+
+    Args:
+        config: what `ConfigManager.load_config` returned.
+    """
+    return config._loaded.value.model_dump(mode="json")
+
+
 def render_resolved(config: ConfigManager | LoadedYaml[Any]) -> Iterator[ResolvedRow]:
     """Yield every value in force with its dotted path and its origin, in the order of the model.
 

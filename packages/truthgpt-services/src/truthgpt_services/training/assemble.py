@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,7 +20,7 @@ from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.training_backend import TrainingBackend
-from truthgpt_services.data import DataLoaderFactory, DatasetManager
+from truthgpt_services.data import DataError, DataLoaderFactory, DatasetManager
 from truthgpt_services.models.loading import pick_device, quiet
 from truthgpt_services.models.service import ModelService
 from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error
@@ -198,7 +199,8 @@ def _model(config: ConfigManager, models: ModelService, tokenizer: Any, device: 
             for settings in (model.config, model.generation_config):
                 setattr(settings, kind, getattr(tokenizer, kind))
         if section.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            with quiet():
+                model.gradient_checkpointing_enable()
     else:
         # As they are stored is no way to train weights: a step is smaller than what bfloat16
         # can add to a number.
@@ -206,7 +208,16 @@ def _model(config: ConfigManager, models: ModelService, tokenizer: Any, device: 
         options = {**section.__dict__, "torch_dtype": dtype, "device": device}
         model = models.load_model(section.name_or_path, options)
     lora: LoraSection | None = config.lora
-    return model if lora is None else _with_lora(model, lora, section.gradient_checkpointing)
+    if lora is not None:
+        model = _with_lora(model, lora, section.gradient_checkpointing)
+    if any(each.requires_grad and each.dtype == torch.float16 for each in model.parameters()):
+        raise TrainingError(
+            "Weights in float16 cannot be trained: most steps are smaller than what can be added "
+            "to such a number",
+            hint="Set model.torch_dtype to float32, and training.precision to float16 to compute "
+            "in it.",
+        )
+    return model
 
 
 def new_model(architecture: ArchitectureSection, vocabulary: int) -> Any:
@@ -315,7 +326,12 @@ def _loaders(
     )
     if kept is None:
         return train_loader, None
-    val_loader = DataLoaderFactory.create_val_loader(
-        texts=kept, batch_size=training.eval_batch_size, **common
-    )
+    try:
+        val_loader = DataLoaderFactory.create_val_loader(
+            texts=kept, batch_size=training.eval_batch_size, **common
+        )
+    except DataError as error:
+        raise DataError(
+            f"In the texts to validate with: {error.message}", hint=error.hint
+        ) from error
     return train_loader, val_loader

@@ -20,7 +20,7 @@ from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_core.training_backend import TrainingBackend
 from truthgpt_services.models.loading import pick_device
 from truthgpt_services.training.backends import choose_backend
-from truthgpt_services.training.batches import Batch
+from truthgpt_services.training.batches import Batch, explain_lost_worker
 from truthgpt_services.training.checkpoint_files import (
     read_checkpoint,
     replace_checkpoint,
@@ -151,11 +151,19 @@ class TrainingService:
         """
         return self._configured().state.progress
 
-    def run(self, *, on_evaluated: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def run(
+        self,
+        *,
+        on_evaluated: Callable[[], None] = lambda: None,
+        first_and_last: bool = False,
+    ) -> dict[str, float]:
         """Train all epochs, evaluating and saving as configured, and save at the end.
 
         Args:
             on_evaluated: called after each evaluation.
+            first_and_last: evaluate before the first step and after the last one, too. Early
+                stopping and the choice of the best checkpoint take no note of these, so that
+                a run that is resumed is the same as one that is not.
 
         Returns:
             What `train_epoch` returns, of the last step, with the metrics of the newest
@@ -167,7 +175,7 @@ class TrainingService:
         """
         run = self._configured()
         run.evaluate_epochs, run.on_evaluated = True, on_evaluated
-        metrics = self._train(run, run.settings.epochs, save=True)
+        metrics = self._train(run, run.settings.epochs, save=True, first_and_last=first_and_last)
         self.finish()
         return metrics
 
@@ -355,8 +363,11 @@ class TrainingService:
                 {"step": progress.step, "epoch": progress.epoch, "tokens": progress.tokens},
             )
 
-    def _train(self, run: Run, until_epoch: int, *, save: bool) -> dict[str, float]:
+    def _train(
+        self, run: Run, until_epoch: int, *, save: bool, first_and_last: bool = False
+    ) -> dict[str, float]:
         progress = run.state.progress
+        began = progress.step
         self.emit(
             EventType.TRAINING_STARTED,
             {"step": progress.step, "epoch": progress.epoch, "total_steps": run.total_steps},
@@ -367,9 +378,17 @@ class TrainingService:
                 if run.backend.is_main:
                     run.store.open()
                 run.emit = self._listening(losses)
+                if first_and_last and began == 0:
+                    self._evaluate_besides(run)
                 reason = train(run, until_epoch)
                 if reason is not None:
                     run.note("end", f"Training ends: {reason}")
+                if (
+                    first_and_last
+                    and began < progress.step
+                    and progress.metrics_step != progress.step
+                ):
+                    self._evaluate_besides(run)
                 if save:
                     run.save()
                     run.tell_saved(run.store.wait())
@@ -378,7 +397,7 @@ class TrainingService:
         except BaseException as failure:
             told = failure
             if isinstance(failure, Exception):
-                told = run.backend.explain(failure) or failure
+                told = run.backend.explain(failure) or explain_lost_worker(failure) or failure
                 # What is being written is waited for; that it fails too is no news any more.
                 with suppress(CheckpointError):
                     run.tell_saved(run.store.close())
@@ -391,6 +410,11 @@ class TrainingService:
         finally:
             run.emit = self.emit
         return self._metrics(run, reason, losses)
+
+    def _evaluate_besides(self, run: Run) -> None:
+        if run.validation is not None:
+            self.evaluate(run.state.model, run.validation)
+            run.on_evaluated()
 
     def _listening(
         self, losses: dict[str, float]

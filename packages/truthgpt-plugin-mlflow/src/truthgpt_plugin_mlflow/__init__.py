@@ -1,0 +1,1 @@
+"""The tracker `mlflow`: training runs in MLflow."""

@@ -1,0 +1,1 @@
+"""The tracker `wandb`: training runs in Weights & Biases."""

@@ -30,6 +30,16 @@ from truthgpt_core.service_registry import ServiceContainer
 settings.register_profile("services", deadline=None, database=None)
 settings.load_profile("services")
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the marker of fault tests is."""
+    config.addinivalue_line(
+        "markers",
+        "fault(kind, cases=1): something goes wrong in the test, as a kind of fault that the table "
+        "in docs/benchmarks.md counts; in so many cases, if they are not parameters",
+    )
+
+
 HERE = Path(__file__).parent
 CONTEXT = 512
 OURS = {"truthgpt-core", "truthgpt-services"}

@@ -20,6 +20,7 @@ from truthgpt_services.data.file_sources import JsonLines
 
 TEXTS = [f"Text {number} of this data set. " + "word " * (number % 9) for number in range(80)]
 END = 60
+KILLS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +123,7 @@ def lose(path: Path) -> None:
 NAMES = ["ids.bin", "lengths.bin", "starts.bin", "pieces.bin", "truthgpt.json"]
 
 
+@pytest.mark.fault("a file that is damaged or of another format")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("damage", [truncate, flip, lose])
 def test_what_is_damaged_is_made_anew(load, cache, name: str, damage: Callable, caplog):
@@ -218,6 +220,7 @@ def test_a_tokenizer_that_cannot_be_sent_is_said(load, tokenizer):
         load(tokenizer=changed, tokenizing_processes=2)
 
 
+@pytest.mark.fault("a signal")
 def test_stopping_leaves_nothing_behind(load, cache):
     """Ctrl-C while texts are tokenized is heard, and what was written is gone."""
 
@@ -245,6 +248,7 @@ def in_a_child(work: Callable[[], str]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
 
 
+@pytest.mark.fault("a kill at any moment", cases=KILLS)
 def test_a_process_killed_at_any_moment_leaves_a_cache_that_works(load, cache):
     """Killed at each write, flush and rename in turn, no run leaves what another one would use."""
     expected, _ = load()
@@ -289,9 +293,10 @@ def test_a_process_killed_at_any_moment_leaves_a_cache_that_works(load, cache):
             assert not [path for path in whole(cache) if "partial" in path.name]
             (cache / "tokens").rename(cache / f"away-{moment}")
     # The last of the fsync and rename calls is past the last progress.
-    assert killed >= 20
+    assert killed >= KILLS
 
 
+@pytest.mark.fault("a disk that is full or read-only")
 def test_a_full_disk_is_one_clear_error(load, cache):
     """What cannot be written is said, with what to do, and nothing is left behind."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from truthgpt_core.dynamic_factory import ComponentArgumentsError, UnknownComponentError
 from truthgpt_services.models.loading import load_model
-from truthgpt_services.training.optimizers import ParameterError, parameter_groups
+from truthgpt_services.training.optimizers import ParameterError, fast_options, parameter_groups
 
 OPTIMIZERS = {
     "adadelta": torch.optim.Adadelta,
@@ -181,3 +183,33 @@ def test_an_impossible_weight_decay_is_refused(bigrams, decay):
     """Growing weights and weights of NaN are not found out by the loss."""
     with pytest.raises(ParameterError, match=r"weight decay .* Give 0\.0 or more"):
         parameter_groups(bigrams, decay)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_the_fused_kernel_is_taken_and_does_the_same_but_for_rounding(bigrams, optimizer):
+    """Where nobody says otherwise Adam and AdamW are fused, and their steps are torch's own."""
+    plain, groups = copy.deepcopy(bigrams), parameter_groups(bigrams, 0.1)
+    fused = optimizer(groups, lr=1e-2, **fast_options(optimizer, {}, groups))
+    assert fused.param_groups[0]["fused"]
+    usual = optimizer(parameter_groups(plain, 0.1), lr=1e-2)
+    for model, each in ((bigrams, fused), (plain, usual)):
+        for _ in range(3):
+            model(torch.arange(16)).square().mean().backward()
+            each.step()
+            each.zero_grad()
+    for one, other in zip(bigrams.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["fused", "foreach", "capturable", "differentiable"])
+def test_options_that_say_how_to_compute_are_left_alone(bigrams, name):
+    """Whoever chooses a kernel gets it."""
+    options = {name: False, "eps": 1e-6}
+    groups = parameter_groups(bigrams, 0.0)
+    assert fast_options(torch.optim.AdamW, options, groups) == options
+
+
+def test_an_optimizer_without_such_a_kernel_keeps_its_options(bigrams):
+    """Others than Adam and AdamW, those of plugins included, get what they were given."""
+    groups = parameter_groups(bigrams, 0.0)
+    assert fast_options(torch.optim.Adagrad, {"eps": 1e-6}, groups) == {"eps": 1e-6}

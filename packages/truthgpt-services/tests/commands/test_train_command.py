@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_model_is_trained_and_can_be_used(truthgpt, config, tmp_path) -> None:
     resumed = truthgpt("train", config, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert [row["step"] for row in rows(out, "step")] == [1, 2, 3, 4, 5, 6]
-    assert [row["step"] for row in rows(out, "evaluation")] == [3, 6]
+    assert [row["step"] for row in rows(out, "evaluation")] == [0, 3, 6]
 
     spoken = truthgpt("generate", out / "model", "The", "--max-new-tokens", "3")
     assert spoken.returncode == 0, spoken.stderr
@@ -78,3 +79,57 @@ def test_new_models_and_lora(truthgpt, config, tmp_path) -> None:
     )
     assert adapted.returncode == 0, adapted.stderr
     assert (out / "model" / "model.safetensors").exists()
+
+
+def test_a_run_that_ends_between_evaluations_is_evaluated(truthgpt, config, tmp_path) -> None:
+    """What is said of a model at the end is said of the one that was saved."""
+    done = truthgpt("train", config, "--set", "training.max_steps=4")
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(tmp_path / "out", "evaluation")] == [0, 3, 4]
+
+
+def test_a_conversation_is_learned_by_its_answers(truthgpt, config, tmp_path, tiny) -> None:
+    """Chats train, padded and in bfloat16 products, once the tokenizer has a template."""
+    model = tmp_path / "speaker"
+    shutil.copytree(tiny, model)
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nobody."}]
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(f"{json.dumps({'messages': said})}\n" * 8)
+    values = {
+        "model.name_or_path": model,
+        "data.source": "chat",
+        "data.dataset": chats,
+        "data.packing": "false",
+        "data.validation_fraction": "0",
+        "training.precision": "bfloat16",
+        "training.max_steps": "2",
+    }
+    done = truthgpt("train", config, *(f"--set={name}={each}" for name, each in values.items()))
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(tmp_path / "out", "step")] == [1, 2]
+
+
+def test_a_new_model_ends_where_its_tokenizer_says(truthgpt, config, tmp_path, tokenizer) -> None:
+    """A Llama from nothing stops at the token that its texts ended with; no library warns."""
+    done = truthgpt(
+        *("train", config, "--set", "training.max_steps=1", "--set", "training.eval_steps=null"),
+        *("--set", "architecture={hidden_size: 32, layers: 1, heads: 2, context: 128}"),
+        *("--set", "model.gradient_checkpointing=true"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    for name in ("config.json", "generation_config.json"):
+        described = json.loads((tmp_path / "out" / "model" / name).read_text())
+        assert described["eos_token_id"] == tokenizer.eos_token_id
+
+
+def test_weights_in_float16_are_refused(truthgpt, config) -> None:
+    """Steps that such weights cannot take are one error before training, with the way out."""
+    refused = truthgpt("train", config, "--set", "model.torch_dtype=float16")
+    assert refused.returncode == 1
+    assert "training.precision to float16" in refused.stderr
+    assert "Traceback" not in refused.stderr

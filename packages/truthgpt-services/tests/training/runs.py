@@ -16,6 +16,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from truthgpt_services.training.errors import TrainingInterrupted
 from truthgpt_services.training.randomness import seed_all
 
 VOCABULARY = 64
+# Beside this file, where a script finds its modules.
+COMMAND_RUNS = "command_runs"
 
 
 class ToyLoader:
@@ -260,6 +263,7 @@ def kill_again_and_again(job: dict[str, Any]) -> dict[str, Any]:
 KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "train": do,
     "kill": kill_again_and_again,
+    "command": lambda job: sys.modules[COMMAND_RUNS].run_command(job),
 }
 
 
@@ -289,4 +293,7 @@ if __name__ == "__main__":
     on_event(EventType.TRAINING_STEP, lambda event: None)
     # What a first run imports, so that the forks need not.
     configured(sys.argv[1], epochs=1, max_steps=1).run()
-    json.dump([in_a_fork(job) for job in json.load(sys.stdin)], sys.stdout)
+    jobs = json.load(sys.stdin)
+    if any(job.get("kind") == "command" for job in jobs):
+        import_module(COMMAND_RUNS).warm()
+    json.dump([in_a_fork(job) for job in jobs], sys.stdout)

@@ -55,6 +55,7 @@ def test_there_is_no_pickle_in_a_checkpoint(store) -> None:
     assert set(manifest["files"]) == set(FILES) - {"manifest.json"}
 
 
+@pytest.mark.fault("a file that is damaged or of another format")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
 def test_a_damaged_checkpoint_is_passed_over_by_name(store, name, how) -> None:
@@ -78,6 +79,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(store, name, how) -> None:
         read_checkpoint(newest)
 
 
+@pytest.mark.fault("a kill at any moment")
 def test_what_is_half_written_is_not_seen_and_goes_away(store) -> None:
     """What a killed run left is no checkpoint, and the next run removes it."""
     path = store.save(contents(1))
@@ -89,6 +91,7 @@ def test_what_is_half_written_is_not_seen_and_goes_away(store) -> None:
     assert not left.exists()
 
 
+@pytest.mark.fault("a disk that is full or read-only")
 def test_a_full_disk_leaves_the_older_ones_and_one_error(store) -> None:
     """A file that cannot be written to its end is an error of ours, and nothing of it is left."""
     path = store.save(contents(1))
@@ -106,6 +109,7 @@ def test_a_full_disk_leaves_the_older_ones_and_one_error(store) -> None:
     assert store.newest().path == path
 
 
+@pytest.mark.fault("a disk that is full or read-only")
 def test_the_disk_is_full(small_disk) -> None:
     """On a disk without room the older checkpoint stays, and the error says what is the matter."""
     store = CheckpointStore(small_disk(400) / "checkpoints", background=False)
@@ -127,6 +131,7 @@ def test_the_last_and_the_best_are_kept(tmp_path) -> None:
     store.close()
 
 
+@pytest.mark.fault("several processes at once")
 def test_one_that_is_read_is_not_removed(tmp_path) -> None:
     """A checkpoint that somebody reads stays until the next time."""
     store = CheckpointStore(tmp_path, keep_last=1, keep_best=0, background=False)
@@ -138,6 +143,7 @@ def test_one_that_is_read_is_not_removed(tmp_path) -> None:
     store.close()
 
 
+@pytest.mark.fault("a file that is damaged or of another format")
 def test_a_damaged_one_does_not_count_as_kept(tmp_path) -> None:
     """Damage to the newest does not cost the one before, which is the newest whole one."""
     store = CheckpointStore(tmp_path, keep_last=2, keep_best=0, background=False)
@@ -160,6 +166,7 @@ def test_saving_in_the_background_saves_what_there_was(tmp_path) -> None:
     store.close()
 
 
+@pytest.mark.fault("a disk that is full or read-only")
 def test_an_error_in_the_background_is_raised_when_it_is_asked_for(tmp_path) -> None:
     """What the thread could not write is an error of the next call, once."""
     store = CheckpointStore(tmp_path / "checkpoints")
@@ -184,6 +191,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.fault("several processes at once")
 def test_two_runs_cannot_write_into_one_directory(tmp_path) -> None:
     """The second one is told, and once the first is gone it may."""
     other = subprocess.Popen(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+KILLS = 20
+
 
 def different(one, other) -> set[str]:
     """The parts in which two fingerprints differ."""
@@ -14,6 +16,7 @@ def different(one, other) -> set[str]:
     return {name for name in one if one[name] != other[name]}
 
 
+@pytest.mark.fault("a stop in epoch 2")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed-2-workers"])
 def test_stopping_and_resuming_changes_no_bit(jobs, tmp_path, tiny, precision, packed) -> None:
@@ -38,6 +41,7 @@ def test_stopping_and_resuming_changes_no_bit(jobs, tmp_path, tiny, precision, p
     assert {"weights", "optimizer", "random"} <= different(whole, half)
 
 
+@pytest.mark.fault("a signal")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_amid_accumulation_costs_nothing(jobs, tmp_path, name) -> None:
     """A signal between the batches of a step saves and leaves, and what resumes is the same run."""
@@ -59,6 +63,7 @@ def test_a_signal_amid_accumulation_costs_nothing(jobs, tmp_path, name) -> None:
     assert different(whole, resumed) == set()
 
 
+@pytest.mark.fault("a signal")
 def test_a_signal_in_an_evaluation_costs_nothing(jobs, tmp_path) -> None:
     """A signal while a model is evaluated saves and leaves; the evaluation is made up for."""
     settings = {"epochs": 3}
@@ -76,8 +81,9 @@ def test_a_signal_in_an_evaluation_costs_nothing(jobs, tmp_path) -> None:
     assert different(whole, resumed) == set()
 
 
+@pytest.mark.fault("a kill at any moment", cases=KILLS)
 def test_killing_a_run_costs_no_more_than_its_last_steps(jobs, tmp_path) -> None:
-    """After each of 20 kills at random moments a whole checkpoint is found, and it goes on.
+    """After each of many kills at random moments a whole checkpoint is found, and it goes on.
 
     In the end it is the same run in every bit as one that nobody killed.
     """
@@ -88,11 +94,11 @@ def test_killing_a_run_costs_no_more_than_its_last_steps(jobs, tmp_path) -> None
             "kind": "kill",
             "out": str(tmp_path / "killed"),
             "settings": settings,
-            "kills": 20,
+            "kills": KILLS,
             "longest": 0.4,
             "seed": 1,
         },
     )
-    assert killed.pop("kills") == 20
+    assert killed.pop("kills") == KILLS
     assert killed.pop("resumed") > 0
     assert different(whole, killed) == set()

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 
 from truthgpt_core.paths import CACHE
 from truthgpt_services.data.contract import DataError
+from truthgpt_services.data.keeping import hold, keep_within, most_bytes
 from truthgpt_services.errors import OutputError
 from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error
 
@@ -116,13 +119,16 @@ class _ArrayFiles:
 def write_arrays(folder: Path, fill: Callable[[Sink], tuple[str, Mapping[str, Any]]]) -> Arrays:
     """Write arrays to a directory of the cache, which is whole or not there.
 
+    Others that were not used for longest make room for it; see `keeping`.
+
     Args:
         folder: where the directory is made; is made itself.
         fill: appends everything; returns the directory's name and the facts.
 
     Raises:
-        DataError: the cache cannot be written.
+        DataError: the cache cannot be written, or its size is no number.
     """
+    most = most_bytes()
     with _writing:
         try:
             with StagedDirectory(folder / _UNFINISHED, overwrite=True) as staged:
@@ -133,7 +139,13 @@ def write_arrays(folder: Path, fill: Callable[[Sink], tuple[str, Mapping[str, An
                 finally:
                     files.close()
                 staged.target = folder / name
-                staged.commit()
+                try:
+                    if not staged.target.is_dir():
+                        staged.commit()
+                except OutputError:
+                    # Another process made the same, and was a moment faster.
+                    if not staged.target.is_dir():
+                        raise
         except (OSError, OutputError) as error:
             explained = explain_write_error(error, folder)
             why = explained or error
@@ -148,33 +160,42 @@ def write_arrays(folder: Path, fill: Callable[[Sink], tuple[str, Mapping[str, An
             f"{folder / name} is not what was written to it",
             hint=f"See whether the disk is sound, or set {CACHE} to another place.",
         )
+    keep_within(folder, most)
     return written
 
 
 def read_arrays(directory: Path) -> Arrays | None:
     """Return the arrays of a directory, if every byte is as it was written.
 
-    One that is damaged is removed, with a warning in the log.
+    One that is damaged is removed, with a warning in the log. Nobody removes one from the cache
+    as long as its arrays are there.
 
     Returns:
         The arrays, or None if there are none that can be used.
     """
-    if not directory.exists():
-        return None
+    descriptor: int | None = None
     try:
+        descriptor = hold(directory)
         content = _unsealed((directory / MARKER).read_text(encoding="utf-8"))
         for name, layout in content["arrays"].items():
             _check(directory / f"{name}.bin", layout)
         dtypes = {name: layout["dtype"] for name, layout in content["arrays"].items()}
         return _map(directory, dtypes, content["facts"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not directory.exists():
+            return None
         _log.warning("%s is damaged (%s), and is made anew", directory, error)
         shutil.rmtree(directory, ignore_errors=True)
         return None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _map(directory: Path, dtypes: Mapping[str, str], facts: Mapping[str, Any]) -> Arrays:
     arrays: dict[str, NDArray[Any]] = {}
+    mapped = Arrays(arrays, facts, directory)
+    weakref.finalize(mapped, os.close, hold(directory))
     for name, dtype in dtypes.items():
         path = directory / f"{name}.bin"
         if path.stat().st_size:
@@ -182,7 +203,7 @@ def _map(directory: Path, dtypes: Mapping[str, str], facts: Mapping[str, Any]) -
             arrays[name] = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
         else:
             arrays[name] = np.empty(0, dtype=dtype)
-    return Arrays(arrays, facts, directory)
+    return mapped
 
 
 def _check(path: Path, layout: Mapping[str, Any]) -> None:

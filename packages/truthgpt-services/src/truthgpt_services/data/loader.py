@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,7 @@ class BatchLoader:
         self._workers: dict[str, Any] = {"num_workers": num_workers}
         if num_workers:
             self._workers["prefetch_factor"] = prefetch
+            self._workers["worker_init_fn"] = _leave_signals_to_the_trainer
         self._resumes = resumes
         self._epoch = 0
         self._taken = 0
@@ -169,6 +171,16 @@ class BatchLoader:
                 hint="Go on with the same settings, or begin anew.",
             )
         self._epoch, self._taken = epoch, batch
+
+
+def _leave_signals_to_the_trainer(_number: int) -> None:
+    """Ignore what a terminal, or whoever ends a whole service, sends to this process too.
+
+    The process that trains wants its batches until it has saved; when it is gone, torch ends
+    this one.
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 class _Batches(Dataset[Batch]):

@@ -75,6 +75,10 @@ class SplitTexts:
     def _none(self, texts: int) -> DataError:
         if not texts:
             return DataError(f"{self._where} is empty: it has no text")
+        if not self._fraction:
+            return DataError(
+                f"Nothing can be learned from {self._where}: its {texts} texts are blank"
+            )
         what = "validate with" if self._validation else "train on"
         return DataError(
             f"{self._where} has no text to {what}: its texts, {texts}, are few or blank, and "

@@ -110,6 +110,21 @@ def count_tokens(batch: Batch) -> int:
     return batch["input_ids"].numel()
 
 
+def explain_lost_worker(error: Exception) -> TrainingError | None:
+    """Return what to say if a process that prepares batches has died; None if it is not that.
+
+    Args:
+        error: torch raises it in whatever the process that trains does just then.
+    """
+    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker ")):
+        return None
+    return TrainingError(
+        f"A process that prepares batches ended: {' '.join(str(error).split())}",
+        hint="If this machine has too little memory, lower data.num_workers or data.prefetch; then "
+        "resume.",
+    )
+
+
 def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """Return a batch on a device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -22,9 +22,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from truthgpt_services.locks import share, try_alone
 from truthgpt_services.output import exchange, explain_write_error
 from truthgpt_services.training.errors import CheckpointError
-from truthgpt_services.training.locks import share, try_alone
 
 MANIFEST = "manifest.json"
 STATE = "state.json"

@@ -6,29 +6,35 @@ when the next one takes the directory.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 import torch
 
+from truthgpt_services.locks import try_for_process
 from truthgpt_services.training.checkpoint_files import (
     Contents,
     in_use,
     read_manifest,
     remove_checkpoint,
+    replace_checkpoint,
     verify_checkpoint,
     write_checkpoint,
 )
 from truthgpt_services.training.errors import CheckpointError
-from truthgpt_services.training.locks import try_for_process
 
 _NAME = re.compile(r"step-(\d{8,})")
-_LEFT_OVER = re.compile(r"\.step-\d{8,}\.(partial|removed)-\d+")
+_NICER = 19
+_LEFT_OVER = re.compile(r"\.+step-\d{8,}\.(partial|removed|new)-\d+(\.partial-\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class CheckpointStore:
         self._writing: Future[Path] | None = None
         # Copies are made into the same memory each time: touching new memory takes longer.
         self._copies: dict[str, torch.Tensor] = {}
+        # Those of which this process wrote or read every byte.
+        self._checked: set[Path] = set()
 
     def open(self) -> None:
         """Take the directory for writing, and remove what a killed run left half-written.
@@ -106,7 +114,7 @@ class CheckpointStore:
         """Save a checkpoint; in the background, once its tensors are copied.
 
         Waits for the one before if that is still being written. If there is one of the same
-        step, it stays as it is.
+        step, it stays as it is, unless its metric was not known yet.
 
         Args:
             contents: of it; nobody need leave its tensors unchanged afterwards.
@@ -121,9 +129,11 @@ class CheckpointStore:
         self.wait()
         path = self.path_of(contents.step)
         if path.exists():
-            if self._is_whole(path):
+            whole = self._is_whole(path)
+            if whole and contents.metric in (None, read_manifest(path)["metric"]):
                 return path
-            shutil.rmtree(path, ignore_errors=True)
+            if not whole:
+                shutil.rmtree(path, ignore_errors=True)
         if not self._background:
             model = {name: _alone(each) for name, each in contents.model.items()}
             training = {name: _alone(each) for name, each in contents.training.items()}
@@ -137,7 +147,7 @@ class CheckpointStore:
             training=self._copied("training", contents.training),
         )
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+            self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_give_way)
         self._writing = self._thread.submit(self._write, path, contents)
         return path
 
@@ -194,26 +204,39 @@ class CheckpointStore:
 
     def newest(self) -> Found:
         """Find the newest whole checkpoint: every byte of it is checked."""
-        skipped = []
-        for path in self.all():
-            try:
-                with in_use(path):
-                    verify_checkpoint(path)
-            except CheckpointError as error:
-                skipped.append(Skipped(path, error.message))
+        while True:
+            skipped = []
+            for path in self.all():
+                try:
+                    with in_use(path):
+                        verify_checkpoint(path)
+                except CheckpointError as error:
+                    if not path.exists():
+                        # The run that writes them removed it, and so has newer ones.
+                        break
+                    skipped.append(Skipped(path, error.message))
+                else:
+                    self._checked.add(path)
+                    return Found(path, tuple(skipped))
             else:
-                return Found(path, tuple(skipped))
-        return Found(None, tuple(skipped))
+                return Found(None, tuple(skipped))
 
     def _write(self, path: Path, contents: Contents) -> Path:
-        write_checkpoint(path, contents)
-        self._tidy()
+        (replace_checkpoint if path.exists() else write_checkpoint)(path, contents)
+        self._checked.add(path)
+        self._tidy(path)
         return path
 
-    def _tidy(self) -> None:
-        """Remove what need not be kept. What is no whole checkpoint does not count as kept."""
+    def _tidy(self, written: Path) -> None:
+        """Remove what need not be kept. What is no whole checkpoint does not count as kept.
+
+        Those of later steps than the one just written are left alone: training went back behind
+        them because they are damaged, or because somebody wanted it to.
+        """
         metrics: dict[Path, float | None] = {}
         for path in self.all():
+            if _step_of(path) > _step_of(written):
+                continue
             try:
                 metrics[path] = read_manifest(path)["metric"]
             except CheckpointError:
@@ -223,10 +246,34 @@ class CheckpointStore:
             (path for path in whole if metrics[path] is not None),
             key=lambda path: (metrics[path] or 0.0, _step_of(path)),
         )
-        kept = {*whole[: self._keep_last], *best[: self._keep_best]}
+        if len(whole) <= self._keep_last:
+            return
+        damaged: set[Path] = set()
+        kept = {
+            *self._first_whole(whole, self._keep_last, damaged),
+            *self._first_whole(best, self._keep_best, damaged),
+        }
         for path in whole:
-            if path not in kept:
+            if path not in kept and path not in damaged:
+                self._checked.discard(path)
                 remove_checkpoint(path)
+
+    def _first_whole(self, paths: list[Path], count: int, damaged: set[Path]) -> list[Path]:
+        """Return so many of some checkpoints; those that turn out to be damaged are noted.
+
+        A manifest that is right does not say that the files are, and to read them once is cheap
+        beside keeping one that cannot be used instead of one that can.
+        """
+        found: list[Path] = []
+        for path in paths:
+            if len(found) == count:
+                break
+            if path in self._checked or self._is_whole(path):
+                self._checked.add(path)
+                found.append(path)
+            else:
+                damaged.add(path)
+        return found
 
     def _copied(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         copies = {}
@@ -247,6 +294,20 @@ class CheckpointStore:
         except CheckpointError:
             return False
         return True
+
+
+def _give_way() -> None:
+    """Let this thread have the time that others leave, where the system has such priorities.
+
+    A checkpoint of a model is hashed and written for as long as some steps of a small machine
+    take; at the same priority it would hold up one of the threads that compute, and so the step.
+    """
+    if sys.platform == "linux":
+        # There a thread has a priority of its own, under its own number.
+        thread = threading.get_native_id()
+        with suppress(OSError):
+            mine = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, mine + _NICER))
 
 
 def _step_of(path: Path) -> int:

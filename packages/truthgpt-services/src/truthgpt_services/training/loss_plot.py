@@ -11,13 +11,15 @@ from markupsafe import Markup
 from truthgpt_services.report.plots import nice_ticks, tick_label
 
 _WIDTH, _HEIGHT = 640.0, 360.0
-_LEFT, _RIGHT, _ABOVE, _BELOW = 56.0, 620.0, 36.0, 312.0
+_LEFT, _RIGHT, _ABOVE, _BELOW = 56.0, 604.0, 36.0, 312.0
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#444}.grid{stroke:#ddd}"
     ".train{fill:none;stroke:#2a6fb0;stroke-width:1.5}"
     ".validation{fill:none;stroke:#c2410c;stroke-width:2;stroke-dasharray:6 3}"
-    "circle{fill:#c2410c}"
+    "circle,.of-validation{fill:#c2410c}.of-train{fill:#2a6fb0}"
 )
+_MOST_POINTS = 500
+"""More of them than the plot is wide cannot be told apart, and make a file of megabytes."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -25,16 +27,18 @@ Points = Sequence[tuple[float, float]]
 def loss_plot(rows: Iterable[Mapping[str, Any]]) -> str:
     """Draw the loss of each step, and that of each evaluation with marks.
 
+    Of a long run, the means of as many parts of it as can be seen are drawn.
+
     Args:
         rows: as `read_metrics` returns them.
     """
     kept = list(rows)
-    train = _points(kept, "step")
+    train = _thinned(_points(kept, "step"))
     validation = _points(kept, "evaluation")
     every = [*train, *validation]
     steps = nice_ticks(max((x for x, _ in every), default=1.0))
-    low = math.floor(min((y for _, y in every), default=0.0))
-    heights = [low + each for each in nice_ticks(max((y - low for _, y in every), default=1.0))]
+    heights = _heights([y for _, y in every])
+    low = heights[0]
 
     def at(point: tuple[float, float]) -> str:
         x = _LEFT + (_RIGHT - _LEFT) * point[0] / steps[-1]
@@ -42,8 +46,11 @@ def loss_plot(rows: Iterable[Mapping[str, Any]]) -> str:
         return f"{x:.1f},{y:.1f}"
 
     parts = [
-        Markup('<text x="{}" y="20">loss, nats per token: training</text>').format(_LEFT),
-        Markup('<text x="{}" y="20" text-anchor="end">validation, dashed</text>').format(_RIGHT),
+        Markup(
+            '<text x="{}" y="20">Loss, nats per token: '
+            '<tspan class="of-train">training</tspan>, '
+            '<tspan class="of-validation">validation (dashed)</tspan></text>'
+        ).format(_LEFT),
         Markup('<text x="{}" y="{}" text-anchor="end">step</text>').format(_RIGHT, _HEIGHT - 10),
     ]
     for value in heights:
@@ -71,6 +78,22 @@ def loss_plot(rows: Iterable[Mapping[str, Any]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img">'
         f"<title>Loss by step</title><style>{_STYLE}</style>{Markup('').join(parts)}</svg>\n"
     )
+
+
+def _heights(losses: Sequence[float]) -> list[float]:
+    """Return round numbers from just below the lowest loss to just above the highest."""
+    bottom, top = min(losses, default=0.0), max(losses, default=1.0)
+    each = nice_ticks(top - bottom)[1]
+    low = math.floor(bottom / each * (1 + 1e-9)) * each
+    return [low + number * each for number in range(max(math.ceil((top - low) / each), 1) + 1)]
+
+
+def _thinned(points: Points) -> Points:
+    size = -(-len(points) // _MOST_POINTS)
+    if size <= 1:
+        return points
+    parts = [points[at : at + size] for at in range(0, len(points), size)]
+    return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]
 
 
 def _points(rows: Iterable[Mapping[str, Any]], kind: str) -> Points:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,10 +21,13 @@ class StopSignals:
 
     Attributes:
         received: the first signal that came; None if none has.
+        say: called with its name as soon as it came, from its handler: there may be a long
+            step until it is heeded.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.say: Callable[[str], None] = lambda _: None
         self._depth = 0
         self._at_once = False
         self._before: dict[signal.Signals, Any] = {}
@@ -68,3 +72,5 @@ class StopSignals:
             raise TrainingInterrupted(self.received.name, number, None)
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not again:
+            self.say(self.received.name)

@@ -21,7 +21,10 @@ import torch
 
 from truthgpt_core.event_system import Event, EventEmitter, EventType, Subscription
 from truthgpt_services.measuring.memory import peak
+from truthgpt_services.models.loading import quiet
 from truthgpt_services.report.formatting import number, seconds, shortened, size
+from truthgpt_services.training.flops import matmul_rate
+from truthgpt_services.training.precision import TYPES, choose_precision
 from truthgpt_services.training.randomness import kept_random_state
 
 _KINDS = {
@@ -133,6 +136,7 @@ class ProgressLine:
         self._changes = self._output.isatty() and os.environ.get("TERM") != "dumb"
         # Tokens and seconds of the newest steps: evaluating and saving do not count.
         self._recent: deque[tuple[int, float]] = deque(maxlen=50)
+        self._peak = _peak(device)
         self._first: float | None = None
         self._steps = 0
         self._stepping = 0.0
@@ -171,6 +175,9 @@ class ProgressLine:
             f"loss {data['loss']:.4f}",
             f"{number(self._tokens_per_second())} tokens/s",
         ]
+        if self._peak and data.get("flops"):
+            done = data["flops"] / data["tokens"] * self._tokens_per_second()
+            parts.append(f"MFU {done / self._peak:.0%}")
         if self._total is not None and not last:
             # What is done between steps takes its share of the time that is left.
             between = max(now - self._first - self._stepping, 0.0) / self._steps
@@ -220,6 +227,17 @@ def _roughly(duration: float) -> str:
     return seconds(duration) if duration >= 119.95 else f"{math.ceil(duration)} s"
 
 
+def _peak(device: torch.device) -> float | None:
+    """Return how many operations a GPU does in a second, measured; None for a CPU.
+
+    On a CPU it takes seconds, and depends on what else the machine does.
+    """
+    if device.type != "cuda":
+        return None
+    dtype = TYPES.get(choose_precision("auto", device), torch.float32)
+    return matmul_rate(device, dtype, size=8192)
+
+
 def sample(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[str]:
     """Continue prompts with the likeliest tokens; random numbers stay as they are.
 
@@ -237,7 +255,7 @@ def sample(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[
     model.eval()
     texts = []
     try:
-        with kept_random_state(), torch.no_grad():
+        with kept_random_state(), torch.no_grad(), quiet():
             for prompt in prompts:
                 inputs = tokenizer(prompt, return_tensors="pt").to(device)
                 made = model.generate(

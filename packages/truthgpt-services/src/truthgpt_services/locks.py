@@ -6,8 +6,8 @@ import sys
 from typing import IO, Any
 
 
-def share(file: IO[Any]) -> None:
-    """Wait for a lock that many may hold, until the file is closed."""
+def share(file: IO[Any] | int) -> None:
+    """Wait for a lock that many may hold, until the file (or descriptor) is closed."""
     if sys.platform != "win32":
         import fcntl
 

@@ -1,0 +1,171 @@
+"""Compiling the step of training, where that repays itself.
+
+Nothing here depends on how long something took, so that the same run is compiled each time;
+and a checkpoint says whether its run was, so that one that resumes is the same bit for bit.
+Code is made for the shape that batches have, once; a smaller last batch of an epoch runs
+uncompiled, and makes no code of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from truthgpt_core.errors import in_one_line
+from truthgpt_services.training.batches import summed_loss
+from truthgpt_services.training.errors import TrainingError
+from truthgpt_services.training.flops import count_flops
+from truthgpt_services.training.randomness import kept_random_state
+from truthgpt_services.training.state import Compiled
+
+if TYPE_CHECKING:
+    from truthgpt_services.training.run import Run
+
+Tensors = Mapping[str, torch.Tensor]
+
+REPAID: Mapping[str, float] = {"cpu": 4e14, "cuda": 1e17}
+"""For each type of device, of how many operations a run has to be for compiling to repay itself.
+
+It is the time that compiling takes, some two minutes, times the operations that the device
+does in a second, over the part of the time that compiled code saves. docs/benchmarks.md has
+what was measured.
+"""
+
+_compiled: ContextVar[bool] = ContextVar("truthgpt_compiled_step", default=False)
+"""Whether the step that a hook is asked for is to be compiled."""
+
+
+class TrainingStep:
+    """Computes the loss of a batch, compiled or not: what the loop calls.
+
+    Which of the two is decided with the first batch. That batch is then computed once more,
+    forward and backward, to see that compiling succeeds before anything depends on it.
+
+    Args:
+        run: with settings and hooks; its state keeps the decision.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._loss_of: Callable[[Tensors], Any] | None = None
+        self._tried = False
+
+    def __call__(self, batch: Tensors) -> torch.Tensor:
+        """Return the sum of the losses of all tokens that have a label.
+
+        Args:
+            batch: on its device.
+
+        Raises:
+            TrainingError: it shall be compiled by all means, and cannot be.
+        """
+        run = self._run
+        if self._loss_of is None:
+            run.state.compiled = decide(run, batch)
+            self._loss_of = self._make()
+        compiled = run.state.compiled
+        if not compiled:
+            return self._loss_of(batch)  # type: ignore[no-any-return]  # of a hook
+        if not _is_for(compiled, batch):
+            with torch.compiler.set_stance("force_eager"):
+                return self._loss_of(batch)  # type: ignore[no-any-return]  # of a hook
+        if not self._tried:
+            self._try(batch)
+        return self._loss_of(batch)  # type: ignore[no-any-return]  # of a hook
+
+    def _make(self) -> Callable[[Tensors], Any]:
+        token = _compiled.set(bool(self._run.state.compiled))
+        try:
+            made = self._run.hooks.make_training_step(model=self._run.prepared)
+        finally:
+            _compiled.reset(token)
+        assert made is not None, "the services' own implementation returns something"
+        return made
+
+    def _try(self, batch: Tensors) -> None:
+        run = self._run
+        assert self._loss_of is not None
+        self._tried = True
+        parameters = list(run.state.model.parameters())
+        gradients = [each.grad for each in parameters]
+        for each in parameters:
+            each.grad = None
+        try:
+            with kept_random_state():
+                self._loss_of(batch).backward()
+        except Exception as error:
+            if run.settings.compile is True:
+                raise TrainingError(
+                    f"The training step cannot be compiled: {in_one_line(error)}",
+                    hint="Set training.compile to false; `truthgpt doctor` says what is missing.",
+                ) from error
+            run.state.compiled = False
+            self._loss_of = self._make()
+            run.note("compile", f"It goes on uncompiled: compiling failed: {in_one_line(error)}")
+        finally:
+            for each, gradient in zip(parameters, gradients, strict=True):
+                each.grad = gradient
+
+
+def decide(run: Run, batch: Tensors) -> Compiled:
+    """Return what the steps of a run are compiled for: a shape, "padded", or False.
+
+    Args:
+        run: whose settings are asked first, then the checkpoint that it resumes from.
+        batch: one of the run.
+    """
+    asked, kept = run.settings.compile, run.state.compiled
+    if asked is False:
+        return False
+    if kept or (kept is False and asked == "auto"):
+        return kept
+    padded = "attention_mask" in batch
+    if asked is True:
+        return "padded" if padded else tuple(batch["input_ids"].shape)
+    flops = count_flops(run.state.model)
+    least = REPAID.get(run.device.type)
+    if padded or flops is None or least is None or run.total_steps is None:
+        return False
+    if run.backend.processes > 1 or not has_compiler(run.device):
+        return False
+    batches = run.total_steps * run.settings.gradient_accumulation_steps
+    if batches * batch["input_ids"].numel() * flops.per_token < least:
+        return False
+    return tuple(batch["input_ids"].shape)
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Return whether there is what torch.compile needs to make code for a device."""
+    if device.type == "cuda":
+        return find_spec("triton") is not None
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    return shutil.which(os.environ.get("CXX") or default) is not None
+
+
+def own_step(model: Any) -> Callable[[Tensors], torch.Tensor]:
+    """Return what computes the loss of a batch, compiled if it is made for a run that is.
+
+    What plugins put around it, or in its place, is left as it is.
+
+    Args:
+        model: a causal language model of transformers.
+    """
+
+    def step(batch: Tensors) -> torch.Tensor:
+        return summed_loss(model, batch)
+
+    # This compiles nothing yet; calling it does.
+    return torch.compile(step) if _compiled.get() else step
+
+
+def _is_for(compiled: Compiled, batch: Tensors) -> bool:
+    shape = tuple(batch["input_ids"].shape)
+    # Code for any shape is none for a size of 1, for which torch would make another.
+    return min(shape) > 1 if compiled == "padded" else shape == compiled

@@ -1,0 +1,133 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+
+import pytest
+import torch
+from rich.console import Console
+
+from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_services.training.loss_plot import loss_plot
+from truthgpt_services.training.signals import StopSignals
+from truthgpt_services.training.summary import print_result
+from truthgpt_services.training.watching import ProgressLine
+
+
+class Terminal(io.StringIO):
+    """Takes what is written to a terminal."""
+
+    def isatty(self) -> bool:
+        """Be one."""
+        return True
+
+
+def step(emitter: EventEmitter, number: int, *, rate: float = 50.0) -> None:
+    emitter.emit(
+        EventType.TRAINING_STEP,
+        {"step": number, "loss": 2.5, "tokens": 100, "tokens_per_second": rate},
+    )
+
+
+def shown(output: io.StringIO, *, steps: int) -> str:
+    emitter = EventEmitter()
+    line = ProgressLine(emitter, steps, torch.device("cpu"), output)
+    for number in range(1, steps + 1):
+        step(emitter, number)
+    metrics = {"loss": 2.25, "perplexity": 9.49}
+    emitter.emit(EventType.EVALUATION_STARTED, {"step": steps})
+    emitter.emit(EventType.EVALUATION_FINISHED, {"step": steps, "metrics": metrics})
+    line.close()
+    return output.getvalue()
+
+
+def test_a_file_gets_few_whole_lines() -> None:
+    """Where there is no terminal, fast steps do not each write a line, and nothing is erased."""
+    lines = shown(io.StringIO(), steps=200).splitlines(keepends=True)
+    assert len(lines) < 20
+    assert all(line.endswith("\n") and line.strip().isprintable() for line in lines)
+    assert lines[-2].startswith("step 200/200  loss 2.5000  50.0 tokens/s")
+    assert lines[-1] == "step 200: validation loss 2.2500, perplexity 9.49\n"
+
+
+def test_a_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a narrow terminal the line that changes is cut, so that it can be written over."""
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("TERM", "xterm")
+    written = shown(Terminal(), steps=3)
+    changing = [part.split("\n")[0] for part in written.split("\r\x1b[2K")[1:-1]]
+    assert changing
+    assert max(map(len, changing)) < 30
+
+
+def test_the_time_that_is_left_is_that_of_the_steps() -> None:
+    """Steps of two seconds each are taken as such, however little time the test itself takes."""
+    output, emitter = io.StringIO(), EventEmitter()
+    line = ProgressLine(emitter, 11, torch.device("cpu"), output)
+    step(emitter, 1)
+    line.close()
+    assert "  20 s left" in output.getvalue()
+
+
+def evaluation(step: int, loss: float | None, perplexity: float | None) -> dict:
+    return {"kind": "evaluation", "step": step, "loss": loss, "perplexity": perplexity}
+
+
+def result(rows: list[dict]) -> str:
+    output = io.StringIO()
+    print_result(rows, Console(file=output, width=100))
+    return output.getvalue()
+
+
+def test_the_result_compares_before_and_after() -> None:
+    """Both losses stand side by side, and the speed is that of the steps alone."""
+    steps = [
+        {"kind": "step", "step": n, "loss": 3 - n / 10, "tokens": 100, "tokens_per_second": 50.0}
+        for n in (1, 2, 3, 4)
+    ]
+    told = result([evaluation(0, 3.0, 20.1), *steps, evaluation(4, 2.5, 12.2)])
+    assert "validation loss, nats/token" in told
+    assert "3.000" in told
+    assert "2.500" in told
+    assert "4 steps, 400 tokens in 8.00 s: 50.0 tokens/s" in told
+
+
+def test_a_perplexity_beyond_numbers_is_infinite() -> None:
+    """A model that training has ruined ends in a table, not in an error."""
+    assert "∞" in result([evaluation(0, 9.0, 8103.1), evaluation(4, 1076.8, None)])
+
+
+def test_a_better_model_on_the_way_is_named() -> None:
+    """If the loss rose again, the result says where it was lowest."""
+    rows = [evaluation(0, 3.0, 20.1), evaluation(5, 2.0, 7.4), evaluation(10, 2.5, 12.2)]
+    assert "lowest at step 5: 2.000" in result(rows)
+
+
+def test_a_plot_of_a_long_run_stays_small() -> None:
+    """A file of kilobytes shows a hundred thousand steps, each evaluation among them."""
+    rows = [{"kind": "step", "step": n, "loss": 2 + 1 / n} for n in range(1, 100_001)]
+    drawn = loss_plot([*rows, evaluation(50_000, 2.5, 12.2), evaluation(100_000, 2.4, 11.0)])
+    assert len(drawn) < 20_000
+    assert drawn.count("<circle") == 2
+
+
+def test_a_plot_shows_what_changes() -> None:
+    """Losses that differ by little fill the plot: its axis begins just below the lowest."""
+    drawn = loss_plot([evaluation(0, 2.93, 18.7), evaluation(20, 2.65, 14.2)])
+    heights = [float(each) for each in re.findall(r'cy="([\d.]+)"', drawn)]
+    assert max(heights) - min(heights) > 200
+
+
+def test_a_signal_is_answered_before_it_is_heeded() -> None:
+    """Who listens is told of the first signal as it comes, while a long step still computes."""
+    told: list[str] = []
+    with StopSignals() as signals:
+        signals.say = told.append
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.pending
+    assert told == ["SIGTERM"]

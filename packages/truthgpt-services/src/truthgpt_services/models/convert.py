@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,7 +46,8 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
         return target
     progress("Converting GGUF", 0, 0)
     with StagedDirectory(target, overwrite=True) as staged:
-        _convert(resolved.path, staged.path)
+        with _bars_told_to(progress):
+            _convert(resolved.path, staged.path)
         _mark(staged.path, resolved.spec)
         staged.commit()
     return target
@@ -77,6 +81,29 @@ def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
 def _mark(directory: Path, source: str) -> None:
     marker = {"format": _FORMAT, "kind": "converted", "source": source, "steps": []}
     (directory / MARKER).write_text(json.dumps(marker))
+
+
+@contextmanager
+def _bars_told_to(progress: Progress) -> Iterator[None]:
+    """Tell of what transformers draws a bar of, which it does whatever one asks it to leave."""
+
+    def bar(tensors: Sequence[Any], **_: object) -> Iterator[Any]:
+        for number, tensor in enumerate(tensors):
+            progress("Converting GGUF", number, len(tensors))
+            yield tensor
+
+    try:
+        reading: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+        drawn = reading.tqdm
+    except (ImportError, AttributeError):
+        # No more than a bar is lost, or shown, where a later version has it elsewhere.
+        yield
+        return
+    reading.tqdm = bar
+    try:
+        yield
+    finally:
+        reading.tqdm = drawn
 
 
 def _convert(gguf: Path, directory: Path) -> None:

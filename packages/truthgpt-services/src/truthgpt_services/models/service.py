@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from truthgpt_core.errors import did_you_mean
+from truthgpt_core.errors import TruthGPTError, did_you_mean
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.optimization import (
@@ -31,6 +31,9 @@ from truthgpt_services.models.saved import Recipe, SavedStep
 from truthgpt_services.models.sources import ResolvedModel
 from truthgpt_services.output import StagedDirectory
 
+if TYPE_CHECKING:
+    from truthgpt_services.report.schema import Report
+
 _LOAD_OPTIONS = ("name_or_path", "torch_dtype", "dtype", "device", "gradient_checkpointing")
 
 
@@ -48,6 +51,12 @@ class ModelService:
     ) -> None:
         self._plugins = plugins or get_plugin_manager()
         self._progress = progress
+        self._last_report: Report | None = None
+
+    @property
+    def last_report(self) -> Report | None:
+        """What the last `optimize_model` that measured has found; None before the first."""
+        return self._last_report
 
     @property
     def hooks(self) -> Hooks:
@@ -198,22 +207,75 @@ class ModelService:
         *,
         tokens: Sequence[int] = (),
         max_kl: float | None = None,
+        measure: bool = False,
+        tokenizer: Any = None,
+        output: str | Path | None = None,
+        overwrite: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Apply optimizations to a model, in the order that they declare, and measure nothing.
+        """Apply optimizations to a model, in the order that they declare.
+
+        Nothing is measured, unless `measure` asks for it. Then the model is saved aside, with
+        the weights that it has now, and worker processes do with it what `truthgpt optimize`
+        does: each step is measured, and one that does not pay is taken back. `last_report`
+        says what was found. That takes minutes, and memory for up to three more models on the
+        same device.
 
         Args:
-            model: changed in place where the optimization can.
+            model: changed in place where the optimization can; not if it is measured.
             optimizations: names, or optimizations with their options.
-            tokens: as for `apply`.
-            max_kl: as for `apply`.
+            tokens: as for `apply`; not with `measure`, where steps try the model on the text.
+            max_kl: as for `apply`; with `measure` also what a step may cost (default 0.05).
+            measure: keep only what pays.
+            tokenizer: of the model, to measure it with; None for the one that is where the model
+                was loaded from.
+            output: a directory for what was measured: the result, `report.json` and
+                `report.html`; None to keep the result in memory alone.
+            overwrite: replace `output`, if TruthGPT wrote it.
+            options: how to measure and what to keep, by the keys of a file for `--config`:
+                `text`, `seed`, `rounds`, `max_kl`, `max_perplexity_ratio`, `min_gain`, `gain`,
+                `max_flips`, `keep_all`.
 
         Returns:
-            The optimized model.
+            The optimized model. If it was measured, the result as it was saved, in evaluation
+            mode, or `model` itself, if no step was kept.
 
         Raises:
             OptimizationError: one is unknown, given twice, or cannot be done.
+            ModelError: it cannot be measured: there is no tokenizer, or another process would
+                load something else, as of a model that was optimized already.
+            OutputError: the output cannot be written, or the disk is full.
+            WorkerError: the model as it was could not be measured.
+            TruthGPTError: an option is wrong, or means nothing here.
         """
-        for optimization in in_order(self._made(optimizations)):
+        made = in_order(self._made(optimizations))
+        if measure:
+            if tokens:
+                raise TruthGPTError(
+                    "tokens are not used when a model is measured",
+                    hint='Name a text file instead: options={"text": FILE}.',
+                )
+            from truthgpt_services.optimizing import in_memory
+            from truthgpt_services.optimizing.request import request_from_python
+
+            request = request_from_python(made, options, output=output, max_kl=max_kl)
+            in_memory.refuse_unknown_to_workers(made, self._plugins)
+            optimized, self._last_report = in_memory.optimize_in_memory(
+                model,
+                tokenizer,
+                request,
+                self._plugins,
+                overwrite=overwrite,
+                load=self.load_model,
+                progress=self._progress,
+            )
+            return optimized
+        if output is not None or overwrite or options:
+            raise TruthGPTError(
+                "output, overwrite and options are for a model that is measured",
+                hint="Add measure=True; save_model saves what was not measured.",
+            )
+        for optimization in made:
             model = self.apply(optimization, model, tokens=tokens, max_kl=max_kl).model
         return model
 

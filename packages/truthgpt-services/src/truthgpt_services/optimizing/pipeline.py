@@ -76,6 +76,7 @@ def optimize(
     request: OptimizeFile,
     plugins: PluginManager,
     *,
+    source: ResolvedModel | None = None,
     overwrite: bool = False,
     command: Sequence[str] = (),
     progress: Progress,
@@ -83,8 +84,9 @@ def optimize(
     """Optimize a model, measure what each step does, and keep what pays.
 
     Args:
-        request: what to do; its model and output are given.
+        request: what to do; its output is given, and its model, unless `source` is.
         plugins: where optimizations come from.
+        source: the model, if it has been found already.
         overwrite: replace the output directory, if it is one that TruthGPT wrote.
         command: the command line, for the report.
         progress: told about work that takes seconds.
@@ -98,14 +100,15 @@ def optimize(
         OutputError: the output directory cannot be written.
         WorkerError: the baseline itself could not be measured.
     """
-    assert request.model is not None
     assert request.output is not None
     asked = _in_order(request.apply, plugins)
     text = evaluation_text(request.text)
     staged = StagedDirectory(request.output, overwrite=overwrite)
-    resolved = resolve(request.model, plugins.factories["model_source_factory"])
+    if source is None:
+        assert request.model is not None
+        source = resolve(request.model, plugins.factories["model_source_factory"])
     with staged, tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
-        job = Job(request, resolved, text, staged.path, Path(scratch), stack, progress)
+        job = Job(request, source, text, staged.path, Path(scratch), stack, progress)
         job.start([each.optimization for each in asked])
         for step in asked:
             job.take(step)

@@ -9,11 +9,24 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from truthgpt_core.config import load_yaml_model
-from truthgpt_core.errors import TruthGPTError
-from truthgpt_core.optimization import parse_applied
+from truthgpt_core.errors import TruthGPTError, did_you_mean
+from truthgpt_core.optimization import Optimization, parse_applied
 from truthgpt_services.measuring.contest import Plan
 from truthgpt_services.measuring.gate import DEFAULT_GATE
 from truthgpt_services.report.schema import Gate
+
+MEASURING_OPTIONS = (
+    "text",
+    "seed",
+    "rounds",
+    "max_kl",
+    "max_perplexity_ratio",
+    "min_gain",
+    "gain",
+    "max_flips",
+    "keep_all",
+)
+"""Fields of `OptimizeFile` that say how to measure and what to keep."""
 
 
 class Applying(BaseModel):
@@ -140,6 +153,43 @@ def read_measuring(said: Mapping[str, Any], request: OptimizeFile | None = None)
             f"--{str(each['loc'][0]).replace('_', '-')} {each['input']}: {each['msg']}"
             for each in error.errors()
         ]
+        raise TruthGPTError("; ".join(wrong)) from None
+
+
+def request_from_python(
+    optimizations: Sequence[Optimization[Any]],
+    options: Mapping[str, Any] | None,
+    **given: Any,
+) -> OptimizeFile:
+    """Put together what a call asks for, for a model that is in memory.
+
+    Args:
+        optimizations: what to apply.
+        options: some of `MEASURING_OPTIONS`.
+        given: other fields, which go before those; None leaves one out.
+
+    Raises:
+        TruthGPTError: an option is unknown or has a wrong value, or there is no optimization.
+    """
+    if not optimizations:
+        raise TruthGPTError("No optimization is named, so there is nothing to measure")
+    options = options or {}
+    for option in options:
+        if option not in MEASURING_OPTIONS:
+            known = f"Known: {', '.join(MEASURING_OPTIONS)}."
+            raise TruthGPTError(
+                f'There is no option "{option}" for measuring',
+                hint=did_you_mean(option, MEASURING_OPTIONS) or known,
+            )
+    said = {key: value for key, value in given.items() if value is not None}
+    apply = [
+        Applying(name=each.name, options=each.options.model_dump(mode="json"))
+        for each in optimizations
+    ]
+    try:
+        return OptimizeFile.model_validate({**options, **said, "apply": apply})
+    except ValidationError as error:
+        wrong = [f"{each['loc'][0]}={each['input']!r}: {each['msg']}" for each in error.errors()]
         raise TruthGPTError("; ".join(wrong)) from None
 
 

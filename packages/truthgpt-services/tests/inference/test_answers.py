@@ -193,7 +193,7 @@ def hammer(folder, seed):
 
 def test_several_processes_can_use_one_directory(tmp_path):
     """Each gets whole answers or none, whoever else writes and removes them."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     workers = [context.Process(target=hammer, args=(tmp_path, seed)) for seed in range(3)]
     for worker in workers:
         worker.start()

@@ -119,7 +119,7 @@ def test_a_plot_shows_what_changes() -> None:
     """Losses that differ by little fill the plot: its axis begins just below the lowest."""
     drawn = loss_plot([evaluation(0, 2.93, 18.7), evaluation(20, 2.65, 14.2)])
     heights = [float(each) for each in re.findall(r'cy="([\d.]+)"', drawn)]
-    assert max(heights) - min(heights) > 200
+    assert max(heights) - min(heights) > 150
 
 
 def test_a_signal_is_answered_before_it_is_heeded() -> None:

@@ -110,21 +110,10 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
             if backend.is_main:
                 click.echo(f"  | {visible(' '.join(text.split()))}")
 
-    def evaluate_besides() -> None:
-        # Whoever evaluates each few steps sees what there was before the first, and what
-        # there is after the last. The run itself takes no note of it, and resumes the same.
-        if config.training.eval_steps is not None and assembled.val_loader is not None:
-            service.evaluate(assembled.model, assembled.val_loader)
-            show_samples()
-
+    # Who evaluates once in an epoch may have texts that take longer than a few steps.
+    often = config.training.eval_steps is not None
     try:
-        if service.progress.step == 0:
-            evaluate_besides()
-        resumed_at = service.progress.step
-        service.run(on_evaluated=show_samples)
-        progressed = service.progress
-        if resumed_at < progressed.step != progressed.metrics_step:
-            evaluate_besides()
+        service.run(on_evaluated=show_samples, first_and_last=often)
     finally:
         for listener in listeners:
             listener.close()

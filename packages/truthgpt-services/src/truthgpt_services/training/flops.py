@@ -59,11 +59,11 @@ def count_flops(model: nn.Module) -> ModelFlops | None:
         configuration does not say how large the attention is.
     """
     config: Any = getattr(model, "config", None)
-    sizes = [getattr(config, n, None) for n in ("num_hidden_layers", "num_attention_heads")]
+    layers: Any = getattr(config, "num_hidden_layers", None)
+    heads: Any = getattr(config, "num_attention_heads", None)
     experts = ("num_experts", "num_local_experts", "n_routed_experts")
-    if None in sizes or any(getattr(config, name, None) for name in experts):
+    if layers is None or heads is None or any(getattr(config, name, None) for name in experts):
         return None
-    layers, heads = sizes
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     looked_up = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
     output: Any = getattr(model, "get_output_embeddings", lambda: None)()

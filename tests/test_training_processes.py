@@ -17,6 +17,9 @@ import torch
 from truthgpt_services.testing import write_tiny_model
 from truthgpt_services.training.checkpoints import CheckpointStore
 
+# One worker makes what they share.
+pytestmark = pytest.mark.xdist_group("training_processes")
+
 SCRIPT = Path(__file__).parent / "process_runs.py"
 CONFIG = """
 model: {name_or_path: model}

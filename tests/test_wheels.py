@@ -20,6 +20,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+# One worker makes what they share.
+pytestmark = pytest.mark.xdist_group("wheels")
+
 ROOT = Path(__file__).parent.parent
 NAMES = ("core", "services", "plugin-quantize", "plugin-compile")
 QUANTIZE = "truthgpt-plugin-quantize"

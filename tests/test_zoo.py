@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+# One worker makes what they share.
+pytestmark = pytest.mark.xdist_group("zoo")
+
 CORE = "truthgpt-core>=0.1,<0.2"
 PLUGIN = """
 from truthgpt_core import Plugin, hookimpl

@@ -14,6 +14,8 @@ from truthgpt_core.plugin_system import PluginManager
 from truthgpt_plugin_accelerate.backend import AccelerateBackend
 from truthgpt_plugin_accelerate.errors import BackendError
 
+# One worker runs the processes.
+pytestmark = pytest.mark.xdist_group("processes")
 SCRIPT = Path(__file__).parent / "two_processes.py"
 
 

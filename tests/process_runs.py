@@ -94,7 +94,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     for name in (
         "rich.console",
-        "torch.utils.tensorboard",
         "transformers.optimization",
         "truthgpt_plugin_accelerate.backend",
         "truthgpt_services.commands.train",

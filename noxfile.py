@@ -139,6 +139,8 @@ def tracking(session: nox.Session) -> None:
 def workspace(session: nox.Session) -> None:
     """The packages together: types, and the tests across packages."""
     install(session, *ALL)
+    # The core's own tests are run here, too, with one hook deaf at a time.
+    session.install(f"{CORE}[test]")
     session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
     session.install("mypy>=1.14", "types-PyYAML", "setuptools>=77", "wheel")
     session.install("pyright[nodejs]==1.1.414")

@@ -1,8 +1,5 @@
 """The examples of the seed that load, train and generate, word for word.
 
-# One worker makes what they share.
-pytestmark = pytest.mark.xdist_group("seed_services")
-
 `seed-architecture.md` beside this file is the text that the project started from. What is
 changed of an example is in `IMPORTS` and, for its `...` and its undefined names, in the test.
 Each runs in a process of its own, as it would for its reader, with warnings as errors.
@@ -38,6 +35,9 @@ WARNINGS = (
     # Of torch about itself, when its compiler is imported.
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
 )
+
+# One worker makes what they share.
+pytestmark = pytest.mark.xdist_group("seed_services")
 
 Example = Callable[..., list[str]]
 

@@ -1,8 +1,8 @@
 """The checks: `nox -l` lists them, `make test` runs them all.
 
-Each package is tested in an environment of its own, installed as its wheel, with
-only what it declares. The core runs on every Python that it supports; what needs
-torch runs on 3.11.
+Each package is tested as its wheel, with only what it declares, and with no other of this
+workspace but those that it needs. The core runs on every Python that it supports; what
+needs torch runs on 3.11.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import nox
@@ -22,7 +25,10 @@ QUANTIZE = PACKAGES / "truthgpt-plugin-quantize"
 COMPILE = PACKAGES / "truthgpt-plugin-compile"
 ACCELERATE = PACKAGES / "truthgpt-plugin-accelerate"
 TRACKERS = tuple(PACKAGES / f"truthgpt-plugin-{name}" for name in ("wandb", "mlflow", "trackio"))
-ALL = (CORE, SERVICES, QUANTIZE, COMPILE, ACCELERATE)
+# One after the other in one environment: those that need less go first.
+COMPUTING = (QUANTIZE, COMPILE, ACCELERATE)
+ALL = (CORE, SERVICES, *COMPUTING)
+WHEELS = ROOT / ".nox" / "wheels"
 
 PYTHON = "3.11"
 CORE_PYTHONS = ("3.11", "3.12", "3.13")
@@ -51,13 +57,36 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
 
-def install(session: nox.Session, *packages: Path) -> None:
-    """Install packages of this workspace as wheels, the last one with what its tests need."""
-    *others, tested = packages
+@cache
+def built() -> dict[str, Path]:
+    """Build the wheels of this workspace, once; return each under the name of its folder."""
+    shutil.rmtree(WHEELS, ignore_errors=True)
+    command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", WHEELS)
+    packages = (*ALL, *TRACKERS)
+    subprocess.run([*command, *packages], check=True)
+    names = {each.name: each.name.replace("-", "_") for each in packages}
+    return {name: next(WHEELS.glob(f"{stem}-*.whl")) for name, stem in names.items()}
+
+
+def install(session: nox.Session, *packages: Path, tests_of: Sequence[Path] = ()) -> None:
+    """Install packages of this workspace as wheels, the last one with what its tests need.
+
+    Args:
+        session: in whose environment.
+        packages: those that others need first.
+        tests_of: more of them that shall have what their tests need.
+    """
+    wheels = [str(built()[each.name]) for each in packages]
     # Reinstalled without their dependencies first, so that a reused environment has
     # today's code though the version is the same.
-    session.install("--no-deps", "--force-reinstall", *map(str, packages))
-    session.install(*map(str, others), f"{tested}[test]")
+    session.install("--no-deps", "--force-reinstall", *wheels)
+    tested = {packages[-1], *tests_of}
+    session.install(
+        *(
+            f"{wheel}[test]" if each in tested else wheel
+            for each, wheel in zip(packages, wheels, strict=True)
+        )
+    )
 
 
 def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
@@ -104,31 +133,18 @@ def services(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
-def quantizing(session: nox.Session) -> None:
-    """The quantize plugin, without the services."""
-    install(session, CORE, QUANTIZE)
-    run_tests(session, QUANTIZE / "tests")
-
-
-@nox.session(python=PYTHON)
-def compiling(session: nox.Session) -> None:
-    """The compile plugin, without the services."""
-    install(session, CORE, COMPILE)
-    run_tests(session, COMPILE / "tests")
-
-
-@nox.session(python=PYTHON)
-def accelerating(session: nox.Session) -> None:
-    """The accelerate plugin, without the services."""
-    install(session, CORE, ACCELERATE)
-    run_tests(session, ACCELERATE / "tests")
+def plugins(session: nox.Session) -> None:
+    """The plugins that compute, one after the other, without the services."""
+    for package in COMPUTING:
+        session.run("pip", "uninstall", "--quiet", "--yes", *(each.name for each in COMPUTING))
+        install(session, CORE, package)
+        run_tests(session, package / "tests")
 
 
 @nox.session(python=PYTHON)
 def tracking(session: nox.Session) -> None:
     """The plugins that pass training on to trackers, with torch not installed, and their types."""
-    session.install("--no-deps", "--force-reinstall", str(CORE), *map(str, TRACKERS))
-    session.install(str(CORE), *(f"{each}[test]" for each in TRACKERS))
+    install(session, CORE, *TRACKERS, tests_of=TRACKERS)
     session.install("mypy>=1.14", "types-PyYAML")
     for package in TRACKERS:
         session.run("mypy", "--strict", str(package / "src"))
@@ -138,9 +154,8 @@ def tracking(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def workspace(session: nox.Session) -> None:
     """The packages together: types, and the tests across packages."""
-    install(session, *ALL)
     # The core's own tests are run here, too, with one hook deaf at a time.
-    session.install(f"{CORE}[test]")
+    install(session, *ALL, tests_of=(CORE,))
     session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
     session.install("mypy>=1.14", "types-PyYAML", "setuptools>=77", "wheel")
     session.install("pyright[nodejs]==1.1.414")

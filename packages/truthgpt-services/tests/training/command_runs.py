@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from transformers import LlamaForCausalLM
+
 from truthgpt_core.cli import main
 from truthgpt_core.event_system import Event, EventType, on_event
 from truthgpt_core.hookspecs import hookimpl
@@ -111,13 +113,11 @@ def _send(number: str, *, group: bool = False) -> None:
     if not group:
         os.kill(os.getpid(), signal.Signals[number])
         return
-    child = os.fork()
-    if child == 0:
-        # Workers of torch take a signal of their parent for its own.
-        signal.signal(signal.Signals[number], signal.SIG_IGN)
-        os.kill(0, signal.Signals[number])
-        os._exit(0)
-    os.waitpid(child, 0)
+    # Workers of torch take a signal of their parent for its own. And not by a fork of this
+    # process: python runs hooks beside one, and loses what a handler raises in them.
+    name = number.removeprefix("SIG")
+    sending = ["sh", "-c", f"trap '' {name}; kill -{name} 0"]
+    os.waitpid(os.posix_spawn("/bin/sh", sending, os.environ), 0)
     # The others die of it by now, if they do.
     time.sleep(0.5)
 
@@ -213,9 +213,21 @@ def while_a_file_is_flushed(
         at_a_batch(*before)
 
 
+def while_a_model_is_saved(number: str) -> None:
+    """A signal when transformers has written the weights of a model."""
+    save = LlamaForCausalLM.save_pretrained
+
+    def saving(self: Any, *given: Any, **named: Any) -> None:
+        save(self, *given, **named)
+        _send(number)
+
+    LlamaForCausalLM.save_pretrained = saving
+
+
 TROUBLES: dict[str, Callable[..., None]] = {
     "batch": at_a_batch,
     "event": at_an_event,
     "says": when_it_says,
     "flush": while_a_file_is_flushed,
+    "save": while_a_model_is_saved,
 }

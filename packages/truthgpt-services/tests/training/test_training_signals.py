@@ -162,6 +162,19 @@ def test_a_signal_while_data_is_prepared_leaves_nothing(jobs, command, cache) ->
     assert list((cache / "tokens").iterdir()) == []
 
 
+@pytest.mark.fault("a signal")
+def test_a_signal_while_the_model_is_saved_leaves_no_half(jobs, command, tmp_path) -> None:
+    """The command leaves in one line, without a model; resumed, it saves what it had trained."""
+    trouble = ("save", {"number": "SIGTERM"})
+    stopped, resumed = jobs(command("out", trouble=trouble), command("out", "--resume"))
+    assert stopped["code"] == 128 + signal.SIGTERM, stopped["said"]
+    assert stopped["said"].count("SIGTERM ended training, and all of it is saved in") == 1
+    assert resumed["code"] == 0, resumed["said"]
+    assert sorted(each.name for each in (tmp_path / "out").iterdir() if "model" in each.name) == [
+        "model"
+    ]
+
+
 @pytest.mark.fault("a kill at any moment")
 def test_a_worker_that_is_killed_is_one_line(jobs, command) -> None:
     """A process that prepares batches and is killed, as for want of memory, is said to be."""

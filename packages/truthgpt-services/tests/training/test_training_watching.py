@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_services.training.errors import TrainingInterrupted
 from truthgpt_services.training.loss_plot import loss_plot
 from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.summary import print_result
@@ -131,3 +132,24 @@ def test_a_signal_is_answered_before_it_is_heeded() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.pending
     assert told == ["SIGTERM"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_in_a_destructor_is_heeded() -> None:
+    """Python swallows what is raised there; the block is left all the same, when it says so."""
+
+    class Ending:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def prepare() -> None:
+        with signals.at_once():
+            Ending()
+            reached.append("after the destructor")
+            signals.heed()
+            reached.append("after that")
+
+    reached: list[str] = []
+    with StopSignals() as signals, pytest.raises(TrainingInterrupted, match="SIGTERM"):
+        prepare()
+    assert reached == ["after the destructor"]

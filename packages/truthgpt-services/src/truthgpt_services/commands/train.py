@@ -14,8 +14,11 @@ from truthgpt_core.errors import TruthGPTError
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigManager
+    from truthgpt_core.plugin_system import PluginManager
+    from truthgpt_core.training_backend import TrainingBackend
     from truthgpt_services.training.assemble import Assembled
     from truthgpt_services.training.checkpoints import Found
+    from truthgpt_services.training.signals import StopSignals
 
 
 @click.command(short_help="Train or fine-tune a model, as a YAML file says.")
@@ -62,14 +65,55 @@ def train(config: Path, resume: bool, overrides: tuple[str, ...], device: str) -
 
 def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) -> None:
     from truthgpt_core.config import ConfigManager
-    from truthgpt_core.event_system import get_event_emitter
-    from truthgpt_core.optimization import no_progress
     from truthgpt_core.plugin_system import get_plugin_manager
-    from truthgpt_services.commands.progress import shown_progress
-    from truthgpt_services.report.formatting import visible
-    from truthgpt_services.training.assemble import assemble, save_trained
     from truthgpt_services.training.backends import choose_backend
     from truthgpt_services.training.signals import StopSignals
+
+    plugins = get_plugin_manager()
+    plugins.activate_all()
+    config = ConfigManager.load_config(path, overrides)
+    _refuse_to_mix(Path(config.output_dir), resume)
+    with StopSignals() as signals:
+        with signals.at_once():
+            backend = choose_backend(config.training, plugins)
+            assembled = _assemble(config, plugins, device, backend, signals)
+            found = assembled.service.resume() if resume else None
+        if backend.is_main:
+            signals.say = _say_at_once
+            _tell_found(found, resume)
+            _tell_run(assembled, config)
+        _run(config, assembled, backend)
+        _save(config, assembled, backend, signals)
+    backend.close()
+    if backend.is_main:
+        _show_result(Path(config.output_dir))
+
+
+def _assemble(
+    config: ConfigManager,
+    plugins: PluginManager,
+    device: str,
+    backend: TrainingBackend,
+    signals: StopSignals,
+) -> Assembled:
+    from truthgpt_core.optimization import no_progress
+    from truthgpt_services.commands.progress import shown_progress
+    from truthgpt_services.training.assemble import assemble
+
+    with shown_progress() if backend.is_main else nullcontext(no_progress) as shown:
+
+        def progress(what: str, done: int, total: int) -> None:
+            signals.heed()
+            shown(what, done, total)
+
+        return assemble(
+            config, plugins, device=device, progress=progress, backend=backend, signals=signals
+        )
+
+
+def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) -> None:
+    from truthgpt_core.event_system import get_event_emitter
+    from truthgpt_services.report.formatting import visible
     from truthgpt_services.training.watching import (
         MetricsFile,
         ProgressLine,
@@ -77,23 +121,9 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
         sample,
     )
 
-    plugins = get_plugin_manager()
-    plugins.activate_all()
-    config = ConfigManager.load_config(path, overrides)
-    output = Path(config.output_dir)
-    _refuse_to_mix(output, resume)
-    with StopSignals() as signals:
-        signals.leave_at_once(True)
-        backend = choose_backend(config.training, plugins)
-        with shown_progress() if backend.is_main else nullcontext(no_progress) as progress:
-            assembled = assemble(config, plugins, device=device, progress=progress, backend=backend)
-        service = assembled.service
-        found = service.resume() if resume else None
+    output, service = Path(config.output_dir), assembled.service
     listeners: list[Any] = []
     if backend.is_main:
-        service.signals.say = _say_at_once
-        _tell_found(found, resume)
-        _tell_run(assembled, config)
         emitter = get_event_emitter()
         run_device = next(assembled.model.parameters()).device
         step = service.progress.step
@@ -119,16 +149,24 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
             listener.close()
         if backend.is_main:
             _draw(output)
-    save_trained(
-        assembled.model,
-        assembled.tokenizer,
-        output / "model",
-        source=config.model.name_or_path,
-        backend=backend,
-    )
-    backend.close()
-    if backend.is_main:
-        _show_result(output)
+
+
+def _save(
+    config: ConfigManager, assembled: Assembled, backend: TrainingBackend, signals: StopSignals
+) -> None:
+    from truthgpt_services.training.assemble import save_trained
+    from truthgpt_services.training.checkpoints import CheckpointStore
+
+    output = Path(config.output_dir)
+    last = CheckpointStore(output / "checkpoints").path_of(assembled.service.progress.step)
+    with signals.at_once(saved=last):
+        save_trained(
+            assembled.model,
+            assembled.tokenizer,
+            output / "model",
+            source=config.model.name_or_path,
+            backend=backend,
+        )
 
 
 def _refuse_to_mix(output: Path, resume: bool) -> None:

@@ -31,6 +31,7 @@ from truthgpt_services.training.randomness import seed_all
 from truthgpt_services.training.run import count_steps
 from truthgpt_services.training.sections import ArchitectureSection, LoraSection
 from truthgpt_services.training.service import TrainingService
+from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.state import whole_weights
 
 
@@ -62,6 +63,7 @@ def assemble(
     device: str = "auto",
     progress: Progress = no_progress,
     backend: TrainingBackend | None = None,
+    signals: StopSignals | None = None,
 ) -> Assembled:
     """Make all that a training configuration names, and configure a service with it.
 
@@ -71,6 +73,7 @@ def assemble(
         device: where to train.
         progress: told about work that takes seconds; it may raise, to stop.
         backend: in how many processes to train; as the configuration says if None.
+        signals: as for `TrainingService`.
 
     Raises:
         TruthGPTError: something is not there or does not fit.
@@ -99,7 +102,7 @@ def assemble(
         lr=training.learning_rate,
     )
     total = count_steps(train_loader, training)
-    service = TrainingService(plugins)
+    service = TrainingService(plugins, signals)
     service.configure(
         config=training.__dict__,
         model=model,

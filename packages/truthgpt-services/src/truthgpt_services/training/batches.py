@@ -1,14 +1,12 @@
-"""Batches: taking them from a loader in groups, counting what is in them, and their loss."""
+"""Batches: taking them from a loader in groups, and counting what is in them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.nn import functional
 
 from truthgpt_core.errors import did_you_mean
 from truthgpt_services.training.errors import TrainingError
@@ -128,30 +126,6 @@ def explain_lost_worker(error: Exception) -> TrainingError | None:
 def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """Return a batch on a device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def summed_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Return the sum of the losses of all tokens that have a label.
-
-    Args:
-        model: a causal language model of transformers.
-        batch: on its device; without `attention_mask` it holds packed documents, which
-            transformers tells apart by `position_ids` that begin at 0 again.
-
-    Returns:
-        A scalar in nats, in float32 or what the model computes in if that is wider.
-    """
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    # With a cache, transformers does not look for packed documents.
-    logits = model(**inputs, use_cache=False).logits
-    # The labels are shifted and not the logits, which are many times larger and would be copied.
-    labels = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-    return functional.cross_entropy(
-        logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
-        labels.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
 
 
 def _check(batch: object, number: int) -> None:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from truthgpt_core.errors import in_one_line
-from truthgpt_services.training.batches import summed_loss
 from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.flops import count_flops
+from truthgpt_services.training.loss import summed_loss
 from truthgpt_services.training.randomness import kept_random_state
 from truthgpt_services.training.state import Compiled
 

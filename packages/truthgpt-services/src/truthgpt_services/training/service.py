@@ -19,6 +19,7 @@ from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_core.training_backend import TrainingBackend
 from truthgpt_services.models.loading import pick_device
+from truthgpt_services.training.allocation import kept_memory
 from truthgpt_services.training.backends import choose_backend
 from truthgpt_services.training.batches import Batch, explain_lost_worker
 from truthgpt_services.training.checkpoint_files import (
@@ -48,11 +49,14 @@ class TrainingService:
 
     Args:
         plugins: whose hooks are asked; the process's plugin manager if None.
+        signals: that end training, of a program that has more to do than to train.
     """
 
-    def __init__(self, plugins: PluginManager | None = None) -> None:
+    def __init__(
+        self, plugins: PluginManager | None = None, signals: StopSignals | None = None
+    ) -> None:
         self._plugins = plugins or get_plugin_manager()
-        self._signals = StopSignals()
+        self._signals = signals or StopSignals()
         self._run: Run | None = None
         self._told_config: Mapping[str, Any] = {}
         self._told_start = False
@@ -136,11 +140,6 @@ class TrainingService:
         self._told_config = {**known, "output_dir": str(output_dir)}
         self._told_start = self._told_end = False
         self._done_epochs = 0
-
-    @property
-    def signals(self) -> StopSignals:
-        """What notes SIGTERM and SIGINT, for a program that has more to do than to train."""
-        return self._signals
 
     @property
     def progress(self) -> Progress:
@@ -374,7 +373,7 @@ class TrainingService:
         )
         losses: dict[str, float] = {}
         try:
-            with self._signals:
+            with self._signals, kept_memory(run.device):
                 if run.backend.is_main:
                     run.store.open()
                 run.emit = self._listening(losses)

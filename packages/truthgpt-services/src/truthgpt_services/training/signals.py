@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -30,6 +32,7 @@ class StopSignals:
         self.say: Callable[[str], None] = lambda _: None
         self._depth = 0
         self._at_once = False
+        self._saved: Path | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -57,19 +60,39 @@ class StopSignals:
         """Whether a signal came."""
         return self.received is not None
 
-    def leave_at_once(self, at_once: bool) -> None:
-        """Say whether a signal ends the block where it is, by `TrainingInterrupted`.
+    @contextmanager
+    def at_once(self, saved: Path | None = None) -> Iterator[None]:
+        """Have a signal end the block where it is, and not be noted for later.
 
         Args:
-            at_once: while there is nothing to save, such as when data is prepared.
+            saved: a checkpoint of all that was done before, if anything was.
+
+        Raises:
+            TrainingInterrupted: a signal came, in the block or before it.
         """
-        self._at_once = at_once
+        self._saved, self._at_once = saved, True
+        try:
+            self.heed()
+            yield
+            self.heed()
+        finally:
+            self._at_once = False
+
+    def heed(self) -> None:
+        """In a block of `at_once`, end it if a signal came whose exception was lost.
+
+        Python only prints what is raised in a destructor, or beside a fork.
+
+        Raises:
+            TrainingInterrupted: one did.
+        """
+        if self._at_once and self.received is not None:
+            raise TrainingInterrupted(self.received.name, self.received.value, self._saved)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         again = self.received is not None
         self.received = signal.Signals(number)
-        if self._at_once:
-            raise TrainingInterrupted(self.received.name, number, None)
+        self.heed()
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not again:

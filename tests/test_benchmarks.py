@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CORE = Path(__file__).parent.parent / "benchmarks" / "core.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 CONTESTS = [
     ("singleton `get`", 1),
@@ -20,10 +20,10 @@ CONTESTS = [
 """What each contest's title begins with, and how many of its ways are asked to reach something."""
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the benchmark of the core in this environment."""
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark in this environment."""
     return subprocess.run(
-        [sys.executable, str(CORE), "--here", *arguments],
+        [sys.executable, str(BENCHMARKS / name), *arguments],
         capture_output=True,
         text=True,
         timeout=600,
@@ -33,7 +33,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_core_benchmark_prints_its_table() -> None:
     """Each contest has a reference and a verdict on ours, whatever other libraries are there."""
-    done = run("--rounds", "2")
+    done = run("core.py", "--here", "--rounds", "2")
     assert done.returncode == 0, done.stderr
     described, _, *table = done.stdout.splitlines()
     assert "Python " in described
@@ -54,6 +54,19 @@ def test_the_core_benchmark_prints_its_table() -> None:
 
 def test_one_round_is_refused() -> None:
     """A single round has no spread to show, and the message says so."""
-    done = run("--rounds", "1")
+    done = run("core.py", "--here", "--rounds", "1")
     assert done.returncode == 2
     assert done.stderr.endswith("--rounds must be at least 2: the table shows a spread\n")
+
+
+def test_the_training_benchmark_prints_its_tables() -> None:
+    """Our loop leaves the bits that plain PyTorch leaves, and what a process holds is told."""
+    done = run(
+        *("train.py", "--only", "twin", "memory", "--twins", "tiny"),
+        *("--steps", "2", "--stores", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    described, twins, memory = done.stdout.rstrip("\n").split("\n\n")
+    assert "torch " in described
+    assert twins.splitlines()[2].endswith("| the same bits |")
+    assert memory.splitlines()[2].startswith("| 1 MB |")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from truthgpt_services.training.checkpoints import CheckpointStore
+
 
 @pytest.fixture
 def config(tmp_path: Path, tiny: Path) -> Path:
@@ -86,6 +88,20 @@ def test_a_run_that_ends_between_evaluations_is_evaluated(truthgpt, config, tmp_
     done = truthgpt("train", config, "--set", "training.max_steps=4")
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in rows(tmp_path / "out", "evaluation")] == [0, 3, 4]
+
+
+def test_a_run_under_way_is_left_alone(truthgpt, config, tmp_path) -> None:
+    """A second run into its directory ends in one line, and what the first wrote stays."""
+    out = tmp_path / "out"
+    first = CheckpointStore(out / "checkpoints")
+    first.open()
+    (out / "metrics.jsonl").write_text('{"kind": "step", "step": 1}\n')
+    second = truthgpt("train", config)
+    assert second.returncode == 1
+    assert second.stderr.splitlines()[-1].startswith("truthgpt: Another run is writing checkpoints")
+    assert rows(out, "step") == [{"kind": "step", "step": 1}]
+    assert not (out / "loss.svg").exists()
+    first.close()
 
 
 def test_a_conversation_is_learned_by_its_answers(truthgpt, config, tmp_path, tiny) -> None:

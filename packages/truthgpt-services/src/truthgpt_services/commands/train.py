@@ -122,6 +122,8 @@ def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) 
     )
 
     output, service = Path(config.output_dir), assembled.service
+    # Before listeners write there: what is in it may be another run's, under way.
+    service.open()
     listeners: list[Any] = []
     if backend.is_main:
         emitter = get_event_emitter()

@@ -150,6 +150,19 @@ class TrainingService:
         """
         return self._configured().state.progress
 
+    def open(self) -> None:
+        """Take the output directory, before anything else is written there.
+
+        `run` and `train_epoch` do it where nobody has.
+
+        Raises:
+            TrainingError: the service is not configured.
+            CheckpointError: another run has it, or it cannot be made.
+        """
+        run = self._configured()
+        if run.backend.is_main:
+            run.store.open()
+
     def run(
         self,
         *,
@@ -374,8 +387,7 @@ class TrainingService:
         losses: dict[str, float] = {}
         try:
             with self._signals, kept_memory(run.device):
-                if run.backend.is_main:
-                    run.store.open()
+                self.open()
                 run.emit = self._listening(losses)
                 if first_and_last and began == 0:
                     self._evaluate_besides(run)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from train_common import ROWS, SMOLLM2, WIDTH, describe
 
-TABLES = ("twin", "others", "stall", "start", "memory")
+TABLES = ("twin", "like", "defaults", "stall", "start", "memory")
 
 
 def main() -> None:
@@ -38,12 +38,14 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--model", default=SMOLLM2, help="for others and start")
+    parser.add_argument("--model", default=SMOLLM2, help="for like, defaults and start")
     parser.add_argument(
         "--twins", nargs="+", default=["small", SMOLLM2], help="models of the table twin"
     )
     parser.add_argument("--steps", type=int, default=20, help="timed, of each of the twins")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each way in others")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="turns of each way in like and defaults"
+    )
     parser.add_argument("--turn", type=int, default=2, help="steps in such a turn")
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--stalled", default="small", help="model of the table stall")
@@ -65,10 +67,14 @@ def _lines(name: str, given: argparse.Namespace) -> Iterator[str]:
         yield train_twin.HEADING
         for model in given.twins:
             yield train_twin.row(model, given.steps, ROWS, WIDTH)
-    elif name == "others":
+    elif name == "like":
         import train_others
 
-        yield from train_others.tables(
+        yield from train_others.like_table(given.model, given.rounds, given.turn)
+    elif name == "defaults":
+        import train_others
+
+        yield from train_others.defaults_table(
             given.model, given.rounds, given.turn, compiled=given.compiled
         )
     elif name == "stall":

@@ -179,17 +179,16 @@ def batches_of(model_name: str, *, packing: bool) -> list[dict[str, torch.Tensor
     return batches
 
 
-def tables(model_name: str, rounds: int, steps: int, *, compiled: bool) -> Iterator[str]:
-    """Yield lines of both tables.
+def like_table(model_name: str, rounds: int, steps: int) -> Iterator[str]:
+    """Yield lines of the table of what is alike.
 
     Args:
         model_name: `small`, `mini`, `tiny`, or any that we load, with a tokenizer.
         rounds: turns of each way.
         steps: that are timed in each turn.
-        compiled: whether to time ours compiled, too.
     """
     model = make_model(model_name)
-    padded, packed = (batches_of(model_name, packing=packing) for packing in (False, True))
+    padded = batches_of(model_name, packing=False)
     plain: dict[str, Any] = {"precision": "float32", "compile": False}
     ways: dict[str, Callable[[], float]] = {
         "**truthgpt**": partial(ours, model, Clock(padded, steps), **plain)
@@ -205,9 +204,22 @@ def tables(model_name: str, rounds: int, steps: int, *, compiled: bool) -> Itera
         against = "" if speeds is first else ratio(speeds, first)
         yield f"| {name} | {middle(speeds):.1f} | {against} | {'' if speeds is first else '≤ 1'} |"
 
-    yield ""
+
+def defaults_table(model_name: str, rounds: int, steps: int, *, compiled: bool) -> Iterator[str]:
+    """Yield lines of the table of defaults.
+
+    Args:
+        model_name: as for `like_table`.
+        rounds: as for `like_table`.
+        steps: as for `like_table`.
+        compiled: whether to time ours compiled, too.
+    """
+    model = make_model(model_name)
+    padded, packed = (batches_of(model_name, packing=packing) for packing in (False, True))
     precision = choose_precision("auto", CPU)
-    ways = {"Trainer, padded, float32": ways["Trainer"]} if "Trainer" in ways else {}
+    ways: dict[str, Callable[[], float]] = {}
+    if find_spec("accelerate"):
+        ways["Trainer, padded, float32"] = partial(trainer, model, Clock(padded, steps))
     name = f"**truthgpt**, packed, {precision}"
     ways[name] = partial(ours, model, Clock(packed, steps), compile=False)
     if compiled and has_compiler(CPU):

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from train_common import ROWS, SMOLLM2, WIDTH, describe
 
-TABLES = ("twin", "like", "defaults", "stall", "start", "memory")
+TABLES = ("twin", "like", "defaults", "kept", "stall", "start", "memory")
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--model", default=SMOLLM2, help="for like, defaults and start")
+    parser.add_argument("--model", default=SMOLLM2, help="for like, defaults, kept and start")
     parser.add_argument(
         "--twins", nargs="+", default=["small", SMOLLM2], help="models of the table twin"
     )
@@ -77,6 +77,10 @@ def _lines(name: str, given: argparse.Namespace) -> Iterator[str]:
         yield from train_others.defaults_table(
             given.model, given.rounds, given.turn, compiled=given.compiled
         )
+    elif name == "kept":
+        import train_kept
+
+        yield from train_kept.table(given.model, given.rounds)
     elif name == "stall":
         import train_stall
 

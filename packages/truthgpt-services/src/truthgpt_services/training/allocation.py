@@ -22,8 +22,9 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     """Keep memory that is freed, for as long as a run trains on a CPU.
 
     A step allocates the same gigabytes as the one before. glibc maps large tensors anew each
-    time, and the system clears every page of them, which is a good part of a step of a small
-    model. Where the C library is another, nothing is done.
+    time, and the system clears every page of them, 300,000 in a step of a small model; what that
+    costs is up to the system (`benchmarks/train.py --only kept`). Where the C library is another,
+    nothing is done.
 
     Args:
         device: where the run trains.

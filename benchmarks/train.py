@@ -6,7 +6,7 @@
 What is compared takes turns in one process; each table's way of measuring is at the head of
 the `benchmarks/train_*.py` that makes it. Trainer needs `pip install accelerate`, Fabric
 `pip install lightning-fabric`; the rows of what is not there are left out. Making a gigabyte
-of text into tokens takes the better part of an hour on two cores.
+of text into tokens takes ten minutes or more on two cores.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=20, help="timed, of each of the twins")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="turns of each way in like and defaults"
+        "--rounds", type=int, default=5, help="turns of each way in like, defaults and kept"
     )
     parser.add_argument("--turn", type=int, default=2, help="steps in such a turn")
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True)

@@ -6,7 +6,7 @@ Of each turn the last step is timed; in those before it memory comes to what a s
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -31,14 +31,18 @@ def table(model_name: str, rounds: int) -> Iterator[str]:
     """
     model = make_model(model_name)
     batch = batches_of(model_name, packing=True)[0]
-    pages: dict[str, list[int]] = {"given back": [], "**kept**": []}
+    contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "given back": nullcontext,
+        "**kept**": partial(kept_memory, CPU),
+    }
+    pages: dict[str, list[int]] = {name: [] for name in contexts}
 
     def step() -> None:
-        summed_loss(model, batch).backward()  # type: ignore[no-untyped-call]  # torch's
+        summed_loss(model, batch).backward()
         model.zero_grad(set_to_none=True)
 
-    def turn(name: str, context: AbstractContextManager[None]) -> float:
-        with context:
+    def turn(name: str) -> float:
+        with contexts[name]():
             for _ in range(STEPS - 1):
                 step()
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -46,13 +50,7 @@ def table(model_name: str, rounds: int) -> Iterator[str]:
             pages[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         return took
 
-    found = in_turns(
-        {
-            "given back": partial(turn, "given back", nullcontext()),
-            "**kept**": lambda: turn("**kept**", kept_memory(CPU)),
-        },
-        rounds,
-    )
+    found = in_turns({name: partial(turn, name) for name in contexts}, rounds)
     yield HEADING
     for name, seconds in found.items():
         against = "" if name == "given back" else ratio(seconds, found["given back"])

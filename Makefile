@@ -20,7 +20,7 @@ demo-train: $(VENV)/.installed
 	rm -rf build/demo-train
 	$(BIN)/truthgpt train examples/train.yaml --set output_dir=build/demo-train
 
-# The tests of every package and the ones across packages, each in its own environment.
+# The tests of every package, with what it declares, and the ones across packages.
 test: $(VENV)/.nox
 	$(BIN)/python -m nox
 

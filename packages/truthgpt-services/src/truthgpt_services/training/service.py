@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from truthgpt_core.config.sections import TrainingSection
-from truthgpt_core.errors import did_you_mean, in_one_line
+from truthgpt_core.errors import in_one_line
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_core.training_backend import TrainingBackend
@@ -33,6 +31,7 @@ from truthgpt_services.training.guards import StepGuard
 from truthgpt_services.training.loop import train
 from truthgpt_services.training.precision import choose_precision, make_scaler
 from truthgpt_services.training.run import EvaluationInterrupted, Run, evaluate
+from truthgpt_services.training.settings import read_settings
 from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.state import Progress, ResumableLoader, TrainingState
 
@@ -477,27 +476,3 @@ class TrainingService:
         if self._run is not None:
             self._run.store.close()
             self._run = None
-
-
-def read_settings(config: Mapping[str, Any]) -> TrainingSection:
-    """Read the keys of the section `training`.
-
-    Raises:
-        TrainingError: a key is unknown, or a value is wrong; all of them.
-    """
-    try:
-        return TrainingSection.model_validate(dict(config))
-    except ValidationError as error:
-        wrong, hints = [], []
-        for each in error.errors():
-            name = ".".join(map(str, each["loc"]))
-            if each["type"] == "extra_forbidden":
-                wrong.append(f'there is no key "{name}"')
-                hint = did_you_mean(name, TrainingSection.model_fields)
-                hints += [hint] if hint else []
-            else:
-                wrong.append(f"{name} is {each['input']!r}: {each['msg']}")
-        raise TrainingError(
-            f"The configuration of training is wrong: {'; '.join(wrong)}",
-            hint=" ".join(hints) or None,
-        ) from None

@@ -99,3 +99,17 @@ def test_the_plugin_brings_it() -> None:
 def test_it_knows_its_launchers(environment: dict[str, str], launched: bool) -> None:
     """It is chosen where torchrun started several processes."""
     assert AccelerateBackend.launched(environment) is launched
+
+
+def test_a_run_of_one_process_does_not_wait_for_accelerate() -> None:
+    """That the plugin is installed costs a run without launcher no import of a second."""
+    code = """
+import sys
+from truthgpt_plugin_accelerate.backend import AccelerateBackend
+backend = AccelerateBackend()
+assert not AccelerateBackend.launched({}) and backend.processes == 1
+assert backend.prepare("model", None) == "model" and backend.device("cpu") == "cpu"
+print({"torch", "accelerate"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr

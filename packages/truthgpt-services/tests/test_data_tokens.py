@@ -203,6 +203,39 @@ def test_both_sides_of_a_streamed_split_are_kept(load, write, bare_plugins):
         assert load(side)[1] == set()
 
 
+@pytest.fixture
+def a_little_of_much(write, bare_plugins, monkeypatch):
+    """The side of a split that is few enough texts for memory."""
+    path = write()._dataset
+    monkeypatch.setattr(data_tokens, "IN_MEMORY", 10**6)
+    return DatasetManager.stream_dataset("jsonl", path, plugins=bare_plugins, seed=1)[1]
+
+
+def test_of_a_file_a_little_is_kept_too(load, a_little_of_much, monkeypatch):
+    """A file is not read again for the few texts to validate with, either."""
+    first, told = load(a_little_of_much)
+    assert told == {"Tokenizing"}
+    monkeypatch.setattr(JsonLines, "texts", None)
+    second, told = load(a_little_of_much)
+    assert told == set()
+    assert same(first, second)
+
+
+@pytest.mark.fault("a disk that is full or read-only")
+@pytest.mark.parametrize("start", ["first", "second"])
+def test_a_little_needs_no_room_on_the_disk(load, cache, a_little_of_much, start):
+    """Few texts are trained on though nothing can be written, be it in the cache or not."""
+    expected = load(a_little_of_much)[0]
+    if start == "first":
+        (cache / "tokens").rename(cache / "away")
+
+    def work() -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        return str(same(load(a_little_of_much)[0], expected))
+
+    assert in_a_child(work) == (0, "True")
+
+
 def test_several_processes_give_what_one_does(load, cache):
     """Texts come back in their order, whichever process was first."""
     several, _ = load(tokenizing_processes=2)

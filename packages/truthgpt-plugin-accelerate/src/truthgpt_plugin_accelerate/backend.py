@@ -1,4 +1,8 @@
-"""The training backend `accelerate`."""
+"""The training backend `accelerate`.
+
+A run that is one process asks it too whether it was launched, so torch and accelerate are
+imported when there are several.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
-
-import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list, gather_object
-from torch.distributed.fsdp import FSDPModule
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.training_backend import TrainingBackend
 from truthgpt_plugin_accelerate.errors import BackendError
-from truthgpt_plugin_accelerate.sharding import part, shard, whole
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch.distributed.fsdp import FSDPModule
 
 _T = TypeVar("_T")
 
@@ -71,7 +74,7 @@ class AccelerateBackend(TrainingBackend):
         Raises:
             BackendError: one GPU is asked for, for several processes.
         """
-        if self.processes > 1 and ":" in asked and self._accelerator.device != torch.device(asked):
+        if self.processes > 1 and ":" in asked and self._accelerator.device != _device(asked):
             raise BackendError(
                 f"{self.processes} processes cannot all train on {asked}",
                 hint="Ask for the device auto: each process takes one of its own. The variable "
@@ -93,12 +96,16 @@ class AccelerateBackend(TrainingBackend):
         if self.processes == 1:
             return model
         if self._sharding == "fsdp2":
+            from truthgpt_plugin_accelerate.sharding import shard
+
             shard(model, optimizer, self._accelerator.device, self.processes)
             return model
         return self._accelerator.prepare_model(model)
 
     def accumulating(self, prepared: Any) -> AbstractContextManager[Any]:
         """Return a context in which gradients are not exchanged."""
+        from torch.distributed.fsdp import FSDPModule
+
         if isinstance(prepared, FSDPModule):
             return _without_exchange(prepared)
         waiting: AbstractContextManager[Any] = self._accelerator.no_sync(prepared)
@@ -110,12 +117,16 @@ class AccelerateBackend(TrainingBackend):
 
     def gather(self, value: _T) -> list[_T]:
         """Return the value of each process to all of them, which all call this."""
+        from accelerate.utils import gather_object
+
         return list(gather_object([value]))
 
     def broadcast(self, value: _T) -> _T:
         """Return the main process's value to all processes, which all call this."""
         if self.processes == 1:
             return value
+        from accelerate.utils import broadcast_object_list
+
         (sent,) = broadcast_object_list([value])
         return sent  # type: ignore[no-any-return]  # accelerate says nothing of its type
 
@@ -127,14 +138,20 @@ class AccelerateBackend(TrainingBackend):
 
     def whole(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return all of a tensor; all processes call this."""
+        from truthgpt_plugin_accelerate.sharding import whole
+
         return whole(tensor)
 
     def part(self, whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Return what this process holds of a tensor; all processes call this."""
+        from truthgpt_plugin_accelerate.sharding import part
+
         return part(whole, like)
 
     def explain(self, error: Exception) -> BackendError | None:
         """Say it where an exchange with the other processes failed."""
+        import torch
+
         text = str(error)
         # gloo raises plain errors, in whatever was waiting for the other process.
         exchange = isinstance(error, torch.distributed.DistError) or (
@@ -155,6 +172,9 @@ class AccelerateBackend(TrainingBackend):
 
     @cached_property
     def _accelerator(self) -> Accelerator:
+        import torch
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
         made = Accelerator(
             # Without a GPU accelerate would leave the processes on their own.
             cpu=self._cpu or not torch.accelerator.is_available(),
@@ -172,6 +192,12 @@ class AccelerateBackend(TrainingBackend):
                 hint="Start all processes with torchrun or accelerate launch.",
             )
         return made
+
+
+def _device(asked: str) -> torch.device:
+    import torch
+
+    return torch.device(asked)
 
 
 @contextmanager

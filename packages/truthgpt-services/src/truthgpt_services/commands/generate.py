@@ -23,8 +23,11 @@ def generate(model: str, prompt: str, device: str, **options: float) -> None:
       truthgpt generate build/demo "The future of AI is"
     """  # noqa: D301 - click wants the character, not its escape
     from truthgpt_services.commands.progress import shown_progress
-    from truthgpt_services.inference.service import InferenceService
-    from truthgpt_services.models.service import ModelService
+    from truthgpt_services.importing import importing
+
+    with importing():
+        from truthgpt_services.inference.service import InferenceService
+        from truthgpt_services.models.service import ModelService
 
     with shown_progress() as progress:
         progress("Loading the model", 0, 0)

@@ -66,12 +66,14 @@ def train(config: Path, resume: bool, overrides: tuple[str, ...], device: str) -
 def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) -> None:
     from truthgpt_core.config import ConfigManager
     from truthgpt_core.plugin_system import get_plugin_manager
-    from truthgpt_services.training.backends import choose_backend
+    from truthgpt_services.importing import importing
     from truthgpt_services.training.signals import StopSignals
 
     plugins = get_plugin_manager()
     plugins.activate_all()
     config = ConfigManager.load_config(path, overrides)
+    with importing():
+        from truthgpt_services.training.backends import choose_backend
     _refuse_to_mix(Path(config.output_dir), resume)
     with StopSignals() as signals:
         with signals.at_once():
@@ -98,7 +100,10 @@ def _assemble(
 ) -> Assembled:
     from truthgpt_core.optimization import no_progress
     from truthgpt_services.commands.progress import shown_progress
-    from truthgpt_services.training.assemble import assemble
+    from truthgpt_services.importing import importing
+
+    with importing():
+        from truthgpt_services.training.assemble import assemble
 
     with shown_progress() if backend.is_main else nullcontext(no_progress) as shown:
 

@@ -82,11 +82,11 @@ class TextEncoder:
         parts = [version("transformers"), version("tokenizers"), str(self._end), str(self.dtype)]
         tokenizer = self.tokenizer
         if getattr(tokenizer, "is_fast", False):
-            content = json.loads(tokenizer.backend_tokenizer.to_str())
-            # Set and unset by each call.
-            content.pop("truncation", None)
-            content.pop("padding", None)
-            parts += [json.dumps(content, sort_keys=True), str(tokenizer.special_tokens_map)]
+            content = tokenizer.backend_tokenizer.to_str()
+            # What comes before is truncation and padding, set and unset by each call. In a
+            # string of JSON the quotation marks would be escaped.
+            before, mark, rest = content.partition('"added_tokens":')
+            parts += [rest if mark else before, str(tokenizer.special_tokens_map)]
             parts.append(str(tokenizer.chat_template))
         else:
             with tempfile.TemporaryDirectory() as folder:

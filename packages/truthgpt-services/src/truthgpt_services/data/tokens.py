@@ -1,15 +1,17 @@
-"""The tokens of a data set: in memory if it is small, else in the cache, mapped from files.
+"""The tokens of a data set: in the cache, mapped from files, or in memory.
 
 What is in the cache is found by content: a hash of the texts, as they stream, of what the
 tokenizer is made of, and of the options. A source that can tell without reading its files
 whether they changed (`fingerprint`) is not even read: which content a fingerprint stands for
-is kept beside the tokens.
+is kept beside the tokens. Of other sources, few texts stay in memory: to find them in the
+cache they would have to be read, and tokenizing them takes no longer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +32,7 @@ from truthgpt_services.data.chat import Chat
 from truthgpt_services.data.contract import DataError, Fingerprinted, TextSource
 from truthgpt_services.data.encoding import Encoded, TextEncoder
 from truthgpt_services.data.encoding_pool import EncodingPool
+from truthgpt_services.data.keeping import most_bytes
 
 Texts = TextSource | Iterable[str | list[dict[str, Any]]]
 
@@ -38,6 +41,8 @@ IN_MEMORY = 4_000_000
 _CHUNK = 500_000
 _MOST_PROCESSES = 8
 _FORMAT = "1"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,61 +91,85 @@ def open_tokens(
     """
     if isinstance(texts, str):
         raise DataError("The texts are a single text", hint="Give a list of texts.")
-    chunks = _chunks(texts)
-    head: list[list[str]] = []
-    for chunk in chunks:
-        head.append(chunk)
-        if sum(map(_size, head)) > IN_MEMORY:
-            break
-    else:
-        # An empty data set has arrays too.
-        return _in_memory(head or [[]], encoder, progress)
-    return _Kept(encoder, processes, progress).open(texts, chain(head, chunks))
+    return _Opening(texts, encoder, processes, progress).open()
 
 
-def _in_memory(chunks: list[list[str]], encoder: TextEncoder, progress: Progress) -> TokenStore:
-    hashed = _Hash(encoder)
-    encoded = map(encoder.encode, hashed.pass_through(chunks))
-    lists = ArrayLists()
-    _fill(lists, encoded, progress, hashed)
-    return TokenStore(lists.arrays({}), hashed.key())
+class _Opening:
+    """One data set on its way from the cache, or into it."""
 
-
-class _Kept:
-    """Tokens in the cache."""
-
-    def __init__(self, encoder: TextEncoder, processes: int | None, progress: Progress) -> None:
+    def __init__(
+        self, texts: Texts, encoder: TextEncoder, processes: int | None, progress: Progress
+    ) -> None:
+        self._texts = texts
         self._encoder = encoder
         self._processes = processes or min(os.cpu_count() or 1, _MOST_PROCESSES)
         self._progress = progress
         self._folder = cache_dir("tokens")
 
-    def open(self, texts: Texts, chunks: Iterator[list[str]]) -> TokenStore:
-        before = _fingerprint(texts, self._encoder)
+    def open(self) -> TokenStore:
+        before = _fingerprint(self._texts, self._encoder)
         key = self._content_of(before) if before else None
         found = self._read(key) if key else None
         if found:
             return found
-        if isinstance(texts, TextSource) or iter(texts) is not texts:
-            # To read it twice is nothing beside tokenizing it again.
-            key = self._hash(texts)
-            found = self._read(key)
-        if found is None:
-            found = self._write(chunks)
+        chunks = _chunks(self._texts)
+        head = list[list[str]]()
+        for chunk in chunks:
+            head.append(chunk)
+            if sum(map(_size, head)) > IN_MEMORY:
+                found, kept = self._much(chain(head, chunks)), True
+                break
+        else:
+            # An empty data set has arrays too.
+            found = self._little(head or [[]])
+            kept = before is not None and self._keep(found)
         # Not if a file changed while it was read: then it is not known which was.
-        if before and before == _fingerprint(texts, self._encoder):
+        if before and kept and before == _fingerprint(self._texts, self._encoder):
             self._remember(before, found.key)
         return found
+
+    def _little(self, chunks: list[list[str]]) -> TokenStore:
+        hashed = _Hash(self._encoder)
+        encoded = map(self._encoder.encode, hashed.pass_through(chunks))
+        lists = ArrayLists()
+        _fill(lists, encoded, self._progress, hashed)
+        return TokenStore(lists.arrays({}), hashed.key())
+
+    def _keep(self, little: TokenStore) -> bool:
+        """Keep what was soon tokenized: it may be a little of files that are long."""
+
+        def fill(sink: Sink) -> tuple[str, Mapping[str, Any]]:
+            for name, values in little.arrays.arrays.items():
+                sink.append(name, values)
+            return little.key, {"key": little.key, "little": True}
+
+        most_bytes()
+        try:
+            write_arrays(self._folder, fill)
+        except DataError as error:
+            _log.info("%s; the texts are read again next time", error.message)
+            return False
+        return True
+
+    def _much(self, chunks: Iterator[list[str]]) -> TokenStore:
+        found = None
+        if isinstance(self._texts, TextSource) or iter(self._texts) is not self._texts:
+            # To read it twice is nothing beside tokenizing it again.
+            found = self._read(self._hash())
+        return found or self._write(chunks)
 
     def _read(self, key: str) -> TokenStore | None:
         arrays = read_arrays(self._folder / key)
         if arrays is None or arrays.facts.get("key") != key:
             return None
+        if arrays.facts.get("little"):
+            # Nothing that is made of it needs a file then.
+            arrays = Arrays({name: np.array(of) for name, of in arrays.arrays.items()}, {})
         return TokenStore(arrays, key)
 
-    def _hash(self, texts: Texts) -> str:
+    def _hash(self) -> str:
         hashed = _Hash(self._encoder)
-        for _ in hashed.pass_through(_chunks(texts)):
+        for _ in hashed.pass_through(_chunks(self._texts)):
             self._progress("Reading texts, million characters", hashed.millions, 0)
         return hashed.key()
 

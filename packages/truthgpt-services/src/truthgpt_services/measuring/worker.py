@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.event_system import Event, EventType, on_event
 from truthgpt_core.optimization import Stage
+from truthgpt_services.importing import importing
 
 PROGRESS_EVERY = 0.1
 """Seconds between two lines of progress; more would only be drawn over."""
@@ -198,7 +199,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # Importing torch takes seconds; done now, it goes on while nobody waits for it yet.
-    importlib.import_module("truthgpt_services.measuring.bench")
+    with importing():
+        importlib.import_module("truthgpt_services.measuring.bench")
     serve(sys.stdin, answers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,8 @@ class Order:
         whole, rest = divmod(len(self.rows), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def batches(self, epoch: int, first: int) -> list[Int64s]:
-        """Return which rows are in each batch of an epoch.
+    def batches(self, epoch: int, first: int) -> Iterator[Int64s]:
+        """Yield which rows are in each batch of an epoch.
 
         Args:
             epoch: from 0.
@@ -52,12 +53,12 @@ class Order:
         size = self.batch_size
         if self.bucketing:
             order = self._by_length(order)
-        ends = range(size, size * len(self) + 1, size)
-        batches = [order[end - size : end] for end in ends]
+        batches = np.arange(len(self))
         if self.bucketing and self.shuffle:
             # Else the lengths would rise and fall in waves.
-            batches = [batches[at] for at in shuffled(len(batches), f"{self.seed} {epoch} batches")]
-        return batches[first:]
+            batches = shuffled(len(self), f"{self.seed} {epoch} batches")
+        for number in batches[first:]:
+            yield order[number * size : (number + 1) * size]
 
     def _by_length(self, order: Int64s) -> Int64s:
         lengths = self.rows.lengths(order)
@@ -81,4 +82,5 @@ def shuffled(count: int, name: str) -> Int64s:
         keys ^= keys >> np.uint64(shift)
         keys *= np.uint64(factor)
     keys ^= keys >> np.uint64(31)
-    return np.argsort(keys, kind="stable")
+    # No two are equal: each step of it can be undone.
+    return np.argsort(keys)

@@ -1,11 +1,13 @@
 """What saving in the background holds up: the steps in which a checkpoint is begun and written.
 
-A step lasts from when one batch is fetched to when the next is. Of steps while nothing is being
-saved the median is taken; what a step in which a checkpoint is begun lasts beyond that is the
-stall of beginning it, which waits for the copy of all tensors. While it is then written, steps
-go on, and share the machine with it: the second figure is the sum of what all steps of a
-checkpoint last beyond the median, until it is complete. The last row has what steps in which
-nothing is saved last beyond their median, which is the machine's own unrest.
+The stall is how long the loop waits for a checkpoint that it begins: for the copy of all tensors,
+from the end of a step's work to the fetch of the next batch. It is timed by itself, and told as a
+share of the median step. Beside it is what such steps last as a whole beyond the median of those
+while nothing is being saved; a step lasts from when one batch is fetched to when the next is.
+While a checkpoint is then written, steps go on, and share the machine with it: the next figure is
+the sum of what all steps of a checkpoint last beyond the median, until it is complete. The last
+row has what steps in which nothing is saved last beyond their median, which is the machine's own
+unrest.
 
 The model is small so that there are many checkpoints in little time. What is saved and what is
 computed both grow with the number of weights, so the proportion is that of larger models; what
@@ -30,7 +32,7 @@ from truthgpt_services import TrainingService
 from truthgpt_services.training.optimizers import fast_options, parameter_groups
 
 HEADING = """\
-| beyond the median step | median | 99 % are below | reach |
+| in shares of the median step | median | 99 % are below | reach |
 |---|---:|---:|---:|"""
 UNCOUNTED = 2
 
@@ -65,6 +67,11 @@ def table(name: str, checkpoints: int, every: int, rows: int, width: int) -> Ite
     options = fast_options(torch.optim.AdamW, {}, groups)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, **options)
     complete: dict[int, int] = {}
+    worked: dict[int, float] = {}
+
+    def stepped(event: Event) -> None:
+        worked[event.data["step"]] = perf_counter()
+
     with tempfile.TemporaryDirectory() as folder:
         service = TrainingService(PluginManager(ServiceContainer()))
 
@@ -79,16 +86,25 @@ def table(name: str, checkpoints: int, every: int, rows: int, width: int) -> Ite
             device="cpu",
             output_dir=folder,
         )
-        with on_event(EventType.CHECKPOINT_SAVED, saved):
+        with (
+            on_event(EventType.CHECKPOINT_SAVED, saved),
+            on_event(EventType.TRAINING_STEP, stepped),
+        ):
             service.run()
     # Step 1 runs between the second fetch and the third.
     times = batches.times
     lasted = {step: times[step + 1] - times[step] for step in range(1, len(times) - 1)}
-    yield from _rows(lasted, complete, every, sum(each.numel() for each in model.parameters()))
+    waited = {step: times[step + 1] - worked[step] for step in lasted}
+    size = sum(each.numel() for each in model.parameters())
+    yield from _rows(lasted, waited, complete, every, size)
 
 
 def _rows(
-    lasted: dict[int, float], complete: dict[int, int], every: int, size: int
+    lasted: dict[int, float],
+    waited: dict[int, float],
+    complete: dict[int, int],
+    every: int,
+    size: int,
 ) -> Iterator[str]:
     begun = [step for step in complete if step > UNCOUNTED * every and step in lasted]
     under_way = {
@@ -98,6 +114,7 @@ def _rows(
     if len(others) < 2 or len(begun) < 2:
         raise SystemExit("A checkpoint is complete only when the next begins: give more --every")
     usual = middle(others)
+    waiting = [waited[step] / usual for step in begun]
     beginning = [lasted[step] / usual - 1 for step in begun]
     whole = [
         sum(lasted.get(step, usual) / usual - 1 for step in range(first, complete[first] + 1))
@@ -105,9 +122,10 @@ def _rows(
     ]
     unrest = [seconds / usual - 1 for seconds in others]
     yield HEADING
-    yield _row(f"the step in which one of {len(begun)} checkpoints is begun", beginning, "≤ 5 %")
-    yield _row("all steps until it is complete, together", whole, "")
-    yield _row(f"{len(others)} steps in which nothing is saved", unrest, "")
+    yield _row(f"the loop waits for one of {len(begun)} checkpoints", waiting, "≤ 5 %")
+    yield _row("the step in which it is begun, beyond the median", beginning, "")
+    yield _row("all steps until it is complete, together, beyond the median", whole, "")
+    yield _row(f"{len(others)} steps in which nothing is saved, beyond the median", unrest, "")
     yield ""
     yield (
         f"{size / 1e6:.1f} M weights, {12 * size / 1e6:.0f} MB in a checkpoint; the median step "

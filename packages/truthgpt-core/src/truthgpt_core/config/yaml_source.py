@@ -39,6 +39,10 @@ MAX_DEPTH: Final = 64
 MAX_INTEGER_CHARACTERS: Final = 500
 """The length of one integer as it is written; Python refuses to print much longer ones."""
 
+_TOO_DEEP = f"values nest more than {MAX_DEPTH} deep"
+_TOO_DEEP_FOR_LIBYAML = "exceeded maximum nesting depth"
+"""What libyaml says beyond a depth of its own, which is larger by far."""
+
 _TAG_PREFIX = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -172,6 +176,9 @@ def _events(text: str, place: _Place) -> Iterator[Any]:
         yield from yaml.parse(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if error.problem == _TOO_DEEP_FOR_LIBYAML and mark is not None:
+            # Its scanner is ahead of the events, and gives up before the builder sees any.
+            raise UnreadableError(place(mark.line, mark.column), _TOO_DEEP) from None
         message = ", ".join(filter(None, (error.context, error.problem)))
         line, column = (mark.line, mark.column) if mark else (0, 0)
         lines = text.splitlines()
@@ -266,7 +273,7 @@ class _TreeBuilder:
 
     def _open(self, event: Any, origin: Origin) -> None:
         if len(self._stack) >= MAX_DEPTH:
-            raise UnreadableError(origin, f"values nest more than {MAX_DEPTH} deep")
+            raise UnreadableError(origin, _TOO_DEEP)
         is_mapping = isinstance(event, yaml.MappingStartEvent)
         if self._flow_only and not event.flow_style:
             raise UnreadableError(
@@ -299,7 +306,7 @@ class _TreeBuilder:
                 node.origin, f"more than {MAX_NODES} values, counting those that aliases repeat"
             )
         if len(self._stack) + node.height > MAX_DEPTH + 1:
-            raise UnreadableError(node.origin, f"values nest more than {MAX_DEPTH} deep")
+            raise UnreadableError(node.origin, _TOO_DEEP)
         if parent is None:
             self._root = node
         elif not parent.is_mapping:

@@ -116,11 +116,15 @@ def in_turns(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
 
 def ratio(some: Sequence[float], others: Sequence[float]) -> str:
     """Return the median of ratios of the same round, and their middle half."""
-    ratios = [one / other for one, other in zip(some, others, strict=True)]
-    if len(ratios) < 2:
-        return f"{ratios[0]:.3f}"
-    low, middle, high = quantiles(ratios, method="inclusive")
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+    return spread([one / other for one, other in zip(some, others, strict=True)], ".3f")
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Return the median of values, and their middle half."""
+    if len(values) < 2:
+        return format(values[0], form)
+    low, middle, high = (format(each, form) for each in quantiles(values, method="inclusive"))
+    return f"{middle} ({low} to {high})"
 
 
 def middle(seconds: Sequence[float]) -> float:

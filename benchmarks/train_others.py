@@ -3,12 +3,17 @@
 All ways train one and the same model in one process, taking turns, for a few steps each; the
 time runs from when a batch is fetched to when one some steps later is, and where they fetch
 ahead they all do. Like for like they get the same padded batches, optimizer (fused AdamW),
-precision (float32) and norm that gradients are clipped to, and log nothing.
+precision and norm that gradients are clipped to, and log nothing; in float32, and besides in
+bfloat16 where the CPU has instructions for that.
 
 Then each has its defaults for the same paragraphs of `pydoc_data.topics`, at most 256 tokens,
 batch 8: Trainer pads each paragraph to the longest of its batch, in float32; ours packs, in
 bfloat16 where the CPU has instructions for that, and compiled, as `auto` does once a run is
 long enough. How long compiling took is printed beside; steps are timed after it.
+
+A share of the matmul rate is that of one turn: what the model computes in it, over what products
+of matrices alone come to in a second before the turn and one after it. What a shared machine gives
+a process changes within seconds, and by more in bfloat16 than otherwise.
 """
 
 from __future__ import annotations
@@ -20,11 +25,23 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
 import torch
-from train_common import ROWS, SIZES, SMOLLM2, WIDTH, in_turns, make_model, middle, ratio, timed
+from train_common import (
+    ROWS,
+    SIZES,
+    SMOLLM2,
+    WIDTH,
+    in_turns,
+    make_model,
+    middle,
+    ratio,
+    spread,
+    timed,
+)
 
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.service_registry import ServiceContainer
@@ -38,12 +55,15 @@ from truthgpt_services.training.precision import TYPES, choose_precision
 
 CPU = torch.device("cpu")
 LIKE = """\
-| like for like | real tokens/s | × ours (middle half) | reach |
-|---|---:|---:|---:|"""
+| like for like | in | real tokens/s | × ours (middle half) | reach |
+|---|---|---:|---:|---:|"""
 DEFAULTS = """\
-| defaults | real tokens/s | × Trainer (middle half) | reach | of the matmul rate | reach |
+| defaults | real tokens/s | × Trainer (middle half) | reach | of the matmul rate (same) | reach |
 |---|---:|---:|---:|---:|---:|"""
 MATMUL = 2048
+MATMUL_SECONDS = 1.0
+FABRIC: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+"""What Fabric calls each precision."""
 
 
 @dataclass
@@ -106,7 +126,7 @@ def ours(model: Any, clock: Clock, **settings: Any) -> float:
     return clock.speed()
 
 
-def trainer(model: Any, clock: Clock) -> float:
+def trainer(model: Any, clock: Clock, precision: str = "float32") -> float:
     """Take a turn with transformers' Trainer, as it is but for its logging and saving."""
     from transformers import Trainer, TrainingArguments
 
@@ -132,6 +152,7 @@ def trainer(model: Any, clock: Clock) -> float:
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
+            bf16=precision == "bfloat16",
         )
         # It prints a summary, whatever it is told about logging.
         with redirect_stdout(sys.stderr):
@@ -139,11 +160,11 @@ def trainer(model: Any, clock: Clock) -> float:
     return clock.speed()
 
 
-def fabric(model: Any, clock: Clock) -> float:
+def fabric(model: Any, clock: Clock, precision: str = "float32") -> float:
     """Take a turn with a loop of Lightning Fabric, as its documentation writes it."""
     from lightning_fabric import Fabric
 
-    made = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    made = Fabric(accelerator="cpu", devices=1, precision=FABRIC[precision])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True, weight_decay=0.0)
     wrapped, optimizer = made.setup(model, optimizer)
     wrapped.train()
@@ -189,20 +210,23 @@ def like_table(model_name: str, rounds: int, steps: int) -> Iterator[str]:
     """
     model = make_model(model_name)
     padded = batches_of(model_name, packing=False)
-    plain: dict[str, Any] = {"precision": "float32", "compile": False}
-    ways: dict[str, Callable[[], float]] = {
-        "**truthgpt**": partial(ours, model, Clock(padded, steps), **plain)
-    }
-    if find_spec("accelerate"):
-        ways["Trainer"] = partial(trainer, model, Clock(padded, steps))
-    if find_spec("lightning_fabric"):
-        ways["Lightning Fabric"] = partial(fabric, model, Clock(padded, steps))
-    found = in_turns(ways, rounds)
     yield LIKE
-    first = found["**truthgpt**"]
-    for name, speeds in found.items():
-        against = "" if speeds is first else ratio(speeds, first)
-        yield f"| {name} | {middle(speeds):.1f} | {against} | {'' if speeds is first else '≤ 1'} |"
+    # Each by itself: in bfloat16 too, where ours takes it.
+    for precision in dict.fromkeys(("float32", choose_precision("auto", CPU))):
+        ways: dict[str, Callable[[], float]] = {
+            "**truthgpt**": partial(
+                ours, model, Clock(padded, steps), precision=precision, compile=False
+            )
+        }
+        if find_spec("accelerate"):
+            ways["Trainer"] = partial(trainer, model, Clock(padded, steps), precision)
+        if find_spec("lightning_fabric"):
+            ways["Lightning Fabric"] = partial(fabric, model, Clock(padded, steps), precision)
+        found = in_turns(ways, rounds)
+        first = found["**truthgpt**"]
+        for name, speeds in found.items():
+            against = "| |" if speeds is first else f"| {ratio(speeds, first)} | ≤ 1 |"
+            yield f"| {name} | {precision} | {middle(speeds):.1f} {against}"
 
 
 def defaults_table(model_name: str, rounds: int, steps: int, *, compiled: bool) -> Iterator[str]:
@@ -217,32 +241,48 @@ def defaults_table(model_name: str, rounds: int, steps: int, *, compiled: bool) 
     model = make_model(model_name)
     padded, packed = (batches_of(model_name, packing=packing) for packing in (False, True))
     precision = choose_precision("auto", CPU)
+    dtype = TYPES.get(precision, torch.float32)
     ways: dict[str, Callable[[], float]] = {}
+    shares: dict[str, list[float]] = {}
+    rates: list[float] = []
+
+    def rate() -> float:
+        return matmul_rate(CPU, dtype, size=MATMUL, seconds=MATMUL_SECONDS)
+
+    def add(name: str, batches: list[dict[str, torch.Tensor]], way: Callable[..., float]) -> None:
+        flops, noted = _flops_of_a_token(model, batches), shares.setdefault(name, [])
+        work = partial(way, model, Clock(batches, steps))
+
+        def turn() -> float:
+            before, speed, after = rate(), work(), rate()
+            rates.extend((before, after))
+            noted.append(speed * flops / fmean((before, after)))
+            return speed
+
+        ways[name] = turn
+
     if find_spec("accelerate"):
-        ways["Trainer, padded, float32"] = partial(trainer, model, Clock(padded, steps))
+        add("Trainer, padded, float32", padded, trainer)
     name = f"**truthgpt**, packed, {precision}"
-    ways[name] = partial(ours, model, Clock(packed, steps), compile=False)
+    add(name, packed, partial(ours, compile=False))
     if compiled and has_compiler(CPU):
         took = timed(partial(ours, model, Clock(packed, 1), compile=True))
-        ways[f"{name}, compiled in {took:.0f} s"] = partial(
-            ours, model, Clock(packed, steps), compile=True
-        )
-    dtype = TYPES.get(precision, torch.float32)
-    ways["matmul"] = partial(matmul_rate, CPU, dtype, size=MATMUL, rounds=3)
+        add(f"{name}, compiled in {took:.0f} s", packed, partial(ours, compile=True))
     found = in_turns(ways, rounds)
-    rate = middle(found.pop("matmul"))
     yield DEFAULTS
     reference = next(iter(found.values()))
     for name, speeds in found.items():
         against = "" if speeds is reference else ratio(speeds, reference)
-        share = middle(speeds) * _flops_of_a_token(model, padded if "padded" in name else packed)
         own = "truthgpt" in name
         yield (
             f"| {name} | {middle(speeds):.1f} | {against} | {'≥ 4' if own else ''} "
-            f"| {share / rate:.0%} | {'≥ 40 % with AMX' if own else ''} |"
+            f"| {spread(shares[name], '.0%')} | {'≥ 40 % with AMX' if own else ''} |"
         )
     yield ""
-    yield f"A product of matrices of {MATMUL} × {MATMUL} in {precision}: {rate / 1e9:.0f} GFLOP/s."
+    yield (
+        f"Products of matrices of {MATMUL} × {MATMUL} in {precision}: "
+        f"{spread([each / 1e9 for each in rates], '.0f')} GFLOP/s."
+    )
 
 
 def _flops_of_a_token(model: Any, batches: list[dict[str, torch.Tensor]]) -> float:

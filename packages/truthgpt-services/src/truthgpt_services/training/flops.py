@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -79,24 +78,26 @@ def count_flops(model: nn.Module) -> ModelFlops | None:
     return ModelFlops(per_token, 12 * layers * heads * head)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, *, size: int, rounds: int = 5) -> float:
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype, *, size: int, seconds: float = 0.1
+) -> float:
     """Measure how many operations a device does in a second in products of square matrices.
 
     Args:
         device: which one.
         dtype: of the matrices.
         size: their rows and columns.
-        rounds: of which the median counts, after one that does not.
+        seconds: for how long, at least one product; one comes before that does not count.
     """
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(1 + rounds):
-        _finish(device)
-        began = perf_counter()
+    torch.mm(left, right)
+    _finish(device)
+    began, products = perf_counter(), 0
+    while products == 0 or perf_counter() - began < seconds:
         torch.mm(left, right)
         _finish(device)
-        seconds.append(perf_counter() - began)
-    return 2.0 * size**3 / median(seconds[1:])
+        products += 1
+    return 2.0 * size**3 * products / (perf_counter() - began)
 
 
 def _finish(device: torch.device) -> None:

@@ -146,5 +146,6 @@ class Int8DynamicLinear(Int8Linear):
 
 def _has_integer_products(rows: Tensor) -> bool:
     if rows.is_cpu:
-        return bool(torch.cpu._is_vnni_supported())
+        # Of a single column torch takes the strides for others, and its products are wrong.
+        return rows.shape[1] > 1 and bool(torch.cpu._is_vnni_supported())
     return rows.is_cuda and rows.shape[1] % 8 == 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
+import peft
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from truthgpt_core.event_system import EventType
 from truthgpt_services.training import compiling
@@ -48,26 +52,27 @@ class PackedLoader:
 
 
 def packed(number: int, rows: int):
-    """Rows of two documents of 5 and 7 tokens, as the loader makes them."""
+    """Rows of two documents of 11 and 13 tokens, as the loader makes them."""
     generator = torch.Generator().manual_seed(number)
-    ids = torch.randint(1, 64, (rows, 12), generator=generator)
+    ids = torch.randint(1, 64, (rows, 24), generator=generator)
     labels = ids.clone()
-    labels[:, [0, 5]] = -100
-    positions = torch.cat([torch.arange(5), torch.arange(7)]).expand(rows, 12).contiguous()
+    labels[:, [0, 11]] = -100
+    positions = torch.cat([torch.arange(11), torch.arange(13)]).expand(rows, 24).contiguous()
     return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
 
 
 def model():
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**SMALL))
 
 
 def told(events, event_type):
@@ -95,8 +100,8 @@ def compilations(monkeypatch):
     torch._dynamo.reset()
 
 
-def train(runs, out, *, resume=False, **settings):
-    service = runs.configured(out, model=model(), loader=PackedLoader(), **settings)
+def train(runs, out, *, resume=False, of=model, **settings):
+    service = runs.configured(out, model=of(), loader=PackedLoader(), **settings)
     if resume:
         service.resume()
     service.run()
@@ -104,13 +109,16 @@ def train(runs, out, *, resume=False, **settings):
 
 
 def test_a_compiled_run_is_the_same_but_for_rounding(runs, tmp_path, events, compilations):
-    """Losses are those of the same run uncompiled, and a smaller last batch makes no code."""
+    """Losses are those of the same run uncompiled, of one code for all blocks and one besides.
+
+    A smaller last batch makes no code.
+    """
     train(runs, tmp_path / "eager", epochs=2, compile=False)
     eager, compiled = losses(events), len(compilations)
     assert compiled == 0
     events.clear()
     train(runs, tmp_path / "compiled", epochs=2, compile=True)
-    assert len(compilations) == 1
+    assert len(compilations) == 2
     assert losses(events) == pytest.approx(eager, rel=1e-5)
     assert losses(events)[0] != pytest.approx(losses(events)[4], rel=1e-5)
 
@@ -179,6 +187,84 @@ def test_padded_batches_are_compiled_when_asked(runs, tmp_path, events, graphs):
     runs.configured(tmp_path / "compiled", epochs=1, compile=True).run()
     assert 1 <= len(graphs) <= 3
     assert losses(events) == pytest.approx(eager, rel=1e-4)
+
+
+def two_kinds_of_attention():
+    """A model whose blocks attend to all before them, or to some, by turns."""
+    torch.manual_seed(0)
+    config = Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=8, sliding_window=4)
+    return Gemma2ForCausalLM(config)
+
+
+def few_weights():
+    """A model that keeps its weights, and learns what is added to them."""
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+    return peft.get_peft_model(model(), lora)
+
+
+def checkpointed():
+    """A model that computes activations again in the backward pass."""
+    made = model()
+    made.gradient_checkpointing_enable()
+    return made
+
+
+class Numbered(LlamaDecoderLayer):
+    """A block that depends on its number, so that the code of one is none for another."""
+
+    def __init__(self, config: LlamaConfig, number: int) -> None:
+        super().__init__(config, number)
+        self.number = number
+
+    def forward(self, *arguments, **named):
+        return super().forward(*arguments, **named) * (1 + self.number / 100)
+
+
+def blocks_that_differ():
+    """A model with more kinds of blocks than torch compiles one code for."""
+    torch.manual_seed(0)
+    made = LlamaForCausalLM(LlamaConfig(**{**SMALL, "num_hidden_layers": 10}))
+    made.model.layers = torch.nn.ModuleList(Numbered(made.config, n) for n in range(10))
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize(
+    ("of", "least", "most"),
+    [
+        # One of the blocks and one of the loss.
+        (model, 2, 2),
+        (two_kinds_of_attention, 2, 2),
+        # What goes into the first block needs no gradient, so its code is another.
+        (few_weights, 3, 3),
+        # As a whole.
+        (checkpointed, 1, 1),
+        # Of blocks until torch gives up, then of the whole.
+        (blocks_that_differ, 2, 10),
+    ],
+    ids=lambda of: getattr(of, "__name__", ""),
+)
+def test_whatever_its_blocks_are_a_model_learns_the_same(
+    runs, tmp_path, events, graphs, of, least, most
+):
+    """Losses of steps, and so the gradients of those before, are those of the run uncompiled."""
+    train(runs, tmp_path / "eager", of=of, max_steps=3, compile=False)
+    eager = losses(events)
+    assert not graphs
+    events.clear()
+    train(runs, tmp_path / "compiled", of=of, max_steps=3, compile=True)
+    assert least <= len(graphs) <= most
+    assert losses(events) == pytest.approx(eager, rel=1e-5)
+
+
+def test_a_model_that_was_trained_compiled_is_as_it_was(runs, tmp_path, graphs):
+    """Its blocks compute what their class says, and can be pickled as before."""
+    trained = model()
+    train(runs, tmp_path, of=lambda: trained, max_steps=1, compile=True)
+    assert graphs
+    assert all("forward" not in vars(block) for block in trained.model.layers)
+    pickle.dumps(trained)
 
 
 @pytest.fixture

@@ -11,14 +11,22 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from truthgpt_core.errors import in_one_line
+from truthgpt_services.training.compiled_loss import (
+    Tensors,
+    compiled_as_a_whole,
+    compiled_by_blocks,
+    repeated_blocks,
+)
 from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.flops import count_flops
 from truthgpt_services.training.loss import summed_loss
@@ -28,19 +36,19 @@ from truthgpt_services.training.state import Compiled
 if TYPE_CHECKING:
     from truthgpt_services.training.run import Run
 
-Tensors = Mapping[str, torch.Tensor]
-
-REPAID: Mapping[str, float] = {"cpu": 4e14, "cuda": 1e17}
+REPAID: Mapping[str, float] = {"cpu": 6e13, "cuda": 3e16}
 """For each type of device, of how many operations a run has to be for compiling to repay itself.
 
-It is the time that compiling takes, some two minutes, times the operations that the device
-does in a second, over the part of the time that compiled code saves: with 5e11 of them and a
-sixth on a CPU, 2e14 and a quarter on a GPU. These are estimates; `benchmarks/train.py` found
-163 seconds and a twelfth at 1e11 on two cores, which come to 2e14.
+It is the time that compiling takes, some half a minute, times the operations that the device does
+in a second, over the part of the time that compiled code saves: with 3e11 of them and a third on
+two cores with AMX, 3e13; with 1e11 and a twelfth on two without, 4e13; on a GPU, with an estimate
+of 2e14 and a quarter, 2e16.
 """
 
-_compiled: ContextVar[bool] = ContextVar("truthgpt_compiled_step", default=False)
-"""Whether the step that a hook is asked for is to be compiled."""
+Way = Literal["blocks", "whole"]
+
+_way: ContextVar[Way | None] = ContextVar("truthgpt_compiled_way", default=None)
+"""In which way the step that a hook is asked for is to be compiled; None for not at all."""
 
 
 class TrainingStep:
@@ -56,6 +64,7 @@ class TrainingStep:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._loss_of: Callable[[Tensors], Any] | None = None
+        self._way: Way = "whole"
         self._tried = False
 
     def __call__(self, batch: Tensors) -> torch.Tensor:
@@ -70,6 +79,8 @@ class TrainingStep:
         run = self._run
         if self._loss_of is None:
             run.state.compiled = decide(run, batch)
+            # One code for all widths of batches is made of the whole.
+            self._way = "whole" if run.state.compiled == "padded" else "blocks"
             self._loss_of = self._make()
         compiled = run.state.compiled
         if not compiled:
@@ -82,37 +93,57 @@ class TrainingStep:
         return self._loss_of(batch)  # type: ignore[no-any-return]  # of a hook
 
     def _make(self) -> Callable[[Tensors], Any]:
-        token = _compiled.set(bool(self._run.state.compiled))
+        token = _way.set(self._way if self._run.state.compiled else None)
         try:
             made = self._run.hooks.make_training_step(model=self._run.prepared)
         finally:
-            _compiled.reset(token)
+            _way.reset(token)
         assert made is not None, "the services' own implementation returns something"
         return made
 
     def _try(self, batch: Tensors) -> None:
         run = self._run
-        assert self._loss_of is not None
         self._tried = True
-        parameters = list(run.state.model.parameters())
+        error = self._attempt(batch)
+        if error is not None and self._way == "blocks":
+            # What one block is compiled to may not do for the others.
+            self._way = "whole"
+            self._loss_of = self._make()
+            error = self._attempt(batch)
+        if error is None:
+            return
+        if run.settings.compile is True:
+            raise TrainingError(
+                f"The training step cannot be compiled: {in_one_line(error)}",
+                hint="Set training.compile to false; `truthgpt doctor` says what is missing.",
+            ) from error
+        run.state.compiled = False
+        self._loss_of = self._make()
+        run.note("compile", f"It goes on uncompiled: compiling failed: {in_one_line(error)}")
+
+    def _attempt(self, batch: Tensors) -> Exception | None:
+        """Compute a batch forward and backward, and leave gradients as they are."""
+        # Imported here: it takes a second.
+        from torch._dynamo import config
+
+        assert self._loss_of is not None
+        parameters = list(self._run.state.model.parameters())
         gradients = [each.grad for each in parameters]
         for each in parameters:
             each.grad = None
+        # Else torch goes on uncompiled where blocks differ too often.
+        strict = config.patch(fail_on_recompile_limit_hit=True)
         try:
-            with kept_random_state():
+            with kept_random_state(), strict, warnings.catch_warnings():
+                # What torch looks at while it compiles is no affair of whoever trains.
+                warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
                 self._loss_of(batch).backward()
-        except Exception as error:
-            if run.settings.compile is True:
-                raise TrainingError(
-                    f"The training step cannot be compiled: {in_one_line(error)}",
-                    hint="Set training.compile to false; `truthgpt doctor` says what is missing.",
-                ) from error
-            run.state.compiled = False
-            self._loss_of = self._make()
-            run.note("compile", f"It goes on uncompiled: compiling failed: {in_one_line(error)}")
+        except Exception as error:  # noqa: BLE001 - it is told, or another way tried
+            return error
         finally:
             for each, gradient in zip(parameters, gradients, strict=True):
                 each.grad = gradient
+        return None
 
 
 def decide(run: Run, batch: Tensors) -> Compiled:
@@ -158,12 +189,12 @@ def own_step(model: Any) -> Callable[[Tensors], torch.Tensor]:
     Args:
         model: a causal language model of transformers.
     """
-
-    def step(batch: Tensors) -> torch.Tensor:
-        return summed_loss(model, batch)
-
+    way = _way.get()
+    if way is None:
+        return partial(summed_loss, model)
+    blocks = repeated_blocks(model) if way == "blocks" else []
     # This compiles nothing yet; calling it does.
-    return torch.compile(step) if _compiled.get() else step
+    return compiled_by_blocks(model, blocks) if blocks else compiled_as_a_whole(model)
 
 
 def _is_for(compiled: Compiled, batch: Tensors) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,31 @@ WORTH_LEAVING_OUT = 1 / 8
 """Which part of a batch has to be without a label for logits to be made of the rest alone."""
 
 
-def summed_loss(model: Any, batch: Batch) -> torch.Tensor:
+def sum_of_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the losses of predictions.
+
+    Args:
+        logits: floating point, of shape (..., vocabulary).
+        labels: int64 of shape (predictions); `IGNORED` where there is no loss.
+
+    Returns:
+        A scalar in nats, in float32 or the dtype of the logits if that is wider.
+    """
+    logits = logits.flatten(0, -2)
+    return functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)),
+        labels,
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+
+
+def summed_loss(
+    model: Any,
+    batch: Batch,
+    *,
+    of_whole: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = sum_of_losses,
+) -> torch.Tensor:
     """Return the sum of the losses of all tokens that have a label.
 
     Where many have none (padding, the turns of a user), the output layer is given only those
@@ -27,6 +51,8 @@ def summed_loss(model: Any, batch: Batch) -> torch.Tensor:
         model: a causal language model of transformers.
         batch: on its device; without `attention_mask` it holds packed documents, which
             transformers tells apart by `position_ids` that begin at 0 again.
+        of_whole: what sums the losses of logits of all positions, whose shape is that of the
+            batch. How many others there are differs from batch to batch.
 
     Returns:
         A scalar in nats, in float32 or what the model computes in if that is wider.
@@ -39,14 +65,8 @@ def summed_loss(model: Any, batch: Batch) -> torch.Tensor:
         # With a cache, transformers does not look for packed documents.
         logits = model(**inputs, use_cache=False).logits
     if wanted is not None and logits.ndim == 2:
-        labels = labels[wanted]
-    logits = logits.flatten(0, -2)
-    return functional.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)),
-        labels,
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+        return sum_of_losses(logits, labels[wanted])
+    return of_whole(logits, labels)
 
 
 def _worth_choosing(labels: torch.Tensor) -> torch.Tensor | None:

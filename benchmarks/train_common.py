@@ -29,6 +29,8 @@ def describe() -> str:
     names = ("torch", "transformers", "accelerate", "lightning-fabric")
     found = ", ".join(f"{name} {version(name)}" for name in names if _is_there(name))
     vectors = torch.backends.cpu.get_cpu_capability()
+    if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
+        vectors += ", AMX"
     return (
         f"Python {platform.python_version()}, {found}; {os.cpu_count()} cores ({vectors}), "
         f"{torch.get_num_threads()} threads, {platform.platform()}"

@@ -119,6 +119,9 @@ def test_a_compiled_run_is_the_same_but_for_rounding(runs, tmp_path, events, com
     events.clear()
     train(runs, tmp_path / "compiled", epochs=2, compile=True)
     assert len(compilations) == 2
+    assert [data["note"] for data in told(events, EventType.TRAINING_NOTED)] == [
+        "Compiling the step, once for the run: it takes a minute or so"
+    ]
     assert losses(events) == pytest.approx(eager, rel=1e-5)
     assert losses(events)[0] != pytest.approx(losses(events)[4], rel=1e-5)
 

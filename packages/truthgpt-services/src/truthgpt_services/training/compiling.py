@@ -104,6 +104,7 @@ class TrainingStep:
     def _try(self, batch: Tensors) -> None:
         run = self._run
         self._tried = True
+        run.note("compile", "Compiling the step, once for the run: it takes a minute or so")
         error = self._attempt(batch)
         if error is not None and self._way == "blocks":
             # What one block is compiled to may not do for the others.

@@ -225,7 +225,7 @@ def like_table(model_name: str, rounds: int, steps: int) -> Iterator[str]:
         found = in_turns(ways, rounds)
         first = found["**truthgpt**"]
         for name, speeds in found.items():
-            against = "| |" if speeds is first else f"| {ratio(speeds, first)} | ≤ 1 |"
+            against = "| | |" if speeds is first else f"| {ratio(speeds, first)} | ≤ 1 |"
             yield f"| {name} | {precision} | {middle(speeds):.1f} {against}"
 
 

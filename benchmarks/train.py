@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from train_common import ROWS, SMOLLM2, WIDTH, describe
 
-TABLES = ("twin", "like", "defaults", "kept", "stall", "start", "memory")
+TABLES = ("twin", "like", "defaults", "compiled", "kept", "stall", "start", "memory")
 
 
 def main() -> None:
@@ -38,14 +38,12 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--model", default=SMOLLM2, help="for like, defaults, kept and start")
+    parser.add_argument("--model", default=SMOLLM2, help="of all but twin, stall and memory")
     parser.add_argument(
         "--twins", nargs="+", default=["small", SMOLLM2], help="models of the table twin"
     )
     parser.add_argument("--steps", type=int, default=20, help="timed, of each of the twins")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="turns of each way in like, defaults and kept"
-    )
+    parser.add_argument("--rounds", type=int, default=5, help="of each way that takes turns")
     parser.add_argument("--turn", type=int, default=2, help="steps in such a turn")
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--stalled", default="small", help="model of the table stall")
@@ -77,6 +75,10 @@ def _lines(name: str, given: argparse.Namespace) -> Iterator[str]:
         yield from train_others.defaults_table(
             given.model, given.rounds, given.turn, compiled=given.compiled
         )
+    elif name == "compiled":
+        import train_compiled
+
+        yield from train_compiled.table(given.model, given.rounds)
     elif name == "kept":
         import train_kept
 

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import signal
+import time
 
 import pytest
 import torch
@@ -72,6 +73,22 @@ def test_the_time_that_is_left_is_that_of_the_steps() -> None:
     step(emitter, 1)
     line.close()
     assert "  20 s left" in output.getvalue()
+
+
+def test_the_time_that_is_left_is_not_that_of_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first step of minutes, in which code was made, says nothing of those to come."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    output, emitter = Terminal(), EventEmitter()
+    line = ProgressLine(emitter, 12, torch.device("cpu"), output)
+    emitter.emit(EventType.TRAINING_NOTED, {"step": 0, "about": "compile", "note": "Compiling"})
+    step(emitter, 1, rate=0.5)
+    assert " left" not in output.getvalue()
+    # A line that changes does so a few times in a second.
+    time.sleep(0.3)
+    step(emitter, 2)
+    line.close()
+    assert "50.0 tokens/s  20 s left" in output.getvalue()
 
 
 def evaluation(step: int, loss: float | None, perplexity: float | None) -> dict:

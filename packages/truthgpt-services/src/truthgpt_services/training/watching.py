@@ -136,6 +136,7 @@ class ProgressLine:
         self._changes = self._output.isatty() and os.environ.get("TERM") != "dumb"
         # Tokens and seconds of the newest steps: evaluating and saving do not count.
         self._recent: deque[tuple[int, float]] = deque(maxlen=50)
+        self._compiling = False
         self._peak = _peak(device)
         self._first: float | None = None
         self._steps = 0
@@ -160,7 +161,10 @@ class ProgressLine:
     def _step(self, event: Event) -> None:
         data, now = event.data, monotonic()
         took = data["tokens"] / data["tokens_per_second"]
-        self._recent.append((data["tokens"], took))
+        # How long a step took that was compiled before it says nothing of those to come.
+        if not self._compiling:
+            self._recent.append((data["tokens"], took))
+        self._compiling = False
         if self._first is None:
             self._first = now - took
         self._steps += 1
@@ -173,12 +177,13 @@ class ProgressLine:
         parts = [
             f"step {step}" if self._total is None else f"step {step}/{self._total}",
             f"loss {data['loss']:.4f}",
-            f"{number(self._tokens_per_second())} tokens/s",
         ]
-        if self._peak and data.get("flops"):
+        if self._recent:
+            parts.append(f"{number(self._tokens_per_second())} tokens/s")
+        if self._recent and self._peak and data.get("flops"):
             done = data["flops"] / data["tokens"] * self._tokens_per_second()
             parts.append(f"MFU {done / self._peak:.0%}")
-        if self._total is not None and not last:
+        if self._recent and self._total is not None and not last:
             # What is done between steps takes its share of the time that is left.
             between = max(now - self._first - self._stepping, 0.0) / self._steps
             left = (self._total - step) * (self._seconds_of_a_step() + between)
@@ -205,6 +210,8 @@ class ProgressLine:
         self._say(f"step {event.data['step']}: validation loss {loss:.4f}, perplexity {perplexity}")
 
     def _note(self, event: Event) -> None:
+        if event.data["about"] == "compile":
+            self._compiling = True
         self._say(event.data["note"])
 
     def _show(self, line: str) -> None:

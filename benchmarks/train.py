@@ -1,4 +1,4 @@
-"""What training takes: beside plain PyTorch, Trainer and Fabric, saving, starting, and memory.
+"""What training takes: beside PyTorch, Trainer and Fabric; compiling, saving, starting, memory.
 
     python benchmarks/train.py
     python benchmarks/train.py --only twin stall

@@ -1,8 +1,8 @@
 """The loss of a batch in compiled code.
 
 The blocks of a model are alike, so one of them is compiled and the others use its code. Training
-is as fast as with a model that is compiled as a whole, and compiling does not take longer the
-more blocks there are. Marking the blocks for torch to compile once within the whole
+is nearly as fast as with a model that is compiled as a whole, and compiling does not take longer
+the more blocks there are. Marking the blocks for torch to compile once within the whole
 (`torch.compiler.nested_compile_region`) gave wrong gradients on a CPU with torch 2.13.
 """
 

@@ -40,8 +40,8 @@ REPAID: Mapping[str, float] = {"cpu": 6e13, "cuda": 3e16}
 """For each type of device, of how many operations a run has to be for compiling to repay itself.
 
 It is the time that compiling takes, some half a minute, times the operations that the device does
-in a second, over the part of the time that compiled code saves: with 3e11 of them and a third on
-two cores with AMX, 3e13; with 1e11 and a twelfth on two without, 4e13; on a GPU, with an estimate
+in a second, over the part of the time that compiled code saves: with 3e11 of them and a fifth on
+two cores with AMX, 5e13; with 1e11 and a twelfth on two without, 4e13; on a GPU, with an estimate
 of 2e14 and a quarter, 2e16.
 """
 

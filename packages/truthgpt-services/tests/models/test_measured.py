@@ -63,8 +63,8 @@ def test_what_pays_is_returned_made_of_the_weights_in_memory(service, model, exa
     assert optimized.name_or_path == model.name_or_path
     report = service.last_report
     assert [(step.name, step.outcome) for step in report.steps] == [
-        ("ruin", Outcome.TAKEN_BACK),
-        ("halve", Outcome.KEPT),
+        ("ruin", Outcome.REJECTED),
+        ("halve", Outcome.ACCEPTED),
     ]
     assert report.steps[1].options == {"note": "mine"}
     assert linear_kinds(model) == {"Linear"}
@@ -108,7 +108,7 @@ def test_the_model_itself_is_returned_if_no_step_pays(service, model, tmp_path, 
     given = service.optimize_model(model, ["ruin"], measure=True, output=output, options=QUICK)
     assert given is model
     (step,) = service.last_report.steps
-    assert step.outcome is Outcome.TAKEN_BACK
+    assert step.outcome is Outcome.REJECTED
     assert torch.equal(logits(service.load_model(str(output))), logits(model))
 
 

@@ -39,7 +39,7 @@ def test_stages_go_first_and_then_the_order_typed(report):
 def test_a_step_that_pays_is_kept(steps, report):
     """Smaller and as good: its settings, its coverage and where it came from are told."""
     step = steps["halve"]
-    assert step.outcome is Outcome.KEPT
+    assert step.outcome is Outcome.ACCEPTED
     assert step.against == "baseline"
     assert step.distribution == "truthgpt-example 1.0"
     assert step.options == {"note": "mine"}
@@ -55,7 +55,7 @@ def test_a_step_that_pays_is_kept(steps, report):
 def test_a_step_that_does_nothing_is_taken_back(steps):
     """It is compared with what was kept before it, and not with the baseline."""
     step = steps["idle"]
-    assert step.outcome is Outcome.TAKEN_BACK
+    assert step.outcome is Outcome.REJECTED
     assert step.reason.startswith("Neither faster nor smaller by 30 % beyond noise: it ")
     assert (step.variant, step.against) == ("halve + idle", "halve")
 
@@ -63,7 +63,7 @@ def test_a_step_that_does_nothing_is_taken_back(steps):
 def test_a_step_that_ruins_the_model_is_taken_back(steps, report):
     """The reason is its quality, and the variant still stands in the report to be seen."""
     step = steps["ruin"]
-    assert step.outcome is Outcome.TAKEN_BACK
+    assert step.outcome is Outcome.REJECTED
     assert step.reason.startswith("It loses quality: KL to the baseline is")
     ruined = report.variant("halve + ruin").measured.quality
     assert ruined.kl_mean > 0.05
@@ -279,7 +279,7 @@ def test_all_steps_are_kept_if_a_person_says_so(tiny, tmp_path, truthgpt, exampl
     assert done.returncode == 0, done.stderr
     report = read_report(out)
     ruin, picky = report.steps
-    assert (ruin.outcome, ruin.overruled) == (Outcome.KEPT, True)
+    assert (ruin.outcome, ruin.overruled) == (Outcome.ACCEPTED, True)
     assert "else it would have been taken back: it loses quality: KL" in ruin.reason
     assert (picky.outcome, picky.overruled) == (Outcome.FAILED, False)
     assert report.result.steps == ["ruin"]

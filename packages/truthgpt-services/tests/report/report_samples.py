@@ -193,7 +193,7 @@ def quantize_step(**changes: Any) -> Step:
         "name": "quantize",
         "distribution": QUANTIZE,
         "options": {"scheme": "int8", "group_size": None, "skip": ["lm_head"]},
-        "outcome": Outcome.KEPT,
+        "outcome": Outcome.ACCEPTED,
         "reason": "Decodes 2.07 times as fast as the baseline, within the bounds of quality.",
         "seconds": 2.31,
         "coverage": StepCoverage(
@@ -217,7 +217,7 @@ def compile_step(**changes: Any) -> Step:
         "name": "torch_compile",
         "distribution": COMPILE,
         "options": {"mode": "default", "dynamic": True},
-        "outcome": Outcome.KEPT,
+        "outcome": Outcome.ACCEPTED,
         "reason": "Decodes 1.25 times as fast as quantize, within the bounds of quality.",
         "seconds": 0.42,
         "coverage": StepCoverage(unit="decoder blocks", covered=30, total=30, skipped=[]),
@@ -358,7 +358,7 @@ def mixed_report() -> Report:
                 )
             ),
             compile_step(
-                outcome=Outcome.TAKEN_BACK,
+                outcome=Outcome.REJECTED,
                 reason="Neither faster nor smaller than quantize by 2 %.",
                 decode_ratio=slower,
                 prefill_ratio=Ratio(median=1.002, low=0.968, high=1.031),

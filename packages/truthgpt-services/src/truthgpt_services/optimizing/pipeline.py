@@ -277,7 +277,7 @@ class Job:
                 assert against.directory is not None
                 shutil.rmtree(against.directory)
             self._kept = made
-        outcome = Outcome.KEPT if decision.keep else Outcome.TAKEN_BACK
+        outcome = Outcome.ACCEPTED if decision.keep else Outcome.REJECTED
         kind = EventType.OPTIMIZATION_FINISHED if decision.keep else EventType.OPTIMIZATION_REVERTED
         emit_event(kind, {"optimization": step.name, "reason": decision.reason})
         self._note(

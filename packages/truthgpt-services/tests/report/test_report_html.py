@@ -1,4 +1,4 @@
-"""What a person can rely on in the page."""
+"""What a user can rely on in the page."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 
 import pytest
 
-from truthgpt_services.report.formatting import NO_DIFFERENCE
+from truthgpt_services.report.formatting import WITHIN_NOISE
 from truthgpt_services.report.html import common_start, render_html
 from truthgpt_services.report.schema import BreakEven, Outcome, Result, Skipped, StepCoverage
 
-KINDS = ["report", "mixed_report", "single_report"]
+KINDS = ["report", "mixed_report", "single_report", "costly_report", "quick_report"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +69,7 @@ def test_skipped_layers_stand_under_their_reason(samples, parse):
 def test_no_difference_is_said_exactly_when_the_interval_spans_one(low, high, same, samples, parse):
     """A ratio that the noise explains is not presented as a gain or a loss."""
     report = samples.unlike(median=(low + high) / 2, low=low, high=high)
-    assert (NO_DIFFERENCE in parse(render_html(report)).text) is same
+    assert (WITHIN_NOISE in parse(render_html(report)).text) is same
 
 
 def test_a_result_without_a_difference_does_not_boast(samples):
@@ -77,14 +77,14 @@ def test_a_result_without_a_difference_does_not_boast(samples):
     report = samples.unlike(median=1.01, low=0.97, high=1.04)
     result = Result(variant="quantize", steps=["quantize"], summary="Smaller, not faster.")
     html = render_html(report.model_copy(update={"result": result}))
-    assert f'<span class="large words">{NO_DIFFERENCE}</span>' in html
+    assert f'<span class="large words">{WITHIN_NOISE}</span>' in html
 
 
 def test_a_result_that_is_the_baseline_is_not_compared_with_itself(samples, parse):
     """With one variant there is no ratio to show."""
     html = render_html(samples.single_report())
     assert 'class="ratio"' not in html
-    assert NO_DIFFERENCE not in html
+    assert WITHIN_NOISE not in html
     assert html.count('class="plot"') == 3
 
 
@@ -142,16 +142,16 @@ def test_a_measurement_that_is_not_a_number_is_shown_as_that(samples, parse):
 
 
 def test_a_result_that_predicts_no_numbers_is_called_useless(samples, parse):
-    """Kept because all steps were to be, it is not presented as a success."""
+    """Accepted because all steps were to be, it is not presented as a success."""
     broken = samples.quantized(quality=samples.quality(kl_mean=math.nan))
     report = samples.report(
         variants=[samples.baseline(), broken],
-        steps=[samples.quantize_step(overruled=True, reason="Kept because all steps are.")],
-        result=Result(variant="quantize", steps=["quantize"], summary="Kept."),
+        steps=[samples.quantize_step(overruled=True, reason="Accepted because all steps are.")],
+        result=Result(variant="quantize", steps=["quantize"], summary="Accepted."),
     )
     page = parse(render_html(report))
     assert "The predictions of quantize are not finite numbers: it is of no use." in page.text
-    assert "kept anyway" in page.text
+    assert "accepted anyway" in page.text
     assert page.named("p")[1]["class"] == "alarm"
 
 
@@ -197,10 +197,10 @@ def test_layers_are_drawn_and_stand_in_a_table(samples, parse):
         ({"tokens": 0, "fewest": 0, "most": 0}, "at once"),
     ],
 )
-def test_a_step_says_when_it_has_repaid_itself(even, told, samples, parse):
+def test_a_step_says_when_it_breaks_even(even, told, samples, parse):
     """A minute of compiling is worth it from some number of tokens on, or never."""
     step = samples.compile_step(break_even=BreakEven(extra_seconds=12.0, **even))
-    assert f"Repaid {told}" in parse(render_html(samples.report(steps=[step]))).text
+    assert f"Break-even {told}" in parse(render_html(samples.report(steps=[step]))).text
 
 
 def test_every_outcome_has_a_word_and_not_only_a_colour(samples, parse):

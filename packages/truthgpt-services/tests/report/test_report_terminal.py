@@ -1,4 +1,4 @@
-"""What a person can rely on in the terminal."""
+"""What a user can rely on in the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from truthgpt_services.report import quantities
-from truthgpt_services.report.formatting import NO_DIFFERENCE
+from truthgpt_services.report.formatting import WITHIN_NOISE
 from truthgpt_services.report.schema import Ratio, Result
 from truthgpt_services.report.terminal import print_report
 
@@ -53,7 +53,7 @@ def test_many_variants_continue_in_another_table(samples):
 
 
 def test_steps_are_told_with_outcome_and_reason(samples):
-    """Why a step was taken back stands in the terminal, not only in the page."""
+    """Why a step was rejected stands in the terminal, not only in the page."""
     report = samples.mixed_report()
     text = " ".join(printed(report).split())
     for step in report.steps:
@@ -67,21 +67,21 @@ def test_steps_are_told_with_outcome_and_reason(samples):
 def test_no_difference_is_said_exactly_when_the_interval_spans_one(low, samples):
     """The terminal judges noise as the page does."""
     text = printed(samples.unlike(median=1.03, low=low, high=1.05))
-    assert (NO_DIFFERENCE in text) is (low < 1)
+    assert (WITHIN_NOISE in text) is (low < 1)
 
 
-def test_a_step_that_was_kept_anyway_says_so_and_when_it_is_repaid(samples):
+def test_a_step_that_was_accepted_anyway_says_so_and_when_it_breaks_even(samples):
     """Who reads only the terminal is not told less than the page tells."""
-    step = samples.compile_step(overruled=True, reason="Kept because all steps are.")
+    step = samples.compile_step(overruled=True, reason="Accepted because all steps are.")
     text = " ".join(printed(samples.report(steps=[step]), 120).split())
-    assert "kept anyway" in text
-    assert "repaid after 10,304 decoded tokens (8,904 to 12,111)" in text
+    assert "accepted anyway" in text
+    assert "break-even after 10,304 decoded tokens (8,904 to 12,111)" in text
 
 
 def test_a_result_that_predicts_no_numbers_is_called_useless(samples):
     """In words, so that no colour is needed."""
     broken = samples.quantized(quality=samples.quality(perplexity=float("inf")))
-    result = Result(variant="quantize", steps=["quantize"], summary="Kept.")
+    result = Result(variant="quantize", steps=["quantize"], summary="Accepted.")
     text = printed(samples.report(variants=[samples.baseline(), broken], result=result), 120)
     assert "not finite numbers: it is of no use" in text
 

@@ -39,14 +39,16 @@ import click
     "--keep-all",
     is_flag=True,
     default=None,
-    help="Keep every step that can be applied; the report says which would be taken back.",
+    help="Accept every step that can be applied; the report says which would be rejected.",
 )
+@click.option("--full", is_flag=True, help="Print the whole report and not only what it came to.")
 def optimize(
     model: str | None,
     applied: tuple[str, ...],
     output: Path | None,
     overwrite: bool,
     config: Path | None,
+    full: bool,
     **given: Any,
 ) -> None:
     """Make MODEL faster and smaller, and measure whether it worked.
@@ -54,8 +56,9 @@ def optimize(
     MODEL is a directory, a .gguf file, package:PACKAGE/FILE or a hub id.
 
     Each optimization is measured against the model as it was, on this machine. One
-    that makes it neither faster nor smaller, or costs too much quality, is taken
-    back. The output directory gets the model, report.json and report.html.
+    that makes it neither faster nor smaller, or costs too much quality, is rejected.
+    What it costs is named beside what it gains. The output directory gets the model,
+    report.json and report.html.
 
     \b
       truthgpt optimize MODEL --apply quantize,compile -o DIR
@@ -82,7 +85,12 @@ def optimize(
         )
     from rich.console import Console
 
-    from truthgpt_services.report.terminal import print_report
+    from truthgpt_services.report.terminal import print_next, print_report, print_short_report
 
-    print_report(report, Console())
-    click.echo(f"The model and report.html are in {request.output}")
+    assert request.output is not None
+    console = Console()
+    if full:
+        print_report(report, console)
+        print_next(report, request.output, console)
+    else:
+        print_short_report(report, request.output, console)

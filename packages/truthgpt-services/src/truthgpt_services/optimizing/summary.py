@@ -1,38 +1,79 @@
-"""What a run came to, in one sentence."""
+"""What a run came to, in a sentence that names the gain and, beside it, what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from truthgpt_services.report.schema import Ratio, Step, Variant
+from truthgpt_services.report.costs import Cost, find_costs
+from truthgpt_services.report.formatting import ratio
+from truthgpt_services.report.schema import Outcome, Step, Variant
 
 
-def summary(variants: Sequence[Variant], steps: Sequence[Step], kept: str) -> str:
+def summary(
+    variants: Sequence[Variant],
+    steps: Sequence[Step],
+    accepted: str,
+    *,
+    file_bytes: int = 0,
+    closely: bool = True,
+) -> str:
     """Say what became of the model.
 
     Args:
         variants: the baseline first.
         steps: that were asked for.
-        kept: the name of the variant that is the result.
+        accepted: the name of the variant that is the result.
+        file_bytes: size of the source's weight files in bytes; 0 if there are none.
+        closely: False if speed was not measured closely enough to claim any.
     """
     baseline = variants[0]
-    result = next(variant for variant in variants if variant.name == kept)
+    result = next(variant for variant in variants if variant.name == accepted)
     if not steps:
         return "The model was measured as it is: no step was asked for."
     if result is baseline:
-        return "No step was kept: the output is the model as it was."
+        undecided = sum(step.outcome is Outcome.UNDECIDED for step in steps)
+        why = f" (of {undecided} it cannot be told whether they help)" if undecided else ""
+        return f"No step was accepted{why}: the output is the model as it was."
     quality = result.measured.quality
     if not quality.is_finite:
-        return f"{kept} predicts what is no number, and was kept because all steps were to be."
-    size = result.measured.weights_bytes / baseline.measured.weights_bytes
-    speed: Ratio = result.decode_ratio
-    decodes = (
-        f"decodes {speed.median:.2f}× as fast as the baseline"
-        if speed.differs
-        else "decodes no faster or slower than the baseline"
+        return (
+            f"The predictions of {accepted} are not finite numbers; "
+            "it was accepted because all steps were to be."
+        )
+    costs = find_costs(
+        result.measured,
+        baseline.measured,
+        decode=result.decode_ratio,
+        prefill=result.prefill_ratio,
+        file_bytes=file_bytes,
+        closely=closely,
     )
     return (
-        f"{kept} {decodes}, with weights {size:.2f}× the size, "
-        f"KL {quality.kl_mean:.4f} "
-        f"and the same first choice for {quality.top1_agreement:.1%} of tokens."
+        f"{accepted} {_gains(result, baseline, closely=closely)}{_losses(costs)}. "
+        f"KL {quality.kl_mean:.4f}, same first choice for {quality.top1_agreement:.1%} of tokens."
     )
+
+
+def _gains(result: Variant, baseline: Variant, *, closely: bool) -> str:
+    over = result.measured.weights_bytes / baseline.measured.weights_bytes
+    size = f"weights {ratio(over)} the size"
+    if not closely:
+        return f"has {size} (its speed was not measured closely enough)"
+    decode, prefill = result.decode_ratio, result.prefill_ratio
+    faster = [
+        f"{verb} {ratio(measured.median)} as fast"
+        for verb, measured in (("decodes", decode), ("reads prompts", prefill))
+        if measured.low > 1.0
+    ]
+    if faster:
+        return f"{' and '.join(faster)} as the baseline, with {size}"
+    if decode.high < 1.0:
+        return f"has {size} of the baseline's"
+    return f"decodes as fast as the baseline within noise, with {size}"
+
+
+def _losses(costs: Sequence[Cost]) -> str:
+    if not costs:
+        return ""
+    told = [cost.brief for cost in costs]
+    return f", at a cost: {'; '.join(told)}"

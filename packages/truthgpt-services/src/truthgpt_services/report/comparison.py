@@ -111,7 +111,7 @@ def _warnings(a: Report, b: Report) -> list[str]:
     if lengths[0] != lengths[1]:
         found.append("The timed texts differ in length: speeds cannot be compared.")
     if a.settings.gate != b.settings.gate:
-        found.append("The bounds differ: what was kept of one might not be kept of the other.")
+        found.append("The bounds differ: what was accepted of one might not be of the other.")
     return found
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from truthgpt_services.report.schema import Ratio, Samples
 
 ABSENT = "\N{EM DASH}"
-NO_DIFFERENCE = "no difference"
+WITHIN_NOISE = "within noise"
 TIMES = "\N{MULTIPLICATION SIGN}"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 INFINITY = "\N{INFINITY}"

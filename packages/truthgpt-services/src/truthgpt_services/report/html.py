@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -12,10 +13,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from truthgpt_services.report import plots, quantities
+from truthgpt_services.report import noise, plots, quantities
+from truthgpt_services.report.costs import DECODE, PEAK, PREFILL, WEIGHTS, find_costs
 from truthgpt_services.report.formatting import (
-    NO_DIFFERENCE,
     TIMES,
+    WITHIN_NOISE,
     bound,
     moment,
     number,
@@ -29,23 +31,38 @@ from truthgpt_services.report.formatting import (
     size,
     visible,
 )
-from truthgpt_services.report.schema import Outcome, Quality, Ratio, Report, Variant
+from truthgpt_services.report.schema import Outcome, Quality, Ratio, Report, Samples, Variant
 
 _SYMBOLS = {
     Outcome.ACCEPTED: "\N{CHECK MARK}",
     Outcome.REJECTED: "\N{LEFTWARDS ARROW WITH HOOK}",
+    Outcome.UNDECIDED: "?",
     Outcome.NOT_APPLIED: "\N{EN DASH}",
     Outcome.FAILED: "\N{BALLOT X}",
 }
+GAIN, COST = "gain", "cost"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyFigure:
-    """One of the result's figures, large, and under it what it stands against."""
+    """One of the result's figures, large, and under it what it stands against.
+
+    Attributes:
+        label: what it is.
+        figure: the figure, or a few words.
+        lines: what it stands against.
+        kind: "gain", "cost", or empty if it is neither.
+    """
 
     label: str
     figure: str
-    lines: list[str]
+    lines: Sequence[str]
+    kind: str = ""
+
+    @property
+    def in_words(self) -> bool:
+        """Whether it is words, which are not set as large as a figure."""
+        return self.figure in (WITHIN_NOISE, quantities.NOT_CLOSELY)
 
 
 def render_html(report: Report) -> str:
@@ -68,11 +85,16 @@ def render_html(report: Report) -> str:
             }
             for index, variant in enumerate(report.variants)
         ],
-        some_same=any(cell.remark == NO_DIFFERENCE for cell in (*cells, *judged)),
-        no_difference=NO_DIFFERENCE,
+        some_same=any(cell.remark == WITHIN_NOISE for cell in (*cells, *judged)),
+        within_noise=WITHIN_NOISE,
+        mild=(WITHIN_NOISE, quantities.NOT_CLOSELY),
         source_note=quantities.source_note(report),
         plots=_plots(report),
         alarm=quantities.alarm(report),
+        warnings=noise.warnings(report),
+        turns=noise.turns(report),
+        launches=noise.launch_table(report),
+        has_launches=noise.has_launches(report),
         symbols=_SYMBOLS,
         samples=_samples(report, result),
         created=moment(report.created),
@@ -101,15 +123,40 @@ def _key_figures(report: Report, result: Variant) -> list[KeyFigure]:
             KeyFigure("Peak memory", size(measured.peak_memory_bytes), []),
             KeyFigure("Perplexity", number(quality.perplexity, 4), []),
         ]
-    before, _ = samples(first.decode_tokens_per_second)
-    return [
-        KeyFigure(
-            "Decode speed",
-            _told(result.decode_ratio),
-            [f"{speed} against {before} tok/s", _interval_line(report, result.decode_ratio)],
+    figures = [
+        _speed(
+            report,
+            DECODE,
+            result.decode_ratio,
+            measured.decode_tokens_per_second,
+            first.decode_tokens_per_second,
         ),
-        _sizes("Weights in memory", measured.weights_bytes, first.weights_bytes),
-        _sizes("Peak memory", measured.peak_memory_bytes, first.peak_memory_bytes),
+        _speed(
+            report,
+            PREFILL,
+            result.prefill_ratio,
+            measured.prefill_tokens_per_second,
+            first.prefill_tokens_per_second,
+        ),
+        _sizes(WEIGHTS, measured.weights_bytes, first.weights_bytes, 1.0),
+        _sizes(PEAK, measured.peak_memory_bytes, first.peak_memory_bytes, 0.95),
+    ]
+    costs = {
+        cost.name: KeyFigure(cost.name, cost.figure, cost.details, COST)
+        for cost in find_costs(
+            measured,
+            first,
+            decode=result.decode_ratio,
+            prefill=result.prefill_ratio,
+            file_bytes=report.source.file_bytes,
+            closely=report.settings.closely,
+        )
+    }
+    figures = [figure for figure in figures if figure.label not in costs]
+    return [
+        *(figure for figure in figures if figure.kind == GAIN),
+        *costs.values(),
+        *(figure for figure in figures if not figure.kind),
         KeyFigure(
             "Perplexity",
             _over(quality.perplexity, first.quality.perplexity, 3),
@@ -134,27 +181,32 @@ def _key_figures(report: Report, result: Variant) -> list[KeyFigure]:
     ]
 
 
+def _speed(
+    report: Report, label: str, measured: Ratio, after: Samples, before: Samples
+) -> KeyFigure:
+    rates = f"{samples(after)[0]} against {samples(before)[0]} tok/s"
+    if not report.settings.closely:
+        return KeyFigure(label, quantities.NOT_CLOSELY, [rates])
+    middle, ends = ratio_interval(measured)
+    if not measured.differs:
+        return KeyFigure(label, WITHIN_NOISE, [rates, f"{middle} ({ends})"])
+    kind = GAIN if measured.low > 1.0 else ""
+    return KeyFigure(label, middle, [rates, f"{_confidence(report)} {ends}"], kind)
+
+
 def _flips_line(quality: Quality) -> list[str]:
     if quality.flips is None:
         return []
     return [f"flips {' '.join(share_plus_minus(quality.flips, quality.flips_error or 0.0))}"]
 
 
-def _sizes(label: str, after: int, before: int) -> KeyFigure:
-    return KeyFigure(label, _over(after, before), [f"{size(after)} against {size(before)}"])
+def _sizes(label: str, after: int, before: int, smaller: float) -> KeyFigure:
+    kind = GAIN if after < smaller * before else ""
+    return KeyFigure(label, _over(after, before), [f"{size(after)} against {size(before)}"], kind)
 
 
 def _over(after: float, before: float, decimals: int | None = None) -> str:
     return ratio(after / before, decimals) if before else number(after)
-
-
-def _told(measured: Ratio) -> str:
-    return ratio_interval(measured)[0] if measured.differs else NO_DIFFERENCE
-
-
-def _interval_line(report: Report, measured: Ratio) -> str:
-    middle, ends = ratio_interval(measured)
-    return f"{_confidence(report)} {ends}" if measured.differs else f"{middle} ({ends})"
 
 
 def _confidence(report: Report) -> str:
@@ -187,7 +239,7 @@ def _plots(report: Report) -> list[dict[str, Any]]:
         {
             "title": "Decode speed",
             "drawn": plots.decode_speed(speeds),
-            "note": "Each dot is a round, the first at the top. "
+            "note": f"{noise.rounds_note(report)} "
             f"The line is the median, the band its {_confidence(report)}.",
         },
         {
@@ -268,7 +320,7 @@ def _samples(report: Report, result: Variant | None) -> dict[str, Any]:
 
 def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     machine, source, text, settings = report.machine, report.source, report.text, report.settings
-    gate = settings.gate
+    gate, load = settings.gate, report.load
     return [
         (
             "Model",
@@ -301,10 +353,12 @@ def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
         (
             "Measuring",
             [
-                ("Rounds", f"{settings.rounds:,}"),
+                ("Launches of each variant", noise.launches_line(report)),
+                ("Rounds in a launch", f"{settings.rounds:,}"),
                 ("Prompt tokens", f"{settings.prompt_tokens:,}"),
                 ("New tokens", f"{settings.new_tokens:,}"),
-                ("Intervals", f"{settings.confidence * 100:g} %, bootstrap"),
+                ("Intervals of ratios", noise.interval_line(report)),
+                *([("Other programs, CPU cores", noise.load_line(load))] if load else []),
                 ("Seed", str(report.seed)),
                 ("Text", text.name),
                 (
@@ -338,7 +392,7 @@ def _template() -> Template:
     environment.globals["covered"] = quantities.covered
     environment.globals["took"] = quantities.took
     environment.globals["outcome"] = quantities.outcome
-    environment.globals["repaid"] = quantities.repaid
+    environment.globals["breaks_even"] = quantities.breaks_even
     environment.globals["judged"] = quantities.judged
     environment.globals["skipped_by_reason"] = quantities.skipped_by_reason
     return environment.from_string(_resource("report.html.j2"))

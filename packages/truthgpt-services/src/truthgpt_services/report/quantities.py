@@ -13,9 +13,9 @@ from typing import Any
 
 from truthgpt_services.report.formatting import (
     ABSENT,
-    NO_DIFFERENCE,
     PLUS_MINUS,
     TIMES,
+    WITHIN_NOISE,
     bound,
     number,
     plus_minus,
@@ -30,6 +30,7 @@ from truthgpt_services.report.formatting import (
 from truthgpt_services.report.schema import (
     Gate,
     Measurements,
+    Outcome,
     Ratio,
     Report,
     Samples,
@@ -39,6 +40,9 @@ from truthgpt_services.report.schema import (
 
 BASELINE = "the baseline"
 SOURCE_FILE = "the source file"
+AT_A_COST = ", at a cost"
+NOT_CLOSELY = "not measured closely enough"
+CONTROL_DIFFERS = "differs, though it is the same model"
 SHOWN_ITEMS = 8
 """Of an option that is a list; report.json has them all."""
 NOT_FINITE = "not a finite number"
@@ -96,6 +100,7 @@ def groups(report: Report) -> list[Group]:
     """Return the rows of the main table."""
     return [
         _speed(report),
+        *_control(report),
         _memory(report),
         _start(report),
         _quality(report, "Quality, in whole windows", ""),
@@ -103,11 +108,20 @@ def groups(report: Report) -> list[Group]:
     ]
 
 
-def ratio_cell(figure: str, interval: str, measured: Ratio | None) -> Cell:
-    """Return a cell whose ratio has an interval, and say so if it tells no difference."""
+def ratio_cell(figure: str, interval: str, measured: Ratio | None, *, closely: bool = True) -> Cell:
+    """Return a cell whose ratio has an interval, and say so if noise explains it.
+
+    Args:
+        figure: what was measured.
+        interval: its interval.
+        measured: the ratio; None if there is nothing to compare with.
+        closely: False if it was not measured closely enough to show a ratio.
+    """
     if measured is None:
         return Cell(figure, interval)
-    remark = "" if measured.differs else NO_DIFFERENCE
+    if not closely:
+        return Cell(figure, interval, remark=NOT_CLOSELY)
+    remark = "" if measured.differs else WITHIN_NOISE
     return Cell(figure, interval, *ratio_interval(measured), remark)
 
 
@@ -120,12 +134,12 @@ def shown_by(report: Report, variant: Variant) -> str:
     """Say in a word or two what became of a variant; empty if nothing did."""
     if variant.name == report.result.variant:
         return "result"
-    outcomes = [str(step.outcome) for step in report.steps if step.variant == variant.name]
+    outcomes = [outcome(step) for step in report.steps if step.variant == variant.name]
     return outcomes[-1] if outcomes else ""
 
 
 def alarm(report: Report) -> str:
-    """Say so if the result predicts what is no number; empty otherwise."""
+    """Say so if the result predicts non-finite numbers; empty otherwise."""
     result = find_variant(report, report.result.variant)
     if result is None or result.measured.quality.is_finite:
         return ""
@@ -142,13 +156,19 @@ def took(report: Report, step: Step) -> str:
 
 
 def outcome(step: Step) -> str:
-    """Say in a word or two what became of a step."""
-    return f"{step.outcome.value} anyway" if step.overruled else step.outcome.value
+    """Say in a few words what became of a step."""
+    anyway = " anyway" if step.overruled else ""
+    return f"{step.outcome.value}{anyway}{AT_A_COST if step.costs and is_accepted(step) else ''}"
 
 
-def repaid(step: Step) -> str:
-    """Say when a step has repaid what it costs at first; empty if it was not measured."""
-    if step.break_even is None:
+def is_accepted(step: Step) -> bool:
+    """Whether the step is part of the result."""
+    return step.outcome is Outcome.ACCEPTED
+
+
+def breaks_even(report: Report, step: Step) -> str:
+    """Say when a step has gained the time that it costs at first; empty if it was not measured."""
+    if step.break_even is None or not report.settings.closely:
         return ""
     even = step.break_even
     if even.tokens is None:
@@ -164,7 +184,7 @@ def repaid(step: Step) -> str:
 
 
 def bounds(gate: Gate) -> list[tuple[str, str]]:
-    """Return what a step has to keep, each bound with its value."""
+    """Return the bounds of a step, each with its value."""
     kinds = {"any": "Faster or smaller by", "speed": "Faster by", "size": "Smaller by"}
     flips = "any" if gate.max_flips is None else f"{bound(gate.max_flips * 100)} % of tokens"
     found = [
@@ -173,13 +193,16 @@ def bounds(gate: Gate) -> list[tuple[str, str]]:
         ("Flips at most", flips),
         (kinds[gate.gain], f"{bound(gate.min_gain * 100)} % at least"),
     ]
-    return [*found, ("Kept", "all steps, whatever was measured")] if gate.keep_all else found
+    if gate.max_slowdown is not None:
+        slower = f"{bound(gate.max_slowdown * 100)} %, beyond noise"
+        found.append(("Slower by at most", slower))
+    return [*found, ("Accepted", "all steps, whatever was measured")] if gate.keep_all else found
 
 
 def judged(report: Report, step: Step) -> list[tuple[str, Cell]]:
     """Return what a step was judged on, each as the ratio to the variant it was judged against."""
     found = [
-        (name, ratio_cell("", "", measured))
+        (name, ratio_cell("", "", measured, closely=report.settings.closely))
         for name, measured in (("decode", step.decode_ratio), ("prefill", step.prefill_ratio))
         if measured is not None
     ]
@@ -188,6 +211,20 @@ def judged(report: Report, step: Step) -> list[tuple[str, Cell]]:
         weights = _over(after.measured.weights_bytes, before.measured.weights_bytes)
         found.append(("weights in memory", Cell("", ratio=weights)))
     return found
+
+
+def gist(report: Report, step: Step) -> str:
+    """Say in a few words why a step became what it did."""
+    ratios = judged(report, step)
+    if is_accepted(step) and not step.overruled and ratios:
+        if not report.settings.closely:
+            ratios = [("speed", Cell("", remark=NOT_CLOSELY)), *ratios[-1:]]
+        return ", ".join(
+            f"{name.removesuffix(' in memory')} {cell.remark or cell.ratio}"
+            for name, cell in ratios
+        )
+    # What follows is the figures, which are too many for a line.
+    return step.reason.partition(": it ")[0].rstrip(".")
 
 
 def covered(step: Step) -> str:
@@ -253,6 +290,25 @@ def _speed(report: Report) -> Group:
             ),
         ],
     )
+
+
+def _control(report: Report) -> list[Group]:
+    if report.control is None:
+        return []
+    rows = []
+    for name, measured in (
+        ("Decode, control", report.control.decode_ratio),
+        ("Prefill, control", report.control.prefill_ratio),
+    ):
+        cell = ratio_cell("", "", measured, closely=report.settings.closely)
+        if cell.ratio and measured.differs:
+            cell = replace(cell, remark=CONTROL_DIFFERS)
+        others = [Cell(ABSENT) for _ in report.variants[1:]]
+        rows.append(Row(name, [cell, *others]))
+    rows[0] = replace(
+        rows[0], note="The baseline against itself: how far noise alone goes on this machine."
+    )
+    return [Group("Control", rows)]
 
 
 def _memory(report: Report) -> Group:
@@ -390,14 +446,16 @@ def _flips(report: Report, flips: float, error: float) -> Cell:
 
 def _rate(report: Report, variant: Variant, measured: Samples, against: Ratio) -> Cell:
     compared = variant is not report.variants[0]
-    return ratio_cell(*samples(measured), against if compared else None)
+    return ratio_cell(
+        *samples(measured), against if compared else None, closely=report.settings.closely
+    )
 
 
 def _first_token(report: Report, variant: Variant) -> Cell:
     measured = variant.measured.first_token_seconds
     interval = seconds_interval(measured.median, measured.low, measured.high)
     reference = report.variants[0].measured.first_token_seconds.median
-    compared = variant is not report.variants[0]
+    compared = variant is not report.variants[0] and report.settings.closely
     return Cell(
         seconds(measured.median), interval, _over(measured.median, reference) if compared else ""
     )

@@ -39,7 +39,7 @@ class Machine(_Record):
 class Source(_Record):
     """The model that everything is measured against."""
 
-    spec: str = Field(description="as the person typed it")
+    spec: str = Field(description="as the user typed it")
     kind: str = Field(description="directory, gguf, package or hub")
     file_bytes: int = Field(description="size of the source's weight files")
     architecture: str
@@ -243,12 +243,12 @@ class Choice(_Record):
 
 
 class BreakEven(_Record):
-    """When the seconds that a step costs at first are repaid by faster decoding."""
+    """When faster decoding has gained the seconds that a step costs at first."""
 
     extra_seconds: float = Field(
         description="applying it, and warming up beyond what it is judged against"
     )
-    tokens: int | None = Field(description="decoded tokens that repay them; None: never")
+    tokens: int | None = Field(description="decoded tokens that gain them; None: never")
     fewest: int | None = Field(description="the same at the upper end of the speed's interval")
     most: int | None = Field(description="the same at its lower end")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from truthgpt_services.report import quantities
+from truthgpt_services.report import noise, quantities
 from truthgpt_services.report.formatting import (
+    ARROW,
     DASH,
     ELLIPSIS,
     INFINITY,
@@ -16,6 +19,7 @@ from truthgpt_services.report.formatting import (
 )
 from truthgpt_services.report.quantities import Cell, Row
 from truthgpt_services.report.schema import Outcome, Report, Step
+from truthgpt_services.report.storage import HTML_NAME
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,14 +29,56 @@ if TYPE_CHECKING:
 _STYLES = {
     Outcome.ACCEPTED: "green",
     Outcome.REJECTED: "yellow",
+    Outcome.UNDECIDED: "yellow",
     Outcome.NOT_APPLIED: "dim",
     Outcome.FAILED: "red",
 }
 _PLAIN = str.maketrans(
-    {TIMES: "x", DASH: "-", PLUS_MINUS: "+/-", INFINITY: "inf", ELLIPSIS: "...", "\N{EM DASH}": "-"}
+    {
+        TIMES: "x",
+        DASH: "-",
+        PLUS_MINUS: "+/-",
+        INFINITY: "inf",
+        ELLIPSIS: "...",
+        ARROW: "->",
+        "\N{EM DASH}": "-",
+    }
 )
 _GAP = 2
 _NAMES_SHOWN = 3
+
+
+def print_short_report(report: Report, directory: Path, console: Console) -> None:
+    """Print what a run came to in few lines: at 80 columns, two steps take at most ten.
+
+    Args:
+        report: of the run.
+        directory: where it was written.
+        console: where to.
+    """
+    printer = _Printer(report, console)
+    printer.print_headline()
+    for step in report.steps:
+        printer.print_gist(step)
+    print_next(report, directory, console, more=" (--full prints all of it here)")
+
+
+def print_next(report: Report, directory: Path, console: Console, *, more: str = "") -> None:
+    """Print where a run left its report, and what to type next.
+
+    Args:
+        report: of the run.
+        directory: where it was written.
+        console: where to.
+        more: text after the name of the report.
+    """
+    command = shlex.join(["truthgpt", "generate", str(directory), report.sample_prompt])
+    lines = [f"Report: {directory / HTML_NAME}{more}"]
+    if not quantities.alarm(report):
+        lines.append(f"Next:   {command}")
+    for line in lines:
+        # Never broken by us, so that it can be copied.
+        console.print(encodable(line, console), soft_wrap=True)
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -54,16 +100,35 @@ class _Printer:
         self.report = report
         self.console = console
 
+    def print_headline(self) -> None:
+        self._line(self.report.result.summary, "bold")
+        if alarm := quantities.alarm(self.report):
+            self._line(alarm, "bold red")
+        for warning in noise.warnings(self.report):
+            self._line(f"Warning: {warning}", "bold yellow")
+
+    def print_gist(self, step: Step) -> None:
+        """Print one line about a step, cut where the console ends."""
+        line = self._text(f"{_one_line(step.name)}: ", "bold")
+        line.append_text(self._text(quantities.outcome(step), f"bold {_style(step)}"))
+        reason = f" ({_one_line(quantities.gist(self.report, step))})"
+        cut = self._text(f"{ELLIPSIS})").plain
+        line.append_text(self._text(reason))
+        if line.cell_len > self.console.width:
+            line.truncate(self.console.width - len(cut))
+            line.append(cut)
+        self.console.print(line, no_wrap=True)
+
     def print_result(self) -> None:
         report, machine = self.report, self.report.machine
-        self._line(report.result.summary, "bold")
-        if alarm := quantities.alarm(report):
-            self._line(alarm, "bold red")
+        self.print_headline()
         self._line(
             f"{report.source.spec} as {report.source.dtype} on {machine.device} ({machine.cpu}), "
-            f"{report.settings.rounds} rounds",
+            f"{noise.turns(report)}",
             "dim",
         )
+        if report.load is not None:
+            self._line(f"Other programs, CPU cores: {noise.load_line(report.load)}", "dim")
 
     def print_steps(self) -> None:
         from rich.table import Table
@@ -75,7 +140,7 @@ class _Printer:
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
         for step in self.report.steps:
-            outcome = self._text(quantities.outcome(step), f"bold {_STYLES[step.outcome]}")
+            outcome = self._text(quantities.outcome(step), f"bold {_style(step)}")
             grid.add_row(outcome, self._step(step))
         self.console.print(grid)
 
@@ -88,8 +153,8 @@ class _Printer:
         gate = self.report.settings.gate
         self.console.print()
         self._line(
-            f"{TIMES}: ratio to the baseline, with its {self.report.settings.confidence * 100:g} % "
-            f"interval where rounds were paired; {PLUS_MINUS}: standard error. KL in nats per "
+            f"{TIMES}: ratio to the baseline; of speeds with an interval "
+            f"({noise.interval_line(self.report)}); {PLUS_MINUS}: standard error. KL in nats per "
             f"token. Bounds: "
             + "; ".join(
                 f"{name[0].lower()}{name[1:]} {value}" for name, value in quantities.bounds(gate)
@@ -107,6 +172,8 @@ class _Printer:
         if ratios:
             judged = ", ".join(f"{name} {_ratio(cell)}" for name, cell in ratios)
             told.append_text(self._text(f"\nagainst {step.against}: {judged}"))
+        if step.costs:
+            told.append_text(self._text(f"\ncost: {'; '.join(step.costs)}", "yellow"))
         for line in self._details(step):
             told.append_text(self._text(f"\n{line}", "dim"))
         return told
@@ -125,8 +192,8 @@ class _Printer:
                 "options: " + "; ".join(f"{k}={quantities.option_text(v)}" for k, v in options)
             )
         lines.extend(f"note: {note}" for note in step.notes)
-        if repaid := quantities.repaid(step):
-            lines.append(f"repaid {repaid}")
+        if even := quantities.breaks_even(self.report, step):
+            lines.append(f"break-even {even}")
         if took := quantities.took(self.report, step):
             lines.append(f"took {took}")
         return lines
@@ -216,6 +283,14 @@ def encodable(text: str, console: Console, style: str = "") -> Text:
     except UnicodeEncodeError:
         text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
     return Text(text, style=style)
+
+
+def _style(step: Step) -> str:
+    return "yellow" if step.costs else _STYLES[step.outcome]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _label(row: Row) -> str:

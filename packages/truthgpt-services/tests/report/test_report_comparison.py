@@ -92,6 +92,45 @@ def test_other_bounds_make_other_outcomes(samples):
     ]
 
 
+def test_speeds_that_were_not_measured_closely_are_not_compared(samples):
+    """A quick run beside a thorough one gives no ratio of speeds, and says why."""
+    found = compare_reports(samples.costly_report(), samples.quick_report())
+    assert "B was not measured closely enough to compare speeds." in found.warnings
+    for _, figures in found.variants:
+        ratios = {each.name: each.ratio for each in figures}
+        assert ratios["Decode"] is ratios["Prefill"] is ratios["First token"] is None
+        assert ratios["Weights in memory"] == 1.0
+
+
+def test_a_busy_machine_is_said_to_have_been_one(samples):
+    """A speed that other programs slowed says little of the model."""
+    a = samples.costly_report()
+    busy = changed(a, load=changed(a.load, warning="Other programs keep 1.6 cores busy."))
+    assert compare_reports(a, busy).warnings == [
+        "B was measured on a busy machine: Other programs keep 1.6 cores busy."
+    ]
+
+
+def test_launches_are_what_was_repeated(samples):
+    """Rounds of one process are alike, so they do not make a ratio of two runs more certain."""
+    one, other = (samples.from_launches(speed, 0.02) for speed in (20.0, 40.0))
+    a, b = (
+        samples.report(variants=[samples.baseline(decode_tokens_per_second=each)])
+        for each in (one, other)
+    )
+    few = compare_reports(a, b).variants[0][1][0]
+    rounds = [
+        changed(
+            each,
+            variants=[samples.baseline(decode_tokens_per_second=changed(speed, launches=[]))],
+        )
+        for each, speed in ((a, one), (b, other))
+    ]
+    many = compare_reports(*rounds).variants[0][1][0]
+    assert few.ratio == pytest.approx(2.0)
+    assert few.high - few.low > many.high - many.low
+
+
 def test_another_version_is_a_difference_and_no_obstacle(samples):
     """Comparing versions is what many a comparison is made for."""
     a = samples.report()

@@ -125,6 +125,6 @@ def test_every_cost_is_a_clause_with_a_figure(samples, decode, prefill, saved, m
     for cost in found:
         assert any(character.isdigit() for character in cost.figure)
         assert cost.figure
-        assert cost.details
+        assert cost.detail
         assert any(character.isdigit() for character in cost.clause)
     assert len({cost.name for cost in found}) == len(found)

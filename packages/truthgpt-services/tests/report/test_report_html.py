@@ -9,7 +9,14 @@ import pytest
 
 from truthgpt_services.report.formatting import WITHIN_NOISE
 from truthgpt_services.report.html import common_start, render_html
-from truthgpt_services.report.schema import BreakEven, Outcome, Result, Skipped, StepCoverage
+from truthgpt_services.report.schema import (
+    BreakEven,
+    Outcome,
+    Ratio,
+    Result,
+    Skipped,
+    StepCoverage,
+)
 
 KINDS = ["report", "mixed_report", "single_report", "costly_report", "quick_report"]
 
@@ -236,3 +243,116 @@ def test_the_same_text_is_said_to_be_the_same(samples, parse):
     page = parse(render_html(samples.report(variants=[samples.baseline(), same], result=result)))
     assert "Both wrote the same, character by character." in page.text
     assert not page.named("mark")
+
+
+def tiles(page):
+    """The key figures of a page that are marked as a gain or a cost."""
+    kinds = [attributes.get("class") for attributes in page.named("div")]
+    return kinds.count("gain"), kinds.count("cost")
+
+
+def test_what_got_worse_stands_beside_what_was_gained(samples, parse):
+    """Slower prompts, a later first token and larger files are in the headline and are tiles."""
+    page = parse(render_html(samples.costly_report()))
+    headline = page.text.partition("KL 0.0014")[0]
+    for said in ("decodes 8.53×", "reads prompts 0.80×", "161 ms → 197 ms", "source file 98.4 MB"):
+        assert said in headline
+    assert tiles(page) == (3, 3)
+    assert "Prefill speed cost 0.80× 1,032 against 1,291 tok/s" in page.text
+    assert "First token cost 197 ms against 161 ms" in page.text
+    assert "Saved files cost 1.54× 151 MB against 98.4 MB of the source file" in page.text
+
+
+def test_a_result_without_costs_names_none(samples, parse):
+    """What only gained is not called costly."""
+    page = parse(render_html(samples.report(variants=[samples.baseline(), samples.quantized()])))
+    assert tiles(page)[1] == 0
+    assert "at a cost" not in page.text
+
+
+def test_a_step_with_costs_is_accepted_at_a_cost(samples, parse):
+    """In its outcome, and each cost with its figure."""
+    text = parse(render_html(samples.costly_report())).text
+    assert "accepted, at a cost quantize" in text
+    assert "Cost reads prompts 0.80× as fast (0.78 to 0.82×) ; first token 161 ms" in text
+
+
+def test_the_control_shows_what_no_difference_looks_like(samples, parse):
+    """The baseline against itself stands in the table, and its launches can be unfolded."""
+    text = parse(render_html(samples.costly_report())).text
+    assert "Decode, control" in text
+    assert "1.00× (0.98\N{EN DASH}1.02)" in text
+    assert "in 5 launches of 7 rounds" in text
+    assert "control, decode" in text
+    # The launch in which the control came out lowest and highest.
+    assert "0.986×" in text
+    assert "1.024×" in text
+
+
+def test_a_control_that_differs_is_a_warning(samples, parse):
+    """If the same model measures differently, no speed of the page is to be trusted much."""
+    whole = samples.costly_report()
+    control = whole.control.model_copy(update={"decode_ratio": samples.launched(1.08, 0.03)})
+    page = parse(render_html(whole.model_copy(update={"control": control})))
+    assert "the baseline against itself decodes 1.08× as fast (1.05\N{EN DASH}1.11)" in page.text
+    assert "warning" in [attributes.get("class") for attributes in page.named("p")]
+
+
+def test_a_busy_machine_is_a_warning(samples, parse):
+    """What other programs did is on the page, and a sentence at its top if it was too much."""
+    whole = samples.costly_report()
+    assert "0.1 before, 0.2 while measuring (median), 0.9 at most, of 2" in (
+        parse(render_html(whole)).text
+    )
+    said = "Other programs keep 1.6 of 2 CPU cores busy."
+    busy = whole.load.model_copy(update={"warning": said})
+    text = parse(render_html(whole.model_copy(update={"load": busy}))).text
+    assert said in text.partition("Decode speed")[0]
+
+
+def test_a_quick_run_claims_no_speed_anywhere(samples, parse):
+    """Of too few launches no ratio of speeds is shown, large or small; sizes still are."""
+    report = samples.quick_report()
+    text = parse(render_html(report)).text
+    assert "not measured closely enough" in text
+    assert "8.5" not in text
+    assert "0.80×" not in text
+    assert "0.28×" in text
+
+
+def test_a_step_that_ran_out_of_time_claims_no_speed(samples, parse):
+    """One launch, where the others had five, tells nothing of how launches differ."""
+    whole = samples.costly_report()
+    once = Ratio(median=9.99, low=0.0, high=math.inf, launches=[9.99])
+    result = whole.variants[1].model_copy(update={"decode_ratio": once})
+    step = whole.steps[0].model_copy(update={"decode_ratio": once, "reason": "It is smaller."})
+    report = whole.model_copy(
+        update={
+            "variants": [whole.variants[0], result],
+            "steps": [step],
+            "result": whole.result.model_copy(update={"summary": "It is smaller."}),
+        }
+    )
+    text = parse(render_html(report)).text
+    assert "9.99" not in text
+    assert "Decode speed not measured closely enough" in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_figure_says_whose_it_is_where_columns_are_stacked(kind, samples, parse):
+    """On a phone each figure stands under its quantity, with the name of its variant."""
+    report = getattr(samples, kind)()
+    page = parse(render_html(report))
+    named = [td["data-variant"] for td in page.named("td") if "data-variant" in td]
+    names = [variant.name for variant in report.variants]
+    assert named == names * (len(named) // len(names))
+    assert "attr(data-variant)" in "".join(page.styles)
+
+
+def test_a_wide_table_says_that_it_scrolls(samples, parse):
+    """With more variants than a window shows, none is cut off without a hint."""
+    hint = "the table scrolls sideways"
+    variants = [samples.baseline()]
+    assert hint not in parse(render_html(samples.report(variants=variants))).text
+    variants += [samples.quantized().model_copy(update={"name": f"step{n}"}) for n in range(5)]
+    assert hint in parse(render_html(samples.report(variants=variants))).text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -12,7 +14,7 @@ from rich.console import Console
 from truthgpt_services.report import quantities
 from truthgpt_services.report.formatting import WITHIN_NOISE
 from truthgpt_services.report.schema import Ratio, Result
-from truthgpt_services.report.terminal import print_report
+from truthgpt_services.report.terminal import print_report, print_short_report
 
 
 def printed(report, width=80, encoding="utf-8", **options):
@@ -118,3 +120,102 @@ def test_a_ratio_that_is_not_a_number_is_printed_as_that(samples):
     nan = Ratio(median=float("nan"), low=float("nan"), high=float("nan"))
     broken = samples.quantized().model_copy(update={"decode_ratio": nan})
     assert "NaN" in printed(samples.report(variants=[samples.baseline(), broken]))
+
+
+def short(report, width=80, directory="build/demo", encoding="utf-8", **options):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    print_short_report(report, Path(directory), Console(file=stream, width=width, **options))
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("kind", ["report", "costly_report", "quick_report", "single_report"])
+def test_two_steps_take_ten_lines(kind, samples):
+    """What a run came to is read at a glance, in the usual terminal."""
+    lines = short(getattr(samples, kind)()).splitlines()
+    assert len(lines) <= 10
+    assert all(cell_len(line) <= 80 for line in lines)
+
+
+def test_a_warning_still_leaves_ten_lines(samples):
+    """A busy machine is said to be one, beside the costs."""
+    whole = samples.costly_report()
+    said = "Other programs keep 1.6 of 2 CPU cores busy: small differences cannot be told."
+    report = whole.model_copy(update={"load": whole.load.model_copy(update={"warning": said})})
+    lines = short(report).splitlines()
+    assert len(lines) <= 10
+    assert f"Warning: {said}" in " ".join(" ".join(lines).split())
+
+
+def test_the_first_lines_name_gain_and_cost(samples):
+    """Who reads no further knows what got worse."""
+    text = " ".join(short(samples.costly_report()).split())
+    gain, cost = text.index("decodes 8.53×"), text.index("reads prompts 0.80×")
+    assert gain < cost < text.index("quantize: accepted, at a cost (decode 8.53×, prefill 0.80×")
+
+
+def test_each_step_has_one_line(samples):
+    """Its name, its outcome, and why, as far as the line goes."""
+    report = samples.mixed_report()
+    lines = short(report).splitlines()
+    for step in report.steps:
+        (line,) = [line for line in lines if line.startswith(f"{step.name}: {step.outcome.value}")]
+        assert len(line) <= 80
+    assert "torch_compile: rejected (Neither faster nor smaller than quantize by 2 %)" in lines
+
+
+def test_the_last_lines_say_where_the_report_is_and_what_to_type(samples):
+    """The command can be copied, whatever the directory is called."""
+    directory = "build/a rather long name of a directory, which no terminal shows on one line/demo"
+    report, following = short(samples.report(), directory=directory).splitlines()[-2:]
+    assert report.startswith(f"Report: {directory}/report.html")
+    assert shlex.split(following.removeprefix("Next:")) == [
+        *("truthgpt", "generate", directory, samples.report().sample_prompt)
+    ]
+
+
+def test_a_useless_result_is_not_recommended(samples):
+    """What predicts non-finite numbers cannot generate."""
+    broken = samples.quantized(quality=samples.quality(perplexity=float("inf")))
+    result = Result(variant="quantize", steps=["quantize"], summary="Accepted.")
+    text = short(samples.report(variants=[samples.baseline(), broken], result=result))
+    assert "it is of no use" in text
+    assert "truthgpt generate" not in text
+
+
+def test_a_quick_run_claims_no_speed(samples):
+    """Neither in few lines nor in full."""
+    for text in (short(samples.quick_report()), printed(samples.quick_report())):
+        assert "not measured closely enough" in " ".join(text.split())
+        assert "8.5" not in text
+        assert "0.80×" not in text
+
+
+def test_in_full_costs_control_and_load_are_told(samples):
+    """Who reads only the terminal is not told less than the page tells."""
+    text = " ".join(printed(samples.costly_report(), 120).split())
+    assert "accepted, at a cost" in text
+    assert "cost: reads prompts 0.80× as fast (0.78 to 0.82×); first token" in text
+    assert "Decode, control" in text
+    assert "5 launches of 7 rounds" in text
+    assert "0.1 before, 0.2 while measuring (median), 0.9 at most, of 2" in text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_foreign_text_never_acts_in_the_short_report(encoding, samples, hostile):
+    """Nor does it break a line into two, in any encoding."""
+    step = samples.quantize_step(name=f"a\n{hostile}", reason=hostile, costs=[hostile])
+    report = samples.report(
+        steps=[step], sample_prompt=hostile, result=Result(variant="", steps=[], summary="Done.")
+    )
+    text = short(report, 120, f"build/{hostile}", encoding)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert len(text.splitlines()) == 4
+
+
+def test_the_short_report_is_printed_in_ascii(samples):
+    """Arrow, times sign and ellipsis have plain forms."""
+    text = short(samples.costly_report(), encoding="ascii", force_terminal=False)
+    assert "first token 161 ms -> 197 ms" in " ".join(text.split())
+    assert "(decode 8.53x, prefill 0.80x, weights 0.28x)" in text

@@ -10,7 +10,7 @@ import click
 @click.command(short_help="Put two reports side by side.")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, and nothing else.")
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Put report B beside report A; each ratio is B / A.
 

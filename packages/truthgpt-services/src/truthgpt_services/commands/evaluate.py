@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ import click
 @click.option("--device", help="Where to run: auto (default), cpu, cuda, cuda:1, ...")
 @click.option("--dtype", help="dtype of the weights: auto (as stored, the default), bfloat16, ...")
 @click.option("--rounds", type=int, help="How many times it is timed.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, and nothing else.")
 def evaluate(model: str, as_json: bool, **given: Any) -> None:
     """Measure MODEL as it is, as `truthgpt optimize` measures its baseline.
 
@@ -34,7 +35,9 @@ def evaluate(model: str, as_json: bool, **given: Any) -> None:
 
     said = {name: value for name, value in given.items() if value is not None}
     request = read_measuring({"model": model, **said})
-    with shown_progress() as progress:
+    # What a plugin prints is not part of the JSON.
+    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with aside, shown_progress() as progress:
         report = run(
             request,
             get_plugin_manager(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from truthgpt_services.report.costs import Cost, find_costs
@@ -31,9 +32,13 @@ def summary(
     if not steps:
         return "The model was measured as it is: no step was asked for."
     if result is baseline:
-        undecided = sum(step.outcome is Outcome.UNDECIDED for step in steps)
-        why = f" (of {undecided} it cannot be told whether they help)" if undecided else ""
-        return f"No step was accepted{why}: the output is the model as it was."
+        undecided = [step.name for step in steps if step.outcome is Outcome.UNDECIDED]
+        unknown = (
+            f" (of {', '.join(undecided)} it cannot be told whether it helps)" if undecided else ""
+        )
+        return f"No step was accepted{unknown}: the output is the model as it was."
+    # Of a single launch the interval has no end.
+    closely = closely and math.isfinite(result.decode_ratio.high)
     quality = result.measured.quality
     if not quality.is_finite:
         return (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
+from statistics import median
 from typing import Any
 
 from truthgpt_services.measuring.statistics import unpaired_ratio
@@ -22,7 +24,7 @@ class Figure:
         b: in the second.
         ratio: b / a; None where one is missing, or `a` is 0.
         low: lower end of the ratio's bootstrap interval, for what was measured in
-            rounds; None for all else.
+            launches or rounds; None for all else.
         high: its upper end.
     """
 
@@ -80,10 +82,15 @@ def compare_reports(a: Report, b: Report) -> Comparison:
         b: what is compared with it: a ratio is b / a.
     """
     of_a, of_b = _by_name(a), _by_name(b)
+    closely = a.settings.closely and b.settings.closely
     return Comparison(
         warnings=_warnings(a, b),
         differences=_differences(a, b),
-        variants=[(name, _figures(of_a[name], of_b[name])) for name in of_a if name in of_b],
+        variants=[
+            (name, _figures(of_a[name], of_b[name], closely=closely))
+            for name in of_a
+            if name in of_b
+        ],
         only_a=[name for name in of_a if name not in of_b],
         only_b=[name for name in of_b if name not in of_a],
     )
@@ -110,6 +117,11 @@ def _warnings(a: Report, b: Report) -> list[str]:
     lengths = [(each.settings.prompt_tokens, each.settings.new_tokens) for each in (a, b)]
     if lengths[0] != lengths[1]:
         found.append("The timed texts differ in length: speeds cannot be compared.")
+    for side, report in (("A", a), ("B", b)):
+        if not report.settings.closely:
+            found.append(f"{side} was not measured closely enough to compare speeds.")
+        if report.load is not None and report.load.warning:
+            found.append(f"{side} was measured on a busy machine: {report.load.warning}")
     if a.settings.gate != b.settings.gate:
         found.append("The bounds differ: what was accepted of one might not be of the other.")
     return found
@@ -167,12 +179,23 @@ _SINGLE: Sequence[tuple[str, str, Callable[[Variant], float | None]]] = (
 )
 
 
-def _figures(a: Variant, b: Variant) -> list[Figure]:
+def _repeated(measured: Samples) -> list[float]:
+    """Return what was repeated: the median of each launch, or the rounds of a single one."""
+    values = iter(measured.values)
+    launches = [list(islice(values, count)) for count in measured.launches]
+    found = [median(launch) for launch in launches if launch]
+    return found if len(found) > 1 else measured.values
+
+
+def _figures(a: Variant, b: Variant, *, closely: bool) -> list[Figure]:
     figures = []
     for name, unit, rounds in _ROUNDS:
         one, other = rounds(a), rounds(b)
+        if not closely:
+            figures.append(Figure(name, unit, one.median, other.median))
+            continue
         if one.values and other.values and min(one.values) > 0:
-            measured = unpaired_ratio(other.values, one.values)
+            measured = unpaired_ratio(_repeated(other), _repeated(one))
         else:
             measured = (math.nan, math.nan, math.nan)
         figures.append(Figure(name, unit, one.median, other.median, *measured))

@@ -39,14 +39,14 @@ class Cost:
     Attributes:
         name: what it is, as in the tiles of the page.
         figure: how much worse, in a word.
-        details: what the figure is made of, each a line of its own.
+        detail: what the figure is made of.
         brief: a clause with its figure.
         interval: the interval of that figure; empty if it has none.
     """
 
     name: str
     figure: str
-    details: tuple[str, ...]
+    detail: str
     brief: str
     interval: str = ""
 
@@ -143,7 +143,7 @@ def _speeds(
             figure, ends = ratio_interval(measured)
             ends = f"{ends.replace(DASH, ' to ')}{TIMES}"
             rates = f"{samples(after)[0]} against {samples(earlier)[0]} tok/s"
-            found.append(Cost(name, figure, (rates, ends), f"{verb} {figure} as fast", ends))
+            found.append(Cost(name, figure, rates, f"{verb} {figure} as fast", ends))
     after, earlier = candidate.first_token_seconds, before.first_token_seconds
     if prefill.high < 1.0 and after.median > earlier.median:
         found.append(_time(FIRST_TOKEN, after.median, earlier.median))
@@ -160,16 +160,16 @@ def _sizes(candidate: Measurements, before: Measurements, file_bytes: int) -> li
     if saved > SIZE * max(file_bytes, before.saved_bytes) and file_bytes:
         told = f"{size(saved)}, source file {size(file_bytes)}"
         brief = f"saved files {told}"
-        details = (f"{size(saved)} against {size(file_bytes)} of the source file",)
-        found.append(Cost(SAVED, ratio(saved / file_bytes), details, brief))
+        detail = f"{size(saved)} against {size(file_bytes)} of the source file"
+        found.append(Cost(SAVED, ratio(saved / file_bytes), detail, brief))
     for name, least, after, earlier in (
         (WEIGHTS, SIZE, weights, before.weights_bytes),
         (PEAK, PEAK_MEMORY, peak, before.peak_memory_bytes),
     ):
         if after > least * earlier and earlier:
             brief = f"{name.lower()} {size(after)}, before {size(earlier)}"
-            details = (f"{size(after)} against {size(earlier)}",)
-            found.append(Cost(name, ratio(after / earlier), details, brief))
+            detail = f"{size(after)} against {size(earlier)}"
+            found.append(Cost(name, ratio(after / earlier), detail, brief))
     return found
 
 
@@ -177,6 +177,6 @@ def _time(name: str, after: float, before: float) -> Cost:
     return Cost(
         name,
         seconds(after),
-        (f"against {seconds(before)}",),
+        f"against {seconds(before)}",
         f"{name.lower()} {seconds(before)} {ARROW} {seconds(after)}",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from truthgpt_services.report import noise, plots, quantities
+from truthgpt_services.report import noise, plots, quantities, steps
 from truthgpt_services.report.costs import DECODE, PEAK, PREFILL, WEIGHTS, find_costs
 from truthgpt_services.report.formatting import (
+    ABSENT,
+    DASH,
     TIMES,
     WITHIN_NOISE,
     bound,
@@ -25,7 +27,6 @@ from truthgpt_services.report.formatting import (
     ratio,
     ratio_interval,
     samples,
-    seconds,
     share,
     share_plus_minus,
     size,
@@ -70,7 +71,7 @@ def render_html(report: Report) -> str:
     result = quantities.find_variant(report, report.result.variant)
     groups = quantities.groups(report)
     cells = [cell for group in groups for row in group.rows for cell in row.cells]
-    judged = [cell for step in report.steps for _, cell in quantities.judged(report, step)]
+    judged = [cell for step in report.steps for _, cell in steps.judged(report, step)]
     return _template().render(
         report=report,
         style=Markup(_resource("report.css")),  # noqa: S704 - our own file
@@ -81,12 +82,13 @@ def render_html(report: Report) -> str:
                 "name": variant.name,
                 "mark": plots.lone_marker(index, marked=variant is result),
                 "is_result": variant is result,
-                "became": quantities.shown_by(report, variant),
+                "became": steps.shown_by(report, variant),
             }
             for index, variant in enumerate(report.variants)
         ],
         some_same=any(cell.remark == WITHIN_NOISE for cell in (*cells, *judged)),
         within_noise=WITHIN_NOISE,
+        absent=quantities.Cell(ABSENT),
         mild=(WITHIN_NOISE, quantities.NOT_CLOSELY),
         source_note=quantities.source_note(report),
         plots=_plots(report),
@@ -141,22 +143,23 @@ def _key_figures(report: Report, result: Variant) -> list[KeyFigure]:
         _sizes(WEIGHTS, measured.weights_bytes, first.weights_bytes, 1.0),
         _sizes(PEAK, measured.peak_memory_bytes, first.peak_memory_bytes, 0.95),
     ]
-    costs = {
-        cost.name: KeyFigure(cost.name, cost.figure, cost.details, COST)
-        for cost in find_costs(
-            measured,
-            first,
-            decode=result.decode_ratio,
-            prefill=result.prefill_ratio,
-            file_bytes=report.source.file_bytes,
-            closely=report.settings.closely,
-        )
-    }
-    figures = [figure for figure in figures if figure.label not in costs]
+    costs = find_costs(
+        measured,
+        first,
+        decode=result.decode_ratio,
+        prefill=result.prefill_ratio,
+        file_bytes=report.source.file_bytes,
+        closely=noise.is_close(report, result.decode_ratio),
+    )
+    known = {figure.label: figure for figure in figures}
+    worse = [
+        replace(known.pop(cost.name, KeyFigure(cost.name, cost.figure, [cost.detail])), kind=COST)
+        for cost in costs
+    ]
     return [
-        *(figure for figure in figures if figure.kind == GAIN),
-        *costs.values(),
-        *(figure for figure in figures if not figure.kind),
+        *(figure for figure in known.values() if figure.kind == GAIN),
+        *worse,
+        *(figure for figure in known.values() if not figure.kind),
         KeyFigure(
             "Perplexity",
             _over(quality.perplexity, first.quality.perplexity, 3),
@@ -185,7 +188,7 @@ def _speed(
     report: Report, label: str, measured: Ratio, after: Samples, before: Samples
 ) -> KeyFigure:
     rates = f"{samples(after)[0]} against {samples(before)[0]} tok/s"
-    if not report.settings.closely:
+    if not noise.is_close(report, measured):
         return KeyFigure(label, quantities.NOT_CLOSELY, [rates])
     middle, ends = ratio_interval(measured)
     if not measured.differs:
@@ -387,15 +390,21 @@ def _template() -> Template:
         keep_trailing_newline=True,
         finalize=_finalized,
     )
-    environment.filters["seconds"] = seconds
-    environment.filters["option"] = quantities.option_text
-    environment.globals["covered"] = quantities.covered
-    environment.globals["took"] = quantities.took
-    environment.globals["outcome"] = quantities.outcome
-    environment.globals["breaks_even"] = quantities.breaks_even
-    environment.globals["judged"] = quantities.judged
-    environment.globals["skipped_by_reason"] = quantities.skipped_by_reason
+    environment.filters["unbroken"] = _unbroken
+    environment.filters["option"] = steps.option_text
+    environment.globals["covered"] = steps.covered
+    environment.globals["took"] = steps.took
+    environment.globals["outcome"] = steps.outcome
+    environment.globals["breaks_even"] = steps.breaks_even
+    environment.globals["judged"] = steps.judged
+    environment.globals["skipped_by_reason"] = steps.skipped_by_reason
     return environment.from_string(_resource("report.html.j2"))
+
+
+def _unbroken(text: str) -> str:
+    """Keep a figure and its unit, and both ends of an interval, on one line."""
+    text = re.sub(rf"(?<=\d){DASH}(?=\d)", f"{DASH}\N{WORD JOINER}", text)
+    return re.sub(r"(?<=\d) (?=(?:[kMGTP]?B|m?s|%|tok/s)\b|%)", "\N{NO-BREAK SPACE}", text)
 
 
 def _finalized(value: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from truthgpt_services.report.formatting import ABSENT, ratio, ratio_interval
@@ -23,6 +24,17 @@ class LaunchTable:
     rows: list[list[str]]
 
 
+def is_close(report: Report, measured: Ratio) -> bool:
+    """Whether a ratio was measured closely enough to be shown.
+
+    A step whose time ran out has fewer launches than the others of its report.
+    """
+    settings = report.settings
+    # An older report has no launches.
+    enough = not measured.launches or len(measured.launches) >= settings.launches
+    return settings.closely and enough and not math.isinf(measured.high - measured.low)
+
+
 def warnings(report: Report) -> list[str]:
     """Return a sentence for each thing that makes speeds less certain than usual."""
     found = []
@@ -37,7 +49,7 @@ def warnings(report: Report) -> list[str]:
         f"The control differs: the baseline against itself {verb} {middle} as fast ({ends})."
         for verb, measured in _control(report)
         for middle, ends in [ratio_interval(measured)]
-        if measured.differs and report.settings.closely
+        if measured.differs and is_close(report, measured)
     ]
     return found
 
@@ -86,8 +98,6 @@ def load_line(load: Load) -> str:
 
 def launch_table(report: Report) -> LaunchTable | None:
     """Return the ratios of each launch, the control first; None if there were no launches."""
-    if not report.settings.closely:
-        return None
     columns: list[tuple[str, Ratio]] = []
     if report.control is not None:
         columns += [
@@ -99,7 +109,11 @@ def launch_table(report: Report) -> LaunchTable | None:
             (f"{variant.name}, decode", variant.decode_ratio),
             (f"{variant.name}, prefill", variant.prefill_ratio),
         ]
-    columns = [(name, measured) for name, measured in columns if measured.launches]
+    columns = [
+        (name, measured)
+        for name, measured in columns
+        if measured.launches and is_close(report, measured)
+    ]
     if not columns:
         return None
     count = max(len(measured.launches) for _, measured in columns)

@@ -6,11 +6,10 @@ The page and the terminal draw the same rows, so they cannot say different thing
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from truthgpt_services.report import noise
 from truthgpt_services.report.formatting import (
     ABSENT,
     PLUS_MINUS,
@@ -30,21 +29,16 @@ from truthgpt_services.report.formatting import (
 from truthgpt_services.report.schema import (
     Gate,
     Measurements,
-    Outcome,
     Ratio,
     Report,
     Samples,
-    Step,
     Variant,
 )
 
 BASELINE = "the baseline"
 SOURCE_FILE = "the source file"
-AT_A_COST = ", at a cost"
 NOT_CLOSELY = "not measured closely enough"
 CONTROL_DIFFERS = "differs, though it is the same model"
-SHOWN_ITEMS = 8
-"""Of an option that is a list; report.json has them all."""
 NOT_FINITE = "not a finite number"
 
 
@@ -130,57 +124,12 @@ def find_variant(report: Report, name: str | None) -> Variant | None:
     return next((variant for variant in report.variants if variant.name == name), None)
 
 
-def shown_by(report: Report, variant: Variant) -> str:
-    """Say in a word or two what became of a variant; empty if nothing did."""
-    if variant.name == report.result.variant:
-        return "result"
-    outcomes = [outcome(step) for step in report.steps if step.variant == variant.name]
-    return outcomes[-1] if outcomes else ""
-
-
 def alarm(report: Report) -> str:
     """Say so if the result predicts non-finite numbers; empty otherwise."""
     result = find_variant(report, report.result.variant)
     if result is None or result.measured.quality.is_finite:
         return ""
     return f"The predictions of {result.name} are not finite numbers: it is of no use."
-
-
-def took(report: Report, step: Step) -> str:
-    """Say how long a step took, and how long its first use did; empty if it was not applied."""
-    if not step.seconds:
-        return ""
-    shown = find_variant(report, step.variant)
-    first = f", then {seconds(shown.measured.warmup_seconds)} of first use" if shown else ""
-    return f"{seconds(step.seconds)}{first}"
-
-
-def outcome(step: Step) -> str:
-    """Say in a few words what became of a step."""
-    anyway = " anyway" if step.overruled else ""
-    return f"{step.outcome.value}{anyway}{AT_A_COST if step.costs and is_accepted(step) else ''}"
-
-
-def is_accepted(step: Step) -> bool:
-    """Whether the step is part of the result."""
-    return step.outcome is Outcome.ACCEPTED
-
-
-def breaks_even(report: Report, step: Step) -> str:
-    """Say when a step has gained the time that it costs at first; empty if it was not measured."""
-    if step.break_even is None or not report.settings.closely:
-        return ""
-    even = step.break_even
-    if even.tokens is None:
-        return "never: it does not decode faster beyond noise"
-    if even.tokens == 0:
-        return "at once: it costs no time at first"
-    ends = ""
-    if even.fewest is not None and even.most is not None:
-        ends = f" ({even.fewest:,} to {even.most:,})"
-    return (
-        f"after {even.tokens:,} decoded tokens{ends}: {seconds(even.extra_seconds)} more at first"
-    )
 
 
 def bounds(gate: Gate) -> list[tuple[str, str]]:
@@ -199,50 +148,6 @@ def bounds(gate: Gate) -> list[tuple[str, str]]:
     return [*found, ("Accepted", "all steps, whatever was measured")] if gate.keep_all else found
 
 
-def judged(report: Report, step: Step) -> list[tuple[str, Cell]]:
-    """Return what a step was judged on, each as the ratio to the variant it was judged against."""
-    found = [
-        (name, ratio_cell("", "", measured, closely=report.settings.closely))
-        for name, measured in (("decode", step.decode_ratio), ("prefill", step.prefill_ratio))
-        if measured is not None
-    ]
-    after, before = find_variant(report, step.variant), find_variant(report, step.against)
-    if after and before:
-        weights = _over(after.measured.weights_bytes, before.measured.weights_bytes)
-        found.append(("weights in memory", Cell("", ratio=weights)))
-    return found
-
-
-def gist(report: Report, step: Step) -> str:
-    """Say in a few words why a step became what it did."""
-    ratios = judged(report, step)
-    if is_accepted(step) and not step.overruled and ratios:
-        if not report.settings.closely:
-            ratios = [("speed", Cell("", remark=NOT_CLOSELY)), *ratios[-1:]]
-        return ", ".join(
-            f"{name.removesuffix(' in memory')} {cell.remark or cell.ratio}"
-            for name, cell in ratios
-        )
-    # What follows is the figures, which are too many for a line.
-    return step.reason.partition(": it ")[0].rstrip(".")
-
-
-def covered(step: Step) -> str:
-    """Say how much of the model a step changed; empty if it gave no account."""
-    coverage = step.coverage
-    return f"{coverage.covered:,} of {coverage.total:,} {coverage.unit}" if coverage else ""
-
-
-def skipped_by_reason(step: Step) -> list[tuple[str, list[str]]]:
-    """Return the layers that a step left alone under their reasons, the commonest first."""
-    skipped = step.coverage.skipped if step.coverage else []
-    counted = Counter(layer.reason for layer in skipped)
-    return [
-        (reason, [layer.name for layer in skipped if layer.reason == reason])
-        for reason, _ in counted.most_common()
-    ]
-
-
 def source_note(report: Report) -> str:
     """Say how the source file and the loaded baseline differ in size."""
     source, loaded = report.source, report.variants[0].measured.weights_bytes
@@ -250,7 +155,7 @@ def source_note(report: Report) -> str:
         f"The source file ({source.kind}) is {size(source.file_bytes)}. "
         f"Loaded as {source.dtype}, the baseline takes {size(loaded)} in memory"
     )
-    grown = _over(loaded, source.file_bytes)
+    grown = over(loaded, source.file_bytes)
     text += f", {grown} the file. " if grown else ". "
     return text + (
         "Ratios are against the loaded baseline; "
@@ -300,7 +205,7 @@ def _control(report: Report) -> list[Group]:
         ("Decode, control", report.control.decode_ratio),
         ("Prefill, control", report.control.prefill_ratio),
     ):
-        cell = ratio_cell("", "", measured, closely=report.settings.closely)
+        cell = ratio_cell("", "", measured, closely=noise.is_close(report, measured))
         if cell.ratio and measured.differs:
             cell = replace(cell, remark=CONTROL_DIFFERS)
         others = [Cell(ABSENT) for _ in report.variants[1:]]
@@ -315,7 +220,7 @@ def _memory(report: Report) -> Group:
     first = report.variants[0]
     file_bytes = report.source.file_bytes
     saved = [
-        Cell(size(bytes_), ratio=_over(bytes_, file_bytes)) if bytes_ else Cell(ABSENT)
+        Cell(size(bytes_), ratio=over(bytes_, file_bytes)) if bytes_ else Cell(ABSENT)
         for bytes_ in (variant.measured.saved_bytes for variant in report.variants)
     ]
     build = [variant.measured.build_peak_memory_bytes for variant in report.variants]
@@ -447,7 +352,9 @@ def _flips(report: Report, flips: float, error: float) -> Cell:
 def _rate(report: Report, variant: Variant, measured: Samples, against: Ratio) -> Cell:
     compared = variant is not report.variants[0]
     return ratio_cell(
-        *samples(measured), against if compared else None, closely=report.settings.closely
+        *samples(measured),
+        against if compared else None,
+        closely=noise.is_close(report, against),
     )
 
 
@@ -455,9 +362,9 @@ def _first_token(report: Report, variant: Variant) -> Cell:
     measured = variant.measured.first_token_seconds
     interval = seconds_interval(measured.median, measured.low, measured.high)
     reference = report.variants[0].measured.first_token_seconds.median
-    compared = variant is not report.variants[0] and report.settings.closely
+    compared = variant is not report.variants[0] and noise.is_close(report, variant.prefill_ratio)
     return Cell(
-        seconds(measured.median), interval, _over(measured.median, reference) if compared else ""
+        seconds(measured.median), interval, over(measured.median, reference) if compared else ""
     )
 
 
@@ -483,27 +390,13 @@ def _perplexity(report: Report, variant: Variant, path: str) -> Cell:
 
 def _sizes(report: Report, of: Callable[[Measurements], int]) -> list[Cell]:
     first, *others = (of(variant.measured) for variant in report.variants)
-    return [Cell(size(first)), *(Cell(size(one), ratio=_over(one, first)) for one in others)]
+    return [Cell(size(first)), *(Cell(size(one), ratio=over(one, first)) for one in others)]
 
 
 def _plain(report: Report, written: Callable[[Measurements], str]) -> list[Cell]:
     return [Cell(written(variant.measured)) for variant in report.variants]
 
 
-def _over(candidate: float, reference: float, decimals: int | None = None) -> str:
+def over(candidate: float, reference: float, decimals: int | None = None) -> str:
+    """Write candidate / reference; empty if the reference is 0."""
     return ratio(candidate / reference, decimals) if reference else ""
-
-
-def option_text(value: Any) -> str:
-    """Write an option's value as a person would type it."""
-    return value if isinstance(value, str) else _json_like(value)
-
-
-def _json_like(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        shown = [option_text(item) for item in value[:SHOWN_ITEMS]]
-        more = len(value) - len(shown)
-        return ", ".join([*shown, *([f"and {more} more"] if more else [])]) or "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None else str(value)

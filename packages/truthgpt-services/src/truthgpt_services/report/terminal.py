@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from truthgpt_services.report import noise, quantities
+from truthgpt_services.report import noise, quantities, steps
 from truthgpt_services.report.formatting import (
     ARROW,
     DASH,
@@ -110,8 +110,8 @@ class _Printer:
     def print_gist(self, step: Step) -> None:
         """Print one line about a step, cut where the console ends."""
         line = self._text(f"{_one_line(step.name)}: ", "bold")
-        line.append_text(self._text(quantities.outcome(step), f"bold {_style(step)}"))
-        reason = f" ({_one_line(quantities.gist(self.report, step))})"
+        line.append_text(self._text(steps.outcome(step), f"bold {_style(step)}"))
+        reason = f" ({_one_line(steps.gist(self.report, step))})"
         cut = self._text(f"{ELLIPSIS})").plain
         line.append_text(self._text(reason))
         if line.cell_len > self.console.width:
@@ -140,7 +140,7 @@ class _Printer:
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
         for step in self.report.steps:
-            outcome = self._text(quantities.outcome(step), f"bold {_style(step)}")
+            outcome = self._text(steps.outcome(step), f"bold {_style(step)}")
             grid.add_row(outcome, self._step(step))
         self.console.print(grid)
 
@@ -168,7 +168,7 @@ class _Printer:
         told = self._text(step.name, "bold")
         told.append_text(self._text(f"  {step.distribution}\n", "dim"))
         told.append_text(self._text(step.reason))
-        ratios = quantities.judged(self.report, step)
+        ratios = steps.judged(self.report, step)
         if ratios:
             judged = ", ".join(f"{name} {_ratio(cell)}" for name, cell in ratios)
             told.append_text(self._text(f"\nagainst {step.against}: {judged}"))
@@ -180,21 +180,19 @@ class _Printer:
 
     def _details(self, step: Step) -> list[str]:
         lines = []
-        if covered := quantities.covered(step):
+        if covered := steps.covered(step):
             lines.append(f"{covered} covered")
-        for reason, names in quantities.skipped_by_reason(step):
+        for reason, names in steps.skipped_by_reason(step):
             listed = ", ".join(names[:_NAMES_SHOWN])
             more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             lines.append(f"{len(names)} left alone, {reason}: {listed}{more}")
         if step.options:
             options = step.options.items()
-            lines.append(
-                "options: " + "; ".join(f"{k}={quantities.option_text(v)}" for k, v in options)
-            )
+            lines.append("options: " + "; ".join(f"{k}={steps.option_text(v)}" for k, v in options))
         lines.extend(f"note: {note}" for note in step.notes)
-        if even := quantities.breaks_even(self.report, step):
+        if even := steps.breaks_even(self.report, step):
             lines.append(f"break-even {even}")
-        if took := quantities.took(self.report, step):
+        if took := steps.took(self.report, step):
             lines.append(f"took {took}")
         return lines
 
@@ -263,7 +261,7 @@ class _Printer:
 
     def _header(self, column: int) -> Text:
         variant = self.report.variants[column]
-        became = quantities.shown_by(self.report, variant)
+        became = steps.shown_by(self.report, variant)
         return self._text(f"{variant.name}\n({became})" if became else variant.name)
 
     def _line(self, text: str, style: str = "") -> None:

@@ -22,7 +22,7 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        """The text that a person can read, with single spaces."""
+        """The text that a user can read, with single spaces."""
         return " ".join(" ".join(self.pieces).split())
 
     def named(self, tag: str) -> list[dict[str, str | None]]:

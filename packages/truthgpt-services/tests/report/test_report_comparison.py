@@ -1,4 +1,4 @@
-"""What a person can rely on when two reports stand side by side."""
+"""What a user can rely on when two reports stand side by side."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_model_alone_is_not_compared_with_itself(samples):
 
 
 def test_directories_and_files_are_compared_from_the_command_line(samples, tmp_path):
-    """As a person types it; `--json` gives the same as data."""
+    """As a user types it; `--json` gives the same as data."""
     write_report(samples.report(), tmp_path / "a")
     broken = samples.baseline(quality=samples.quality(perplexity=math.inf))
     write_report(samples.report(variants=[broken]), tmp_path / "b")

@@ -1,4 +1,4 @@
-"""What a person can rely on in how numbers are written."""
+"""What a user can rely on in how numbers are written."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_each_figure_of_quality_has_its_error(samples, parse):
 
 
 def test_flips_over_their_bound_are_said_to_be(samples, parse):
-    """A bound that a person set is held against the figure, as the gate does."""
+    """A bound that the user set is held against the figure, as the gate does."""
     settings = samples.report().settings
     gate = settings.gate.model_copy(update={"max_flips": 0.005})
     report = samples.report(settings=settings.model_copy(update={"gate": gate}))

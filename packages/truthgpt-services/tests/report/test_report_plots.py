@@ -1,4 +1,4 @@
-"""What a person can rely on in the plots."""
+"""What a user can rely on in the plots."""
 
 from __future__ import annotations
 

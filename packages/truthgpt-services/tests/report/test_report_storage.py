@@ -1,4 +1,4 @@
-"""What a person can rely on in the files."""
+"""What a user can rely on in the files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[4]
 
 
 def test_a_report_reads_back_as_it_was(tmp_path, samples):
-    """Nothing is lost between a run and whoever reads it later."""
+    """Nothing is lost between a run and the reader later."""
     report = samples.mixed_report()
     json_path, html_path = write_report(report, tmp_path / "new" / "folder")
     assert read_report(json_path) == report

@@ -141,7 +141,7 @@ def seconds_interval(median: float, low: float, high: float) -> str:
 
 
 def bound(value: float) -> str:
-    """Write a bound that a person set, with the digits that it needs and no more."""
+    """Write a bound that the user set, with the digits that it needs and no more."""
     return _special(value) or f"{value:.6g}"
 
 

@@ -106,7 +106,7 @@ def skipped_by_reason(step: Step) -> list[tuple[str, list[str]]]:
 
 
 def option_text(value: Any) -> str:
-    """Write an option's value as a person would type it."""
+    """Write an option's value as the user would type it."""
     return value if isinstance(value, str) else _json_like(value)
 
 

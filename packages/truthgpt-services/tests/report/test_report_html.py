@@ -112,6 +112,7 @@ def test_foreign_text_is_shown_and_never_acts(samples, parse, hostile):
         distribution=hostile,
         variant=hostile,
         notes=[hostile],
+        costs=[hostile],
         options={hostile: [hostile]},
         coverage=StepCoverage(
             unit=hostile, covered=1, total=2, skipped=[Skipped(name=hostile, reason=hostile)]
@@ -127,6 +128,7 @@ def test_foreign_text_is_shown_and_never_acts(samples, parse, hostile):
             versions={hostile: hostile},
             command=[hostile],
             sample_prompt=hostile,
+            load=samples.costly_report().load.model_copy(update={"warning": hostile}),
         )
     )
     page = parse(html)

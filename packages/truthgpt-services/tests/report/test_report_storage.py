@@ -130,8 +130,11 @@ def test_a_report_from_before_a_field_was_added_is_read(tmp_path, samples):
                 del quality[field]
         del variant["layers"], variant["layers_missing"]
     for step in data["steps"]:
-        del step["break_even"], step["overruled"]
-    for field in ("gain", "max_flips", "keep_all"):
+        del step["break_even"], step["overruled"], step["costs"]
+    for field in ("launches", "max_launches", "closely"):
+        del data["settings"][field]
+    del data["control"], data["load"]
+    for field in ("gain", "max_flips", "keep_all", "max_slowdown"):
         del data["settings"]["gate"][field]
     earlier = read_report(written(tmp_path, json.dumps(data)))
     assert earlier.variants[1].measured.quality.flips is None

@@ -75,7 +75,7 @@ def test_without_a_compiler_compile_is_not_applied_and_the_rest_goes_on(
     """A machine that cannot compile is told so, and still gets the quantized model."""
     output = tmp_path / "out"
     done = truthgpt(
-        *("optimize", tiny_model, "--apply", "quantize,compile", "-o", output, "--rounds", "2"),
+        *("optimize", tiny_model, "--apply", "quantize,compile", "-o", output, "--quick"),
         *("--max-kl", "100", "--max-perplexity-ratio", "100"),
         CXX="/nonexistent/compiler",
     )
@@ -103,7 +103,7 @@ def test_a_plugin_that_nobody_knows_is_applied_measured_and_saved(
         pytest.skip("examples/plugin is not installed: `make test` installs it")
     output = tmp_path / "out"
     done = truthgpt(
-        *("optimize", tiny_model, "--apply", "bfloat16", "-o", output, "--rounds", "2"),
+        *("optimize", tiny_model, "--apply", "bfloat16", "-o", output, "--quick"),
         *("--max-kl", "100", "--max-perplexity-ratio", "100"),
     )
     assert done.returncode == 0, done.stderr

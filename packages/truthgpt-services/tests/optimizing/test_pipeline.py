@@ -250,7 +250,8 @@ def test_a_file_asks_for_the_same_and_an_earlier_output_is_replaced(
         f"rounds: 3\nmax_kl: 0.25\ndevice: cpu\ndtype: float32\ntext: {tmp_path / 'text.txt'}\n"
     )
     done = truthgpt(
-        *("optimize", "--config", tmp_path / "job.yaml", "-o", out, "--overwrite", "--rounds", 2)
+        *("optimize", "--config", tmp_path / "job.yaml", "-o", out, "--overwrite", "--rounds", 2),
+        *("--launches", 1, "--max-launches", 1),
     )
     assert done.returncode == 0, done.stderr
     report = read_report(out)
@@ -274,7 +275,7 @@ def test_all_steps_are_kept_if_a_person_says_so(tiny, tmp_path, truthgpt, exampl
     """The report says which the gate would have taken back; one that fails is not kept."""
     out = tmp_path / "out"
     done = truthgpt(
-        *("optimize", tiny, "--apply", "ruin,picky", "-o", out, "--keep-all", "--rounds", 2)
+        *("optimize", tiny, "--apply", "ruin,picky", "-o", out, "--keep-all", "--quick")
     )
     assert done.returncode == 0, done.stderr
     report = read_report(out)

@@ -28,12 +28,26 @@ import click
 @click.option("--device", help="Where to run: auto (default), cpu, cuda, cuda:1, ...")
 @click.option("--dtype", help="dtype of the baseline: auto (as stored, the default), bfloat16, ...")
 @click.option("--text", help="Text file to measure quality on [default: Python's own help topics].")
-@click.option("--rounds", type=int, help="How many times the models take turns.")
+@click.option("--rounds", type=int, help="How many times the models of a launch take turns.")
+@click.option("--launches", type=int, help="Processes of each model before a first decision.")
+@click.option("--max-launches", type=int, help="The same at most, while that is undecided.")
+@click.option("--budget", type=float, help="Seconds that timing one step may take.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    default=None,
+    help="Measure so little that no gain in speed is claimed.",
+)
 @click.option("--seed", type=int, help="For whatever is random.")
 @click.option("--max-kl", type=float, help="Mean KL divergence a step may cost, nats per token.")
 @click.option("--max-perplexity-ratio", type=float, help="Perplexity a step may cost, as a ratio.")
 @click.option("--max-flips", type=float, help="Share of tokens that may flip [default: any].")
 @click.option("--min-gain", type=float, help="How much faster or smaller it must be; 0.02 is 2 %.")
+@click.option(
+    "--max-slowdown",
+    type=float,
+    help="How much slower it may read prompts or decode, beyond noise; 0.05 is 5 %.",
+)
 @click.option("--gain", help="What counts as a gain: any (default), speed or size.")
 @click.option(
     "--keep-all",
@@ -79,6 +93,7 @@ def optimize(
             overwrite=overwrite,
             command=["truthgpt", *sys.argv[1:]],
             progress=progress,
+            warn=lambda sentence: click.echo(sentence, err=True),
         )
     from rich.console import Console
 

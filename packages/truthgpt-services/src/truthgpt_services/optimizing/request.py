@@ -33,7 +33,7 @@ MEASURING_OPTIONS = (
 )
 """Fields of `OptimizeFile` that say how to measure and what to accept."""
 
-QUICK: Mapping[str, int] = {"rounds": 2, "launches": 1, "max_launches": 1, "windows": 2}
+QUICK: Mapping[str, int] = {"rounds": 2, "launches": 1, "max_launches": 1}
 """A plan that shows whether a step works, and not how fast the model is with it."""
 
 

@@ -121,7 +121,7 @@ def test_a_command_that_is_not_installed_says_what_to_install(main, monkeypatch,
         ("raise SystemExit(0)", "cannot be imported: SystemExit: 0. Reinstall it"),
         ("def f(:", "cannot be imported: SyntaxError: "),
         ("import not_there_at_all", "No module named 'not_there_at_all'"),
-        ("command = 3", '"bad_module:command", the command "bad", is no click command'),
+        ("command = 3", '"bad_module:command", the command "bad", is not a click command'),
     ],
 )
 def test_a_broken_command_is_one_line(main, site, code: str, said: str) -> None:

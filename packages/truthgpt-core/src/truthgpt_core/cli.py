@@ -93,17 +93,20 @@ class CommandGroup(click.Group):
 
 
 def _load_command(entry_point: EntryPoint, distribution: str) -> click.Command:
-    try:
-        command = entry_point.load()
-    except (Exception, SystemExit) as error:
-        raise TruthGPTError(
+    from truthgpt_core.plugin_code import PluginCode
+
+    def refusal(error: BaseException) -> TruthGPTError:
+        return TruthGPTError(
             f'The command "{entry_point.name}" of {distribution} cannot be imported: '
             f"{in_one_line(error)}",
             hint=f"Reinstall it: pip install --force-reinstall {distribution}.",
-        ) from error
+        )
+
+    with PluginCode(refusal):
+        command = entry_point.load()
     if not isinstance(command, click.Command):
         raise TruthGPTError(
-            f'"{entry_point.value}", the command "{entry_point.name}", is no click command'
+            f'"{entry_point.value}", the command "{entry_point.name}", is not a click command'
         )
     return command
 
@@ -124,6 +127,17 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command; show an error of ours as one line and exit with a code that is not 0."""
+    from truthgpt_core.installed_metadata import tolerate_damage
+
+    tolerate_damage()
+    commands.running = True
+    try:
+        _run()
+    finally:
+        commands.running = False
+
+
+def _run() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:

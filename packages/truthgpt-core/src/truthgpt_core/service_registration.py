@@ -41,10 +41,13 @@ class ServiceRegistry:
     A `ServiceContainer` owns one and builds from it; alone, a registry builds nothing.
     It may change at any time, also while services are in use. Inside a `Transaction`
     every change is taken back when the transaction is, restoring what it replaced.
+
+    Attributes:
+        lock: guards what is registered and what is being built from it, as one.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.lock = self._lock = threading.RLock()
         self._graph = ServiceGraph()
         self._layers: dict[str, _Layer] = {}
         self._overriding: dict[str, ServiceSpec] = {}

@@ -120,6 +120,7 @@ class DynamicFactory(Generic[T]):
             ComponentNameError: the name is not suitable.
             ComponentTypeError: `cls` does not satisfy the base class.
             DuplicateComponentError: something else has the name.
+            UnknownComponentError: nothing has it, and `replace` is True.
         """
         check_name(name)
         self._check_type(name, cls)
@@ -411,7 +412,7 @@ class DynamicFactory(Generic[T]):
         assert component.loader is not None
         try:
             loaded = component.loader()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ComponentLoadError(
                 f'"{name}" of {self._label}, {component.origin}, could not be loaded: '
                 f"{type(error).__name__}: {error}"

@@ -368,7 +368,7 @@ class PluginManager:
         self._activate(row, load)
 
     def _activate(self, row: PluginRow, load: Callable[[], object]) -> None:
-        transaction = Transaction()
+        transaction = Transaction(row.name)
         began = perf_counter()
         self._under_way.add(row.key)
         try:

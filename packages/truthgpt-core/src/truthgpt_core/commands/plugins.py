@@ -97,7 +97,7 @@ def disable(names: tuple[str, ...]) -> None:
             raise _unknown(name, rows)
     for name in names:
         plugin_switches.disable(name)
-        click.echo(f"{name} is disabled.")
+        click.echo(harmless(f"{name} is disabled."))
     before = {_identity(row): row.state for row in rows}
     for row in _rows(load=False):
         changed = before.get(_identity(row)) is not row.state
@@ -120,7 +120,7 @@ def enable(names: tuple[str, ...]) -> None:
             raise _unknown(name, rows, disabled)
     for name in names:
         was = plugin_switches.enable(name)
-        click.echo(f"{name} is enabled." if was else f"{name} was not disabled.")
+        click.echo(harmless(f"{name} is enabled." if was else f"{name} was not disabled."))
     for row in _rows(load=False):
         if row.state in (State.DISABLED, State.BROKEN) and any(row.goes_by(n) for n in names):
             click.echo(harmless(f"{row.name} is {row.state.value}: {row.reason}."))
@@ -204,7 +204,7 @@ def _warn_of_strangers(rows: list[PluginRow]) -> None:
     from truthgpt_core.plugin_switches import Switches
 
     for line in strangers(Switches.read(), rows):
-        click.echo(f"truthgpt: {line}", err=True)
+        click.echo(harmless(f"truthgpt: {line}"), err=True)
 
 
 def _unknown(name: str, rows: Iterable[PluginRow], more: Iterable[str] = ()) -> TruthGPTError:

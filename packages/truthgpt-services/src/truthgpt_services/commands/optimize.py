@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from truthgpt_core.terminal import say
+
 
 @click.command(short_help="Make a model faster and smaller, and measure whether it worked.")
 @click.argument("model", required=False)
@@ -85,4 +87,4 @@ def optimize(
     from truthgpt_services.report.terminal import print_report
 
     print_report(report, Console())
-    click.echo(f"The model and report.html are in {request.output}")
+    say(f"The model and report.html are in {request.output}")

@@ -119,8 +119,7 @@ class DynamicFactory(Generic[T]):
         Raises:
             ComponentNameError: the name is not suitable.
             ComponentTypeError: `cls` does not satisfy the base class.
-            DuplicateComponentError: something else has the name.
-            UnknownComponentError: nothing has it, and `replace` is True.
+            DuplicateComponentError, UnknownComponentError: the name is taken; is not to `replace`.
         """
         check_name(name)
         self._check_type(name, cls)

@@ -145,7 +145,7 @@ def register_optimizations(factory: DynamicFactory[Any], distribution: Installed
     for name, entry_point in distribution.entry_points.get(OPTIMIZATIONS, {}).items():
         factory.register_lazy(
             name,
-            partial(_load_optimization, name, entry_point),
+            partial(import_optimization, name, entry_point),
             describe=distribution.name,
             target=entry_point.value,
         )
@@ -207,7 +207,12 @@ def _arguments(implementation: Callable[..., object]) -> list[str]:
     return [each.name for each in parameters if each.kind in kinds and each.default is each.empty]
 
 
-def _load_optimization(name: str, entry_point: EntryPoint) -> type[Optimization[Any]]:
+def import_optimization(name: str, entry_point: EntryPoint) -> type[Optimization[Any]]:
+    """Import an optimization and see that it is one, of that name.
+
+    Raises:
+        PluginError: it cannot be imported, or is not.
+    """
     loaded = import_from(entry_point)
     if not (inspect.isclass(loaded) and issubclass(loaded, Optimization)):
         raise PluginError(f"{entry_point.value} is not a subclass of Optimization")
@@ -216,6 +221,20 @@ def _load_optimization(name: str, entry_point: EntryPoint) -> type[Optimization[
         raise PluginError(f"{entry_point.value} does not say its name")
     if called != name:
         raise PluginError(f'{entry_point.value} calls itself "{called}", not "{name}"')
+    return loaded
+
+
+def import_command(name: str, entry_point: EntryPoint) -> Any:
+    """Import a command and see that it is one.
+
+    Raises:
+        PluginError: it cannot be imported, or is not.
+    """
+    import click
+
+    loaded = import_from(entry_point)
+    if not isinstance(loaded, click.Command):
+        raise PluginError(f"{entry_point.value} is not a click command")
     return loaded
 
 

@@ -276,6 +276,15 @@ class PluginManager:
                 is and, where that is known, what to install), its code cannot be
                 imported, or its options are wrong.
         """
+        return self.optimization_class(name)(**options)
+
+    @one_at_a_time
+    def optimization_class(self, name: str) -> type[Optimization[Any]]:
+        """Import an optimization, by its name or an alias.
+
+        Raises:
+            OptimizationError: as for `make_optimization`.
+        """
         self.activate_all()
         factory = self.factories["optimization_factory"]
         try:
@@ -283,7 +292,7 @@ class PluginManager:
         except TruthGPTError as error:
             rows = self._rows.values()
             raise not_available(name, rows, self.optimization_names(), error) from error
-        return kind(**options)
+        return kind
 
     @one_at_a_time
     def optimization_names(self) -> list[str]:

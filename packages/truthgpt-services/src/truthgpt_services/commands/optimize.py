@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from truthgpt_core.terminal import say
+
 
 @click.command(short_help="Make a model faster and smaller, and measure whether it worked.")
 @click.argument("model", required=False)
@@ -16,7 +18,8 @@ import click
     "applied",
     multiple=True,
     metavar="NAME[:OPTION=VALUE,...]",
-    help="Optimizations, separated by commas; may be repeated. The order does not matter.",
+    help="Optimizations, separated by commas; may be repeated. The order does not matter. "
+    "NAME:help lists the options of one.",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Directory for the result.")
 @click.option("--overwrite", is_flag=True, help="Replace the output, if TruthGPT wrote it.")
@@ -75,11 +78,17 @@ def optimize(
       truthgpt optimize MODEL --apply quantize,compile -o DIR
       truthgpt optimize MODEL --apply quantize:scheme=int8,skip=lm_head -o DIR
     """  # noqa: D301 - click wants the character, not its escape
+    from truthgpt_core.optimization import asked_for_help
+    from truthgpt_core.option_help import option_lines
     from truthgpt_core.plugin_system import get_plugin_manager
     from truthgpt_services.commands.progress import shown_progress
     from truthgpt_services.optimizing.pipeline import optimize as run
     from truthgpt_services.optimizing.request import applied_on_command_line, read_request
 
+    if names := asked_for_help(applied):
+        for name in names:
+            say("\n".join(option_lines(name, get_plugin_manager().optimization_class(name))))
+        return
     said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if model is not None:
         said["model"] = model
@@ -100,4 +109,4 @@ def optimize(
     from truthgpt_services.report.terminal import print_report
 
     print_report(report, Console())
-    click.echo(f"The model and report.html are in {request.output}")
+    say(f"The model and report.html are in {request.output}")

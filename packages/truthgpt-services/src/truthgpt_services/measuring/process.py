@@ -37,7 +37,13 @@ class WorkerProcess:
         self._log = logs / f"{name.replace(' ', '')}.log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "truthgpt_services.measuring.worker"],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "truthgpt_core.child",
+                    "truthgpt_services.measuring.worker",
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -75,13 +75,13 @@ def test_without_a_compiler_compile_is_not_applied_and_the_rest_goes_on(
     """A machine that cannot compile is told so, and still gets the quantized model."""
     output = tmp_path / "out"
     done = truthgpt(
-        *("optimize", tiny_model, "--apply", "quantize,compile", "-o", output, "--rounds", "2"),
+        *("optimize", tiny_model, "--apply", "quantize,compile", "-o", output, "--quick"),
         *("--max-kl", "100", "--max-perplexity-ratio", "100"),
         CXX="/nonexistent/compiler",
     )
     assert done.returncode == 0, done.stderr
     quantize, compiling = read_report(output).steps
-    assert quantize.outcome == "kept"
+    assert quantize.outcome == "accepted"
     assert compiling.outcome == "not applied"
     assert "C++ compiler" in compiling.reason
 
@@ -103,12 +103,12 @@ def test_a_plugin_that_nobody_knows_is_applied_measured_and_saved(
         pytest.skip("examples/plugin is not installed: `make test` installs it")
     output = tmp_path / "out"
     done = truthgpt(
-        *("optimize", tiny_model, "--apply", "bfloat16", "-o", output, "--rounds", "2"),
+        *("optimize", tiny_model, "--apply", "bfloat16", "-o", output, "--quick"),
         *("--max-kl", "100", "--max-perplexity-ratio", "100"),
     )
     assert done.returncode == 0, done.stderr
     (step,) = read_report(output).steps
-    assert step.outcome == "kept"
+    assert step.outcome == "accepted"
     assert truthgpt("generate", output, "The", "--max-new-tokens", "4").returncode == 0
 
 

@@ -91,7 +91,7 @@ def test_a_trained_model_is_optimized_and_generates(
     output = tmp_path / "small"
     optimized = truthgpt(
         *("optimize", tmp_path / "trained" / "model", "--apply", "quantize", "-o", output),
-        *("--rounds", "2", "--text", text, "--keep-all"),
+        *("--quick", "--text", text, "--keep-all"),
     )
     assert optimized.returncode == 0, optimized.stderr
     before, after = read_report(output).variants

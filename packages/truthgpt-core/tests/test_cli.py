@@ -47,6 +47,13 @@ def test_help_lists_commands_of_plugins(main, with_command, option: str) -> None
     assert "List the installed plugins" in out
 
 
+def test_help_shows_the_summary_of_a_distribution(main, site) -> None:
+    """A command that the catalogue does not know has the summary of its distribution as help."""
+    metadata = "Metadata-Version: 2.1\nName: told\nVersion: 1\nSummary: Serve a model.\n"
+    site.install("told", {"truthgpt.commands": {"try-it": "nowhere:it"}}, metadata=metadata)
+    assert "  try-it    Serve a model. (from told)\n" in main("--help")[1]
+
+
 def test_help_imports_nothing_of_plugins(site, truthgpt, tmp_path) -> None:
     """Neither plugins nor commands are imported to list them."""
     trace = tmp_path / "imported"
@@ -121,7 +128,7 @@ def test_a_command_that_is_not_installed_says_what_to_install(main, monkeypatch,
         ("raise SystemExit(0)", "cannot be imported: SystemExit: 0. Reinstall it"),
         ("def f(:", "cannot be imported: SyntaxError: "),
         ("import not_there_at_all", "No module named 'not_there_at_all'"),
-        ("command = 3", '"bad_module:command", the command "bad", is no click command'),
+        ("command = 3", '"bad_module:command", the command "bad", is not a click command'),
     ],
 )
 def test_a_broken_command_is_one_line(main, site, code: str, said: str) -> None:

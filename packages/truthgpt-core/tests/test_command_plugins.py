@@ -41,6 +41,7 @@ def test_plugins_as_json(main, site) -> None:
         "optimizations": ["zz"],
         "hooks": None,
         "load_seconds": None,
+        "problems": [],
     }
 
 
@@ -96,7 +97,10 @@ def test_no_plugins_say_what_to_try(main, monkeypatch) -> None:
 
 
 def test_showing_one(main, site) -> None:
-    """`truthgpt plugins show` says all that is known, and who needs it, without importing it."""
+    """`truthgpt plugins show` says all that is known, and who needs it.
+
+    It imports nothing but optimizations, to list their options.
+    """
     site.install_plugin("base", "raise AssertionError('imported')")
     site.install_plugin(
         "shown",
@@ -108,7 +112,9 @@ def test_showing_one(main, site) -> None:
     )
     status, out, _ = main("plugins", "show", "shown")
     assert status == 0
-    said = dict(line.split(maxsplit=1) for line in out.splitlines())
+    known, _, options = out.partition("\n\n")
+    said = dict(line.split(maxsplit=1) for line in known.splitlines())
+    assert options.startswith("zz: shown_module:Z cannot be imported: AssertionError")
     assert said["name"] == "shown"
     assert said["state"] == "found"
     assert said["distribution"] == "shown-dist"
@@ -135,3 +141,59 @@ def test_showing_what_is_not_there_suggests(main, site) -> None:
         "",
         'truthgpt: There is no plugin named "shwon". Did you mean "shown"?\n',
     )
+
+
+def install_with_faults(site) -> None:
+    """Install a plugin that works, with an optimization and a command that do not."""
+    site.install(
+        "half-dist",
+        {
+            "truthgpt.plugins": {"half": "half_module"},
+            "truthgpt.optimizations": {"zz": "half_more:Gone"},
+            "truthgpt.commands": {"zzz": "half_module:command"},
+        },
+        {"half_module.py": "command = 3", "half_more.py": "import not_there"},
+    )
+    site.install("alone-dist", {"truthgpt.commands": {"alone": "alone_module:command"}})
+
+
+def test_loading_reports_entry_points_that_cannot_be_imported(main, site) -> None:
+    """With `--load`, optimizations and commands are imported too, and those that fail are named."""
+    install_with_faults(site)
+    status, out, _ = main("plugins", "--load")
+    assert status == 0
+    assert (
+        'half: optimization "zz": half_more:Gone cannot be imported: '
+        "ModuleNotFoundError: No module named 'not_there'\n" in out
+    )
+    assert 'half: command "zzz": half_module:command is not a click command\n' in out
+    assert 'alone-dist: command "alone": alone_module:command cannot be imported: ' in out
+    rows = {row["name"]: row for row in json.loads(main("plugins", "--load", "--json")[1])}
+    assert (rows["half"]["state"], len(rows["half"]["problems"])) == ("active", 2)
+    assert (rows["alone-dist"]["state"], len(rows["alone-dist"]["problems"])) == ("broken", 1)
+
+
+def test_entry_points_that_cannot_be_imported_are_fatal_if_strict(main, site) -> None:
+    """`--strict` names their plugins."""
+    install_with_faults(site)
+    status, _, error = main("plugins", "--load", "--strict")
+    assert status == 1
+    assert "half" in error
+    assert "alone-dist" in error
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "def make_decode_step(model, cash): ...",
+            "the hook make_decode_step has no argument cash. "
+            'Did you mean "cache"? It has model, cache.',
+        ),
+        ("def diagnose(machine): ...", "the hook diagnose has no argument machine. It has none."),
+    ],
+)
+def test_a_wrong_argument_of_a_hook_is_one_sentence(main, site, code: str, said: str) -> None:
+    """It names the hook, the argument, and those that there are."""
+    site.install_plugin("wrong", f"from truthgpt_core import hookimpl\n@hookimpl\n{code}")
+    assert f"wrong: {said}\n" in main("plugins", "--load")[1]

@@ -129,11 +129,12 @@ def test_broken_entry_points_are_a_row(site, manager) -> None:
     assert row_named(manager, "whole").state is State.FOUND
 
 
-def test_entry_points_that_are_no_text_are_nobodys(site, manager) -> None:
-    """A damaged file of somebody else's does not keep plugins from being found."""
+def test_entry_points_that_are_not_text_are_named(site, manager) -> None:
+    """A damaged file of another project is a row, and does not keep plugins from being found."""
     site.install("binary")
     (site.path / "binary-1.0.dist-info" / "entry_points.txt").write_bytes(b"\xff truthgpt.plugins")
     site.install_plugin("whole")
+    assert row_named(manager, "binary").state is State.BROKEN
     assert row_named(manager, "whole").state is State.FOUND
 
 

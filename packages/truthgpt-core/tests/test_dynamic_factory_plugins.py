@@ -197,7 +197,7 @@ def test_registering_for_good_again_and_again_keeps_nothing(factory):
 
     def register():
         cls = type("Once", (BaseOptimizer,), {})
-        factory.register("adamw", cls, replace=True)
+        factory.register("adamw", cls, replace="adamw" in factory)
         return weakref.ref(cls)
 
     first = contextvars.Context().run(register)

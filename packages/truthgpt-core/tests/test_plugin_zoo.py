@@ -232,10 +232,10 @@ def test_a_broken_plugin_stays_broken(site, manager) -> None:
 
 
 BAD_OPTIMIZATIONS = {
-    "no class": ("Shrink = 3", "zoo_shrink_module:Shrink is no subclass of Optimization"),
+    "no class": ("Shrink = 3", "zoo_shrink_module:Shrink is not a subclass of Optimization"),
     "another class": (
         "class Shrink: pass",
-        "zoo_shrink_module:Shrink is no subclass of Optimization",
+        "zoo_shrink_module:Shrink is not a subclass of Optimization",
     ),
     "another name": (
         "from truthgpt_core import Optimization\nclass Shrink(Optimization): name = 'other'",

@@ -253,7 +253,7 @@ def _positional_only(engine: int, /) -> None:
         (_coroutine, "async function _coroutine"),
         (_async_generator, "async function _async_generator"),
         (functools.partial(_coroutine), "async function _coroutine"),
-        (dict, "no signature"),
+        (dict.fromkeys, "no signature|is positional-only"),
         (_with_args, r'"\*args: ?\'?int\'?" is variadic positional'),
         (_with_kwargs, r'"\*\*kwargs: ?\'?int\'?" is variadic keyword'),
         (_positional_only, "is positional-only"),

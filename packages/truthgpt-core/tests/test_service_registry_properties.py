@@ -133,8 +133,9 @@ def test_changed_container_equals_a_fresh_one(steps: list[tuple[Any, ...]]) -> N
     for number, (step, name, *rest) in enumerate(steps):
         if step == "register":
             needs, lifetime = rest
+            replace = name in present
             present[name] = (plain(name, needs, number), lifetime)
-            changed.register(name, present[name][0], lifetime=lifetime, replace=True)
+            changed.register(name, present[name][0], lifetime=lifetime, replace=replace)
         elif step == "get":
             outcome(changed, name)
         elif present.pop(name, None):

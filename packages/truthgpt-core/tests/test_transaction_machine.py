@@ -298,7 +298,7 @@ class Registrations(RuleBasedStateMachine):
         def register() -> None:
             self.container.register(name, recipe.make, lifetime=recipe.lifetime, replace=replace)
 
-        allowed = replace or present in (None, recipe)
+        allowed = present is not None if replace else present in (None, recipe)
         self.attempt(register, allowed, ("service", name), recipe, for_good)
         if allowed and recipe is not present:
             self.before_overrides = None
@@ -375,7 +375,9 @@ class Registrations(RuleBasedStateMachine):
         if lazy and replace:
             loader = partial(factory.register_lazy, name, lambda: cls, describe="a loader")
             register = partial(loader, replace=True)
-        self.attempt(register, replace or self.top(*key) in (None, cls), key, cls, for_good)
+        top = self.top(*key)
+        allowed = top is not None if replace else top in (None, cls)
+        self.attempt(register, allowed, key, cls, for_good)
 
     @step("components", name=names, cls=classes, replace=mostly)
     def register_open(self, name: str, cls: type, replace: bool) -> None:

@@ -263,7 +263,20 @@ def optimized(once: Once, tiny: Path, example_distribution: Path, truthgpt: Run)
             "forget,die",
             "--output",
             directory / "out",
-            *("--min-gain", "0.3", "--rounds", "9", "--seed", "5", "--device", "cpu"),
+            *(
+                "--min-gain",
+                "0.3",
+                "--rounds",
+                "3",
+                "--launches",
+                "2",
+                "--max-launches",
+                "2",
+                "--seed",
+                "5",
+                "--device",
+                "cpu",
+            ),
             env=os.environ
             | {"PYTHONPATH": str(example_distribution), "TRUTHGPT_CACHE": str(directory / "cache")},
         )

@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truthgpt_core import catalogue, commands
+from truthgpt_core import catalogue, commands, terminal
 from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+    from truthgpt_core.discovery import Installed
 
 INTERRUPTED = 130
 
 
 class CommandGroup(click.Group):
     """A click group whose further commands come from entry points."""
+
+    context_class = terminal.Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, without importing any."""
@@ -72,12 +76,12 @@ class CommandGroup(click.Group):
         installed = self._installed()
         for name in sorted({*commands.OWN, *installed}):
             known = commands.OWN.get(name) or catalogue.help_of("commands", name)
-            rows.append((name, known or f"(from {installed[name]})"))
+            rows.append((name, known or _line_about(installed[name])))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
-    def _installed(self) -> dict[str, str]:
-        """Say which distribution each command comes from."""
+    def _installed(self) -> dict[str, Installed]:
+        """Return which distribution each command comes from."""
         from truthgpt_core import discovery
         from truthgpt_core.plugin_listing import switched_off
         from truthgpt_core.plugin_switches import Switches
@@ -85,25 +89,33 @@ class CommandGroup(click.Group):
         installed = discovery.discover()
         off = switched_off(installed, Switches.read())
         return {
-            name: distribution.name
+            name: distribution
             for distribution in installed
             if distribution.name not in off
             for name in distribution.entry_points.get(discovery.COMMANDS, ())
         }
 
 
+def _line_about(distribution: Installed) -> str:
+    # Its own line of help is in its code, which is not imported to list commands.
+    return f"{distribution.summary} (from {distribution.name})".lstrip()
+
+
 def _load_command(entry_point: EntryPoint, distribution: str) -> click.Command:
-    try:
-        command = entry_point.load()
-    except (Exception, SystemExit) as error:
-        raise TruthGPTError(
+    from truthgpt_core.plugin_code import PluginCode
+
+    def refusal(error: BaseException) -> TruthGPTError:
+        return TruthGPTError(
             f'The command "{entry_point.name}" of {distribution} cannot be imported: '
             f"{in_one_line(error)}",
             hint=f"Reinstall it: pip install --force-reinstall {distribution}.",
-        ) from error
+        )
+
+    with PluginCode(refusal):
+        command = entry_point.load()
     if not isinstance(command, click.Command):
         raise TruthGPTError(
-            f'"{entry_point.value}", the command "{entry_point.name}", is no click command'
+            f'"{entry_point.value}", the command "{entry_point.name}", is not a click command'
         )
     return command
 
@@ -124,12 +136,24 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command; show an error of ours as one line and exit with a code that is not 0."""
+    from truthgpt_core.installed_metadata import tolerate_damage
+
+    tolerate_damage()
+    commands.running = True
+    try:
+        with terminal.safe_diagnostics():
+            _run()
+    finally:
+        commands.running = False
+
+
+def _run() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         _fail("interrupted", INTERRUPTED)
     except click.ClickException as error:
-        error.show()
+        terminal.say_click_error(error)
         sys.exit(error.exit_code)
     except TruthGPTError as error:
         _fail(str(error), 1)
@@ -147,5 +171,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"truthgpt: {message}", err=True)
+    terminal.say(f"truthgpt: {message}", err=True)
     sys.exit(code)

@@ -51,6 +51,17 @@ def harmless(text: str) -> str:
     )
 
 
+def visible(text: str) -> str:
+    r"""Return text of several lines as `harmless` does, with its line breaks and tabs as they are.
+
+    A carriage return before a line break goes.
+    """
+    if text.isprintable():
+        return text
+    lines = text.replace("\r\n", "\n").split("\n")
+    return "\n".join("\t".join(map(harmless, line.split("\t"))) for line in lines)
+
+
 def _does_something(char: str) -> bool:
     return (
         unicodedata.category(char) in _HARMFUL_CATEGORIES

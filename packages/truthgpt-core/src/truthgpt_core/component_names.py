@@ -10,7 +10,12 @@ from functools import partial
 from threading import RLock
 from typing import Any
 
-from truthgpt_core.factory_errors import ComponentNameError, DuplicateComponentError
+from truthgpt_core.errors import did_you_mean
+from truthgpt_core.factory_errors import (
+    ComponentNameError,
+    DuplicateComponentError,
+    UnknownComponentError,
+)
 from truthgpt_core.transaction import record_undo
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w-]*", re.ASCII)
@@ -119,9 +124,16 @@ class ComponentNames:
 
         Raises:
             DuplicateComponentError: it stands for something else, and `replace` is False.
+            UnknownComponentError: it stands for nothing, and `replace` is True.
         """
         if not replace:
             self.check_free(name, layer)
+        elif self.get(name) is None:
+            known = [known_name for known_name, _ in self.items()]
+            raise UnknownComponentError(
+                f'{self._label} has no "{name}" to replace, and replace=True was given',
+                hint=did_you_mean(name, known) or "Leave out replace=True.",
+            )
         undoable = record_undo(partial(self.withdraw, name, layer))
         self.cover(name, layer, for_good=not undoable)
 

@@ -23,16 +23,20 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from email.message import Message
 from email.parser import HeaderParser
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distributions
 from importlib.metadata import distribution as find_distribution
 from typing import NamedTuple
+
+from truthgpt_core.installed_metadata import DamagedMetadataError, entry_points, read_text
 
 PLUGINS = "truthgpt.plugins"
 COMMANDS = "truthgpt.commands"
 OPTIMIZATIONS = "truthgpt.optimizations"
 ALIASES = "truthgpt.optimizations.aliases"
 CONFLICTS = "truthgpt.plugins.conflicts"
+_METADATA_FILES = ("METADATA", "PKG-INFO", "")
+
 GROUPS = frozenset({PLUGINS, COMMANDS, OPTIMIZATIONS, ALIASES, CONFLICTS})
 
 CORE = "truthgpt-core"
@@ -129,13 +133,15 @@ def discover() -> list[Installed]:
         folders.add(folder)
         # Reading one small file for each distribution is all that a scan costs;
         # metadata is parsed only of those that turn out to be ours.
+        damage = ""
         try:
-            text = distribution.read_text("entry_points.txt")
-        except (OSError, UnicodeDecodeError):
-            continue  # nothing says that it is one of ours
-        if not text or "truthgpt." not in text:
-            continue
-        installed = _read(distribution)
+            text = read_text(distribution, "entry_points.txt")
+            if not text or "truthgpt." not in text:
+                continue
+        except DamagedMetadataError as error:
+            # Nothing says that it is ours, and it breaks whatever reads all entry points.
+            damage = str(error)
+        installed = _read(distribution, damage)
         found.setdefault(normalized(installed.name), installed if _is_ours(installed) else None)
     return [installed for _, installed in sorted(found.items()) if installed is not None]
 
@@ -157,7 +163,7 @@ def installed_version(name: str) -> str | None:
         return ""
 
 
-def _read(distribution: Distribution) -> Installed:
+def _read(distribution: Distribution, damage: str) -> Installed:
     groups: dict[str, dict[str, EntryPoint]] = defaultdict(dict)
     name = version = problem = ""
     fields = Message()
@@ -169,8 +175,9 @@ def _read(distribution: Distribution) -> Installed:
         logger.debug("Reading the metadata of %r failed", distribution, exc_info=True)
     if not name or not version:
         problem = "its METADATA does not say its name and version: reinstall it"
+    problem = problem or damage
     try:
-        for entry_point in distribution.entry_points:
+        for entry_point in () if damage else entry_points(distribution):
             if entry_point.group in GROUPS:
                 groups[entry_point.group][entry_point.name] = entry_point
     except Exception:
@@ -186,7 +193,7 @@ def _read_fields(distribution: Distribution) -> Message:
 
     `Distribution.metadata` parses the description as well, which is most of it, each time.
     """
-    text = next(filter(None, map(distribution.read_text, ("METADATA", "PKG-INFO", ""))), "")
+    text = next(filter(None, map(partial(read_text, distribution), _METADATA_FILES)), "")
     return HeaderParser().parsestr(text.partition("\n\n")[0])
 
 

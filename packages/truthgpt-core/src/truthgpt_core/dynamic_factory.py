@@ -119,7 +119,7 @@ class DynamicFactory(Generic[T]):
         Raises:
             ComponentNameError: the name is not suitable.
             ComponentTypeError: `cls` does not satisfy the base class.
-            DuplicateComponentError: something else has the name.
+            DuplicateComponentError, UnknownComponentError: the name is taken; is not to `replace`.
         """
         check_name(name)
         self._check_type(name, cls)
@@ -411,7 +411,7 @@ class DynamicFactory(Generic[T]):
         assert component.loader is not None
         try:
             loaded = component.loader()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ComponentLoadError(
                 f'"{name}" of {self._label}, {component.origin}, could not be loaded: '
                 f"{type(error).__name__}: {error}"

@@ -38,5 +38,8 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
 
 def in_one_line(error: BaseException) -> str:
     """Return the type of an exception and what it says, with line breaks taken out."""
-    said = " ".join(str(error).split())
+    try:
+        said = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - an exception is anybody's class, and saying so must not fail
+        said = ""
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

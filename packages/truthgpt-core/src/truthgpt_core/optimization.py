@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Generic, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from truthgpt_core.errors import TruthGPTError, did_you_mean
 
@@ -47,6 +48,26 @@ class Options(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", frozen=True, validate_default=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, given: Any) -> Any:
+        """Take a single value for an option that has several: `skip=lm_head`."""
+        if not isinstance(given, Mapping):
+            return given
+        several = {name for name, each in cls.model_fields.items() if _is_several(each.annotation)}
+        return {
+            name: [value] if name in several and isinstance(value, str | int | float) else value
+            for name, value in given.items()
+        }
+
+
+def _is_several(annotation: Any) -> bool:
+    """Whether an option takes lists alone, or nothing."""
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [each for each in get_args(annotation) if each is not NoneType]
+        return bool(kinds) and all(map(_is_several, kinds))
+    return (get_origin(annotation) or annotation) in (list, tuple, set, frozenset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +365,12 @@ def refuse_impossible(optimizations: Iterable[Optimization[Any]], source: Source
                 f'"{each.name}" cannot be applied to {source.name}: {verdict.reason}',
                 hint=verdict.fix or None,
             )
+
+
+def asked_for_help(texts: Iterable[str]) -> list[str]:
+    """Return the optimizations whose options were asked for after `--apply`: `quantize:help`."""
+    parts = [part.partition(":") for text in texts for part in text.split(",")]
+    return [name.strip() for name, _, rest in parts if rest.strip() == "help" and name.strip()]
 
 
 def parse_applied(texts: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:

@@ -7,7 +7,7 @@ fails.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 from truthgpt_core import discovery, hookspecs
 from truthgpt_core.discovery import ALIASES, OPTIMIZATIONS, Installed
 from truthgpt_core.dynamic_factory import DynamicFactory
-from truthgpt_core.errors import in_one_line
+from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
 from truthgpt_core.judging import satisfies
 from truthgpt_core.optimization import Optimization
 from truthgpt_core.plugin_base import Plugin, PluginError, PluginRow
+from truthgpt_core.plugin_code import PluginCode
 
 
 def load(row: PluginRow) -> object:
@@ -28,13 +29,29 @@ def load(row: PluginRow) -> object:
         PluginError: it cannot be imported or made.
     """
     assert row.entry_point is not None
-    loaded = _import(row.entry_point)
+    loaded = import_from(row.entry_point)
     if inspect.isclass(loaded):
-        try:
+        with PluginCode(_saying(f"{row.entry_point.value}() raised")):
             return loaded()
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"{row.entry_point.value}() raised {in_one_line(error)}") from error
     return loaded
+
+
+def name_of(plugin: object) -> str:
+    """Return what a plugin that is registered by hand is called.
+
+    Raises:
+        PluginError: it does not say.
+    """
+
+    def refusal(error: BaseException) -> PluginError:
+        if isinstance(error, PluginError):
+            return PluginError(error.message, hint=error.hint)
+        return PluginError(f"The name of {type(plugin).__name__} raised {in_one_line(error)}")
+
+    with PluginCode(refusal):
+        if isinstance(plugin, Plugin):
+            return plugin.name
+        return getattr(plugin, "__name__", None) or type(plugin).__name__
 
 
 def dependencies_of(plugin: object) -> tuple[str, ...]:
@@ -45,11 +62,9 @@ def dependencies_of(plugin: object) -> tuple[str, ...]:
     """
     if not isinstance(plugin, Plugin):
         return ()
-    try:
+    with PluginCode(_saying("its dependencies raised")):
         said: object = plugin.dependencies
-    except Exception as error:
-        raise PluginError(f"its dependencies raised {in_one_line(error)}") from error
-    names = None if isinstance(said, str) or not isinstance(said, Iterable) else tuple(said)
+        names = None if isinstance(said, str) or not isinstance(said, Iterable) else tuple(said)
     if names is None or not all(isinstance(name, str) for name in names):
         raise PluginError(
             f"its dependencies are {said!r}", hint="Return a list of names of plugins."
@@ -102,6 +117,23 @@ def check(plugin: Plugin, row: PluginRow, needed: Collection[str]) -> None:
             )
 
 
+def shut_down(plugin: Plugin) -> None:
+    """Tear a plugin down.
+
+    Raises:
+        PluginError: it raised; the rest of what it did can be undone all the same.
+    """
+    with PluginCode(_saying(f"{type(plugin).__name__}.shutdown() raised")):
+        plugin.shutdown()
+
+
+def as_plugin_error(error: BaseException) -> PluginError:
+    """Return the error of a plugin whose activation raised `error`."""
+    if isinstance(error, TruthGPTError):
+        return PluginError(error.message, hint=error.hint)
+    return PluginError(f"it failed to initialize: {in_one_line(error)}")
+
+
 def register_optimizations(factory: DynamicFactory[Any], distribution: Installed) -> None:
     """Register the optimizations that a distribution declares; each is imported when it is made.
 
@@ -113,7 +145,7 @@ def register_optimizations(factory: DynamicFactory[Any], distribution: Installed
     for name, entry_point in distribution.entry_points.get(OPTIMIZATIONS, {}).items():
         factory.register_lazy(
             name,
-            partial(_load_optimization, name, entry_point),
+            partial(import_optimization, name, entry_point),
             describe=distribution.name,
             target=entry_point.value,
         )
@@ -126,17 +158,64 @@ def register_optimizations(factory: DynamicFactory[Any], distribution: Installed
         factory.register_alias(alias, by_value[entry_point.value])
 
 
-def hook_names() -> frozenset[str]:
-    """Return the names of all hooks that there are."""
-    return frozenset(
-        name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "truthgpt_spec")
-    )
+def check_hooks(plugin: object, options: Callable[[str], Mapping[str, Any] | None]) -> None:
+    """See that each hook implementation is of a hook that there is, with arguments that it has.
+
+    Args:
+        plugin: the plugin.
+        options: what pluggy says an attribute of the plugin is marked with; None if it is
+            not a hook implementation.
+
+    Raises:
+        PluginError: there is no such hook, or no such argument.
+    """
+    hooks = {
+        name: spec
+        for name, spec in vars(hookspecs).items()
+        if hasattr(spec, f"{hookspecs.PROJECT}_spec")
+    }
+    marked = {
+        name: options_of.get("specname") or name
+        for name in dir(plugin)
+        if (options_of := options(name)) is not None
+    }
+    unknown = sorted(set(marked.values()) - hooks.keys())
+    if unknown:
+        raise PluginError(
+            f"there is no hook named {', '.join(unknown)}", hint=did_you_mean(unknown[0], hooks)
+        )
+    for name, hook in marked.items():
+        has = list(inspect.signature(hooks[hook]).parameters)
+        known = {*has, "self", "cls"}
+        wrong = [each for each in _arguments(getattr(plugin, name)) if each not in known]
+        if wrong:
+            suggestion = did_you_mean(wrong[0], has)
+            arguments = f"It has {', '.join(has)}." if has else "It has none."
+            raise PluginError(
+                f"the hook {hook} has no argument {', '.join(wrong)}",
+                hint=f"{suggestion} {arguments}" if suggestion else arguments,
+            )
 
 
-def _load_optimization(name: str, entry_point: EntryPoint) -> type[Optimization[Any]]:
-    loaded = _import(entry_point)
+def _arguments(implementation: Callable[..., object]) -> list[str]:
+    """Return the arguments that a hook implementation asks for: those without a default."""
+    try:
+        parameters = inspect.signature(implementation).parameters.values()
+    except (TypeError, ValueError):
+        return []  # pluggy says what is wrong with it
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [each.name for each in parameters if each.kind in kinds and each.default is each.empty]
+
+
+def import_optimization(name: str, entry_point: EntryPoint) -> type[Optimization[Any]]:
+    """Import an optimization and see that it is one, of that name.
+
+    Raises:
+        PluginError: it cannot be imported, or is not.
+    """
+    loaded = import_from(entry_point)
     if not (inspect.isclass(loaded) and issubclass(loaded, Optimization)):
-        raise PluginError(f"{entry_point.value} is no subclass of Optimization")
+        raise PluginError(f"{entry_point.value} is not a subclass of Optimization")
     called = getattr(loaded, "name", None)
     if called is None:
         raise PluginError(f"{entry_point.value} does not say its name")
@@ -145,13 +224,32 @@ def _load_optimization(name: str, entry_point: EntryPoint) -> type[Optimization[
     return loaded
 
 
-def _import(entry_point: EntryPoint) -> Any:
-    try:
+def import_command(name: str, entry_point: EntryPoint) -> Any:
+    """Import a command and see that it is one.
+
+    Raises:
+        PluginError: it cannot be imported, or is not.
+    """
+    import click
+
+    loaded = import_from(entry_point)
+    if not isinstance(loaded, click.Command):
+        raise PluginError(f"{entry_point.value} is not a click command")
+    return loaded
+
+
+def import_from(entry_point: EntryPoint) -> Any:
+    """Import what an entry point names.
+
+    Raises:
+        PluginError: it cannot be imported.
+    """
+    with PluginCode(_saying(f"{entry_point.value} cannot be imported:")):
         return entry_point.load()
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"{entry_point.value} cannot be imported: {in_one_line(error)}"
-        ) from error
+
+
+def _saying(what: str) -> Callable[[BaseException], PluginError]:
+    return lambda error: PluginError(f"{what} {in_one_line(error)}")
 
 
 def _is_specifier(versions: object) -> bool:

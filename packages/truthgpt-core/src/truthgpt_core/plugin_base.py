@@ -128,6 +128,10 @@ class PluginRow:
         """The names of the optimizations that its distribution has, aliases left out."""
         return self.distribution.names(OPTIMIZATIONS) if self.distribution else []
 
+    def as_error(self) -> PluginError:
+        """Return the error that says that it is broken, and why."""
+        return PluginError(f'Plugin "{self.name}" is broken: {self.reason}')
+
     def goes_by(self, name: str) -> bool:
         """Return whether this is its name or, however it is written, its distribution's."""
         of = self.distribution

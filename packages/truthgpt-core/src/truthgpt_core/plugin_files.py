@@ -25,6 +25,7 @@ from typing import Any
 from truthgpt_core.errors import in_one_line
 from truthgpt_core.hookspecs import PROJECT
 from truthgpt_core.plugin_base import Plugin, PluginError
+from truthgpt_core.plugin_code import PluginCode
 from truthgpt_core.transaction import Transaction, record_undo
 
 
@@ -114,14 +115,15 @@ def load_file(file: PluginFile) -> LoadedFile:
     if file.problem:
         raise PluginError(file.problem)
     transaction = Transaction()
-    try:
-        with transaction:
-            module = _run(file)
-            plugins = list(_plugins_of(module, file))
-    except PluginError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{file.path} cannot be loaded: {in_one_line(error)}") from error
+
+    def refusal(error: BaseException) -> PluginError:
+        if isinstance(error, PluginError):
+            return PluginError(error.message, hint=error.hint)
+        return PluginError(f"{file.path} cannot be loaded: {in_one_line(error)}")
+
+    with PluginCode(refusal), transaction:
+        module = _run(file)
+        plugins = list(_plugins_of(module, file))
     return LoadedFile(file, plugins, transaction)
 
 

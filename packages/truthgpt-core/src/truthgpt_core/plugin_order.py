@@ -6,10 +6,10 @@ have the same one. Nothing here imports or changes a plugin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from truthgpt_core.discovery import normalized
-from truthgpt_core.plugin_base import PluginRow, State
+from truthgpt_core.plugin_base import PluginError, PluginRow, State
 
 Rows = Mapping[str, PluginRow]
 
@@ -78,6 +78,26 @@ def hindrance(rows: Rows, key: str) -> tuple[State, str] | None:
             if rows[other].state is state:
                 return state, f'it needs plugin "{rows[other].name}", which is {state.value}'
     return None
+
+
+def refuse_while_needed(rows: Rows, keys: Set[str], active: Set[str]) -> None:
+    """Refuse to take plugins out of use that others in use need.
+
+    Args:
+        rows: all plugins.
+        keys: those to be taken out of use.
+        active: those in use.
+
+    Raises:
+        PluginError: another plugin in use needs one of them.
+    """
+    for key in sorted(keys):
+        if others := sorted(everything_needing(rows, key) & active - keys):
+            names = ", ".join(f'"{other}"' for other in others)
+            raise PluginError(
+                f'Plugin "{key}" is needed by plugins that are active: {names}',
+                hint="Deactivate them first, or say cascade=True.",
+            )
 
 
 def hindered(rows: Rows) -> Iterator[tuple[str, State, str]]:

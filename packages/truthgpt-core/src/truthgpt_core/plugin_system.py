@@ -22,11 +22,13 @@ from truthgpt_core.config import ConfigSections
 from truthgpt_core.core_plugin import CorePlugin, make_factories
 from truthgpt_core.cycles import find_cycles
 from truthgpt_core.dynamic_factory import DynamicFactory, publish_factory
-from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
+from truthgpt_core.errors import TruthGPTError, did_you_mean
 from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.locking import one_at_a_time
 from truthgpt_core.optimization import Optimization
 from truthgpt_core.optimization_lookup import not_available
 from truthgpt_core.plugin_base import STRICT, Plugin, PluginError, PluginRow, State, add_row
+from truthgpt_core.plugin_code import PluginCode
 from truthgpt_core.plugin_files import LoadedFile, PluginFile, find_files, load_file
 from truthgpt_core.plugin_listing import installed_rows
 from truthgpt_core.plugin_switches import Switches
@@ -55,6 +57,10 @@ class PluginManager:
         strict: raise for a broken plugin instead of listing it; if None, the
             environment variable TRUTHGPT_STRICT=1 decides.
 
+    Threads may share one: what one thread activates, the others wait for, holding the lock
+    of the container. So while a plugin is activated or shut down it must not wait for
+    another thread that uses plugins, or a service that is not built yet.
+
     Attributes:
         hooks: the hooks of all active plugins, to be called with keyword arguments.
         factories: the named factories that plugins fill.
@@ -66,8 +72,12 @@ class PluginManager:
         self.container = container if container is not None else get_container()
         self.strict = os.environ.get(STRICT) == "1" if strict is None else strict
         self.factories: Mapping[str, DynamicFactory[Any]] = make_factories()
+        # The container's: activating a plugin registers services, and making a service may
+        # activate plugins. Two locks would be taken in either order, and two threads hang.
+        self._lock = self.container.registry.lock
         self._rows: dict[str, PluginRow] = {}
         self._active: dict[str, Transaction] = {}
+        self._under_way: set[str] = set()
         self._discovered = False
         self._switches = Switches()
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
@@ -80,11 +90,13 @@ class PluginManager:
         hook.register_config_sections.call_historic(kwargs={"sections": ConfigSections()})
         self.hooks = cast(hookspecs.Hooks, hook)
 
+    @one_at_a_time
     def rows(self) -> list[PluginRow]:
         """List all plugins that are installed or registered, by name; imports none of them."""
         self._discover()
         return [self._rows[name] for name in sorted(self._rows)]
 
+    @one_at_a_time
     def activate_all(self) -> None:
         """Import and activate every plugin that has nothing against it, dependencies first.
 
@@ -96,11 +108,12 @@ class PluginManager:
         self._discover()
         for row in self._rows.values():
             if self.strict and row.state is State.BROKEN:
-                raise _is_broken(row)
+                raise row.as_error()
         for key in plugin_order.dependencies_first(self._rows):
-            if self._rows[key].state is State.FOUND:
+            if self._rows[key].state is State.FOUND and not self._waits(key):
                 self._activate_or_break(key)
 
+    @one_at_a_time
     def activate(self, name: str) -> None:
         """Activate one plugin and, before it, those that it needs.
 
@@ -111,14 +124,17 @@ class PluginManager:
         if row.state is State.DISABLED:
             raise PluginError(f'Plugin "{name}" cannot be activated: {row.reason}')
         wanted = plugin_order.everything_needed(self._rows, name)
+        if self._under_way & wanted:
+            raise PluginError(f'Plugin "{name}" cannot be activated: its activation is under way')
         for key in plugin_order.dependencies_first(self._rows):
             if key in wanted and self._rows[key].state in (State.FOUND, State.INACTIVE):
                 self._activate_or_break(key)
         if row.state is State.BROKEN:
-            raise _is_broken(row)
+            raise row.as_error()
         if row.state is not State.ACTIVE:
             raise PluginError(f'Plugin "{name}" cannot be activated: {row.reason}')
 
+    @one_at_a_time
     def register_plugin(self, plugin: object, name: str | None = None) -> None:
         """Register a plugin by hand and activate it, after those that it depends on.
 
@@ -134,7 +150,7 @@ class PluginManager:
             raise PluginError(
                 f"{plugin.__name__} is a class", hint=f"Register {plugin.__name__}() instead."
             )
-        name = name or (plugin.name if isinstance(plugin, Plugin) else _name_of(plugin))
+        name = name or plugin_activation.name_of(plugin)
         self._discover()
         if name in self._rows:
             raise PluginError(f'There is a plugin named "{name}" already')
@@ -148,6 +164,7 @@ class PluginManager:
             raise PluginError(f'Plugin "{name}": {error.message}', hint=error.hint) from error
         self._rows[name] = row
 
+    @one_at_a_time
     def load_plugins_from_directory(self, path: str | os.PathLike[str]) -> list[PluginRow]:
         """Load the Python files and packages of a directory as plugins, and activate them.
 
@@ -184,6 +201,7 @@ class PluginManager:
                 each.release()
         return sorted(rows, key=lambda row: row.name)
 
+    @one_at_a_time
     def deactivate(self, name: str, *, cascade: bool = False) -> None:
         """Undo everything that activating the plugin did, newest first.
 
@@ -201,12 +219,13 @@ class PluginManager:
             hint = did_you_mean(name, self._active)
             raise PluginError(f'No active plugin is named "{name}"', hint=hint)
         if not cascade:
-            self._refuse_while_needed({name})
+            plugin_order.refuse_while_needed(self._rows, {name}, self._active.keys())
         going = plugin_order.everything_needing(self._rows, name)
         for key in reversed(plugin_order.dependencies_first(self._rows)):
             if key in going and key in self._active:
                 self._active[key].rollback()
 
+    @one_at_a_time
     def disable(self, name: str, *, cascade: bool = False) -> None:
         """Switch a plugin off, in this process and all later ones, until it is enabled.
 
@@ -225,13 +244,14 @@ class PluginManager:
             raise self._unknown(name)
         going = set(keys) & self._active.keys()
         if not cascade:
-            self._refuse_while_needed(going)
+            plugin_order.refuse_while_needed(self._rows, going, self._active.keys())
         plugin_switches.disable(name)
         for key in sorted(going):
             if key in self._active:
                 self.deactivate(key, cascade=True)
         self._refresh(keys)
 
+    @one_at_a_time
     def enable(self, name: str) -> None:
         """Take back what `disable` did; the plugin is found again, and can be activated.
 
@@ -247,6 +267,7 @@ class PluginManager:
             raise self._unknown(name)
         self._refresh(keys)
 
+    @one_at_a_time
     def make_optimization(self, name: str, options: Mapping[str, Any]) -> Optimization[Any]:
         """Create an optimization by its name or an alias.
 
@@ -255,6 +276,15 @@ class PluginManager:
                 is and, where that is known, what to install), its code cannot be
                 imported, or its options are wrong.
         """
+        return self.optimization_class(name)(**options)
+
+    @one_at_a_time
+    def optimization_class(self, name: str) -> type[Optimization[Any]]:
+        """Import an optimization, by its name or an alias.
+
+        Raises:
+            OptimizationError: as for `make_optimization`.
+        """
         self.activate_all()
         factory = self.factories["optimization_factory"]
         try:
@@ -262,8 +292,9 @@ class PluginManager:
         except TruthGPTError as error:
             rows = self._rows.values()
             raise not_available(name, rows, self.optimization_names(), error) from error
-        return kind(**options)
+        return kind
 
+    @one_at_a_time
     def optimization_names(self) -> list[str]:
         """The names, without aliases, of the optimizations that active plugins have."""
         self.activate_all()
@@ -295,15 +326,11 @@ class PluginManager:
             if row.distribution and (row.distribution.name, row.name) not in kept:
                 add_row(self._rows, row)
 
-    def _refuse_while_needed(self, keys: set[str]) -> None:
-        for key in sorted(keys):
-            needing = plugin_order.everything_needing(self._rows, key) & self._active.keys()
-            if others := sorted(needing - keys):
-                names = ", ".join(f'"{other}"' for other in others)
-                raise PluginError(
-                    f'Plugin "{key}" is needed by plugins that are active: {names}',
-                    hint="Deactivate them first, or say cascade=True.",
-                )
+    def _waits(self, key: str) -> bool:
+        """Whether a plugin is being activated, or needs one that is; by this thread, then."""
+        return bool(
+            self._under_way and self._under_way & plugin_order.everything_needed(self._rows, key)
+        )
 
     def _row(self, name: str) -> PluginRow:
         self._discover()
@@ -336,7 +363,7 @@ class PluginManager:
             {"plugin": row.name, "version": row.version, "reason": row.reason},
         )
         if self.strict:
-            raise _is_broken(row) from error
+            raise row.as_error() from error
 
     def _activate_with_dependencies(self, row: PluginRow, load: Callable[[], object]) -> None:
         for name in row.dependencies:
@@ -350,17 +377,16 @@ class PluginManager:
         self._activate(row, load)
 
     def _activate(self, row: PluginRow, load: Callable[[], object]) -> None:
-        transaction = Transaction()
+        transaction = Transaction(row.name)
         began = perf_counter()
+        self._under_way.add(row.key)
         try:
             # Loading belongs to it: a module may register things when it is imported.
-            with transaction:
+            with PluginCode(plugin_activation.as_plugin_error), transaction:
                 record_undo(partial(self._withdraw, row))
                 self._set_up(row, load())
-        except TruthGPTError as error:
-            raise PluginError(error.message, hint=error.hint) from error
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"it failed to initialize: {in_one_line(error)}") from error
+        finally:
+            self._under_way.discard(row.key)
         row.load_seconds = perf_counter() - began
         self._active[row.key] = transaction
         row.state, row.reason = State.ACTIVE, ""
@@ -428,16 +454,13 @@ class PluginManager:
         if isinstance(plugin, Plugin):
             needed = plugin_order.needs({**self._rows, row.name: row})[row.name]
             plugin_activation.check(plugin, row, {self._rows[key].name for key in needed})
-            record_undo(plugin.shutdown)
+            record_undo(partial(plugin_activation.shut_down, plugin))
             plugin.initialize(self.container.registry)
+        plugin_activation.check_hooks(plugin, partial(self._pluggy.parse_hookimpl_opts, plugin))
         # Recorded first: `register` keeps a plugin whose historic hooks raised.
         record_undo(partial(self._unregister, row.name, plugin))
         self._pluggy.register(plugin, name=row.name)
         self._put_core_last()
-        unknown = [str(hook) for hook in self._unknown_hooks(plugin)]
-        if unknown:
-            hint = did_you_mean(unknown[0], plugin_activation.hook_names())
-            raise PluginError(f"there is no hook named {', '.join(unknown)}", hint=hint)
         callers = self._pluggy.get_hookcallers(plugin) or ()
         row.hooks = tuple(sorted(caller.name for caller in callers))
         if row.distribution is not None:
@@ -454,12 +477,6 @@ class PluginManager:
         if self._pluggy.get_plugin(name) is plugin:
             self._pluggy.unregister(plugin)
 
-    def _unknown_hooks(self, plugin: object) -> Iterable[str]:
-        known = plugin_activation.hook_names()
-        for name in dir(plugin):
-            if name not in known and self._pluggy.parse_hookimpl_opts(plugin, name) is not None:
-                yield name
-
 
 _default: PluginManager | None = None
 
@@ -468,15 +485,10 @@ def get_plugin_manager() -> PluginManager:
     """Return the process's plugin manager, which uses the default container."""
     global _default
     if _default is None:
-        _default = PluginManager()
-        for factory in _default.factories.values():
-            publish_factory(factory)
+        with get_container().registry.lock:
+            if _default is None:
+                made = PluginManager()
+                for factory in made.factories.values():
+                    publish_factory(factory)
+                _default = made
     return _default
-
-
-def _is_broken(row: PluginRow) -> PluginError:
-    return PluginError(f'Plugin "{row.name}" is broken: {row.reason}')
-
-
-def _name_of(plugin: object) -> str:
-    return getattr(plugin, "__name__", None) or type(plugin).__name__

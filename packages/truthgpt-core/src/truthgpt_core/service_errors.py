@@ -38,11 +38,19 @@ class ServiceCycleError(ServiceError):
         path: the names along the circle; the last one is the first again.
     """
 
-    def __init__(self, path: Sequence[str], *, while_building: bool = False) -> None:
+    def __init__(
+        self,
+        path: Sequence[str],
+        *,
+        while_building: bool = False,
+        owners: Mapping[str, str | None] | None = None,
+    ) -> None:
         self.path = tuple(path)
         said = "got one another while they were being built" if while_building else "form a cycle"
+        of = [f'{name} is of plugin "{owner}"' for name, owner in (owners or {}).items() if owner]
+        owned = f" ({', '.join(of)})" if of else ""
         super().__init__(
-            f"Services {said}: {' -> '.join(self.path)}",
+            f"Services {said}: {' -> '.join(self.path)}{owned}",
             hint="Annotate one of the parameters as Provider[...] and call it after construction.",
         )
 

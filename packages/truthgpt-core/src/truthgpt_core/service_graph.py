@@ -75,6 +75,7 @@ class ServiceInfo:
             parameter, which is an error, all of them.
         later: those that it gets through a `Provider`.
         missing: its parameters for which nothing is registered.
+        plugin: the plugin that registered it; None if none did.
     """
 
     name: str
@@ -82,6 +83,7 @@ class ServiceInfo:
     needs: tuple[str, ...]
     later: tuple[str, ...]
     missing: tuple[str, ...]
+    plugin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,8 @@ class ServiceGraph:
             way = self._way_to_scoped(name) if self._specs[name].lifetime == "singleton" else ()
             if way:
                 raise LifetimeError(
-                    f'Singleton "{name}" needs the scoped service "{way[-1]}", '
+                    f"Singleton {self._specs[name].named} needs the scoped service "
+                    f"{self._specs[way[-1]].named}, "
                     f"which it would outlive: {' -> '.join(way)}",
                     hint=f'Make "{name}" scoped as well, or "{way[-1]}" a singleton.',
                 )
@@ -231,6 +234,7 @@ class ServiceGraph:
             tuple(sorted(needs[False])),
             tuple(sorted(needs[True])),
             tuple(missing),
+            self._specs[name].owner,
         )
 
     def mermaid(self) -> str:
@@ -352,13 +356,13 @@ class ServiceGraph:
     def _unmet(self, spec: ServiceSpec, dependency: Dependency) -> ServiceError:
         where = f'(parameter "{dependency.parameter}" of {spec.label})'
         if dependency.candidates:
-            listed = ", ".join(f'"{name}"' for name in dependency.candidates)
+            listed = ", ".join(self._specs[name].named for name in dependency.candidates)
             return AmbiguousDependencyError(
-                f'"{spec.name}" needs one of {listed} {where}, and nothing says which',
+                f"{spec.named} needs one of {listed} {where}, and nothing says which",
                 hint="Name the parameter like the service that is meant.",
             )
         return MissingDependencyError(
-            f'"{spec.name}" needs "{dependency.parameter}" {where}, which is not registered',
+            f'{spec.named} needs "{dependency.parameter}" {where}, which is not registered',
             hint=self._heir_of_wanted(spec, dependency)
             or did_you_mean(dependency.parameter, self._specs),
         )
@@ -395,7 +399,9 @@ class ServiceGraph:
         except graphlib.CycleError as error:
             circle: list[str] = error.args[1][:0:-1]  # it lists what is needed first
             start = circle.index(min(circle))
-            raise ServiceCycleError([*circle[start:], *circle[: start + 1]]) from None
+            path = [*circle[start:], *circle[: start + 1]]
+            owners = {name: self._specs[name].owner for name in path}
+            raise ServiceCycleError(path, owners=owners) from None
 
     def _way_to_scoped(self, name: str) -> tuple[str, ...]:
         came_from = {name: ""}

@@ -41,10 +41,13 @@ class ServiceRegistry:
     A `ServiceContainer` owns one and builds from it; alone, a registry builds nothing.
     It may change at any time, also while services are in use. Inside a `Transaction`
     every change is taken back when the transaction is, restoring what it replaced.
+
+    Attributes:
+        lock: guards what is registered and what is being built from it, as one.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.lock = self._lock = threading.RLock()
         self._graph = ServiceGraph()
         self._layers: dict[str, _Layer] = {}
         self._overriding: dict[str, ServiceSpec] = {}
@@ -79,11 +82,12 @@ class ServiceRegistry:
             singleton: whether one instance is shared; if not, every `get` makes a new one.
             lifetime: "singleton", "scoped" (one instance in each scope) or "transient"
                 (the same as `singleton=False`).
-            replace: whether `name` may be taken.
+            replace: whether to take the place of the service that has the name.
 
         Raises:
             InvalidServiceError: if `service` can never be made, or an argument will not do.
             DuplicateServiceError: if `name` is taken and `replace` is False.
+            UnknownServiceError: if `name` is not taken and `replace` is True.
             ServiceError: if a service that depends on `name` is being built by this thread.
             ServiceCloseError: if what was built on the replaced service fails to close;
                 the new registration is in force nevertheless.
@@ -100,9 +104,11 @@ class ServiceRegistry:
                     spec = present
                 elif not replace:
                     raise DuplicateServiceError(
-                        f'Service "{name}" is registered already, as {present.source!r}',
+                        f"Service {present.named} is registered already, as {present.source!r}",
                         hint="Give replace=True to replace it.",
                     )
+            elif replace:
+                raise self._nothing_to_replace(spec)
             finish = self._push(name, _Layer(spec))
         finish()
 
@@ -159,6 +165,17 @@ class ServiceRegistry:
         """Return what every service needs, by name; the graph need not be valid."""
         with self._lock:
             return tuple(self._graph.describe(name) for name in self._graph.names())
+
+    def _nothing_to_replace(self, spec: ServiceSpec) -> UnknownServiceError:
+        hint = did_you_mean(spec.name, self.names()) or "Leave out replace=True."
+        if spec.owner is not None:
+            hint += (
+                " If another plugin registers it, require the distribution of that one, so that "
+                "it is activated first."
+            )
+        return UnknownServiceError(
+            f'There is no service "{spec.name}" to replace, and replace=True was given', hint=hint
+        )
 
     def _registered(self, name: str) -> ServiceSpec | None:
         layer = self._layers.get(name)

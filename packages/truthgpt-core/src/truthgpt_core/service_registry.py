@@ -93,7 +93,7 @@ def register_service(
         name: the key, a string that is not empty.
         singleton: whether one instance is shared; if not, every `get` makes a new one.
         lifetime: "singleton", "scoped" or "transient"; see `ServiceRegistry.register`.
-        replace: whether `name` may be taken.
+        replace: whether to take the place of the service that has the name.
 
     Returns:
         A decorator that returns what it decorates, unchanged.
@@ -102,6 +102,7 @@ def register_service(
         InvalidServiceError: if the name will not do; from the decorator, if what it
             decorates can never be made or is neither a class nor a function.
         DuplicateServiceError: from the decorator, if `name` is taken.
+        UnknownServiceError: from the decorator, if it is not and `replace` is True.
     """
     check_name(name)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 from truthgpt_core.service_errors import InvalidServiceError
+from truthgpt_core.transaction import current_owner
 
 Lifetime = Literal["singleton", "scoped", "transient"]
 LIFETIMES: tuple[Lifetime, ...] = get_args(Lifetime)
@@ -73,6 +74,7 @@ class ServiceSpec:
         parameters: the parameters of `source`, none for an instance.
         stands_for: what this overrides. It provides the class that `stands_for`
             provides, so that a fake need not be a subclass to be found by annotation.
+        owner: the plugin that registered it; None if none did.
     """
 
     name: str
@@ -81,6 +83,12 @@ class ServiceSpec:
     lifetime: Lifetime
     parameters: tuple[Parameter, ...] = ()
     stands_for: ServiceSpec | None = field(default=None, repr=False)
+    owner: str | None = field(default_factory=current_owner)
+
+    @property
+    def named(self) -> str:
+        """The name as messages write it, with the plugin that the registration is of."""
+        return f'"{self.name}"' if self.owner is None else f'"{self.name}" of plugin "{self.owner}"'
 
     @property
     def label(self) -> str:
@@ -217,11 +225,14 @@ def _read_parameters(name: str, service: Callable[..., Any]) -> tuple[Parameter,
     try:
         signature = inspect.signature(service)
     except (ValueError, TypeError) as error:
+        if _is_builtin(service):
+            return ()  # `dict` says nothing of what it takes, and can do without
         raise InvalidServiceError(
             f'Service "{name}" cannot be made by {_called(service)}: it has no signature to read',
             hint=hint,
         ) from error
-    for parameter in signature.parameters.values():
+    parameters = [each for each in signature.parameters.values() if not _may_go(service, each)]
+    for parameter in parameters:
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise InvalidServiceError(
                 f'Service "{name}" cannot be made by {_called(service)}: '
@@ -235,8 +246,20 @@ def _read_parameters(name: str, service: Callable[..., Any]) -> tuple[Parameter,
             parameter.default is not parameter.empty,
             parameter.kind is parameter.KEYWORD_ONLY,
         )
-        for parameter in signature.parameters.values()
+        for parameter in parameters
     )
+
+
+def _is_builtin(service: object) -> bool:
+    return isinstance(service, type) and _python_function(service) is None
+
+
+def _may_go(service: object, parameter: inspect.Parameter) -> bool:
+    """Whether a class written in C can do without a parameter that cannot be given by name."""
+    variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    by_position = parameter.kind is parameter.POSITIONAL_ONLY
+    has_default = parameter.default is not parameter.empty
+    return _is_builtin(service) and (variable or (by_position and has_default))
 
 
 _UNRESOLVED: Any = object()

@@ -29,17 +29,24 @@ class Transaction:
     Transactions nest: what an inner one collected when it ends well is undone
     with the outer one. One that has ended may be entered again, and then collects more.
 
+    Args:
+        owner: whose registrations they are, for messages: the name of a plugin; that of
+            the transaction around it if None.
+
     Raises:
         TruthGPTError: on being entered while it is entered already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str | None = None) -> None:
+        self.owner = owner
         self._undos: list[Undo] = []
         self._outer: Token[Transaction | None] | None = None
 
     def __enter__(self) -> Transaction:
         if self._outer is not None:
             raise TruthGPTError("This transaction is under way already")
+        if self.owner is None:
+            self.owner = current_owner()
         self._outer = _current.set(self)
         return self
 
@@ -78,6 +85,12 @@ class Transaction:
                 interruption = interruption or error
         if interruption is not None:
             raise interruption
+
+
+def current_owner() -> str | None:
+    """Return the name of the plugin that is being activated; None if none is."""
+    transaction = _current.get()
+    return None if transaction is None else transaction.owner
 
 
 def record_undo(undo: Undo) -> bool:

@@ -39,9 +39,22 @@ class TorchCompileOptions(Options):
             `torch._dynamo.config.recompile_limit`.
     """
 
-    mode: Literal["auto", "default", "reduce-overhead", "max-autotune"] = "auto"
-    region: Literal["auto", "blocks", "model"] = "auto"
-    max_recompilations: int = Field(default=6, ge=0)
+    mode: Literal["auto", "default", "reduce-overhead", "max-autotune"] = Field(
+        "auto",
+        description="As for torch.compile; reduce-overhead uses CUDA graphs. auto is "
+        "reduce-overhead on a GPU and default elsewhere.",
+    )
+    region: Literal["auto", "blocks", "model"] = Field(
+        "auto",
+        description="What is compiled at once. model, and auto: the whole step. blocks: one of "
+        "the repeated decoder blocks, which takes a fraction of the time to compile.",
+    )
+    max_recompilations: int = Field(
+        default=6,
+        ge=0,
+        description="How often a model may be compiled again, for other lengths of the cache or "
+        "batch sizes; further shapes run uncompiled.",
+    )
 
 
 class TorchCompile(Optimization[TorchCompileOptions]):

@@ -95,15 +95,49 @@ class QuantizeOptions(Options):
             decode on this machine (`speed`).
     """
 
-    scheme: Literal["int8", "int8-dynamic", "int4", "fp8", "auto"] = "int8"
-    group_size: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    layers: Rules = Field([])
-    modules: Patterns = Field(["*"])
-    skip: Patterns = Field([])
-    kernel: Literal["auto", "native", "packed", "packed-bfloat16", "dequantize"] = "auto"
-    embedding: Literal["auto", "shared", "keep"] = "auto"
-    max_kl: Annotated[float, Field(gt=0)] | None = None
-    goal: Literal["size", "speed"] = "size"
+    scheme: Literal["int8", "int8-dynamic", "int4", "fp8", "auto"] = Field(
+        "int8",
+        description="What weights are made of: 8-bit or 4-bit integers, or 8-bit floating point "
+        "(on GPUs that multiply it). int8-dynamic rounds activations too. auto chooses int4, "
+        "int8 or none for each layer, within max_kl.",
+    )
+    group_size: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="How many neighbors in a row share a scale; 0 for a whole output channel. "
+        "int4 has groups of 32, 64 or 128.",
+    )
+    layers: Rules = Field(
+        [],
+        description="PATTERN=SCHEME for layers that get another scheme, or none; the first "
+        "pattern that matches holds. A scheme may name its groups: int4/64.",
+    )
+    modules: Patterns = Field(["*"], description="Patterns of the layers to quantize.")
+    skip: Patterns = Field(
+        [],
+        description="Patterns of the layers to leave alone, such as lm_head; =NAME is the layer "
+        "of exactly that name.",
+    )
+    kernel: Literal["auto", "native", "packed", "packed-bfloat16", "dequantize"] = Field(
+        "auto",
+        description="How one token is computed on a CPU. native is C++ compiled for this "
+        "machine; the packed ones are kernels of torch for int8 by whole channels; dequantize "
+        "makes floating-point weights each time.",
+    )
+    embedding: Literal["auto", "shared", "keep"] = Field(
+        "auto",
+        description="shared: the input embedding reads the weights of the quantized output "
+        "embedding. auto does so if the two shared their weights before.",
+    )
+    max_kl: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="For scheme=auto: the mean KL divergence, in nats per token, that the mix "
+        "may cost; none for the bound that the result is judged by.",
+    )
+    goal: Literal["size", "speed"] = Field(
+        "size",
+        description="For scheme=auto: whether the mix is to be the smallest, or the fastest to "
+        "decode on this machine.",
+    )
 
     @model_validator(mode="after")
     def _groups_that_there_are(self) -> QuantizeOptions:

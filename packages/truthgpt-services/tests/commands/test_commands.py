@@ -18,7 +18,10 @@ from truthgpt_services.commands.progress import shown_progress
     [
         (optimize, ["--apply", "--output", "--overwrite", "--config", "--max-kl", "--max-flips"]),
         (optimize, ["--gain", "--min-gain", "--keep-all"]),
-        (evaluate, ["--text", "--device", "--dtype", "--rounds", "--json"]),
+        (
+            evaluate,
+            ["--text", "--device", "--dtype", "--rounds", "--launches", "--quick", "--json"],
+        ),
         (compare, ["--json"]),
         (generate, ["--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed"]),
         (convert, ["--overwrite"]),

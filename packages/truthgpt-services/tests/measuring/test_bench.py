@@ -138,10 +138,10 @@ def test_a_run_is_as_long_as_asked(bench, model, ids):
     model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    found = bench.run(ids, 5)
+    assert bench.read_prompt(ids, 5) > 0
+    assert bench.decode(3) > 0
+    assert bench.decode(1) > 0
     assert lengths == [len(ids), 1, 1, 1, 1]
-    rate = len(ids) / found["first_token_seconds"]
-    assert found["prefill_tokens_per_second"] == pytest.approx(rate)
 
 
 def test_a_model_is_described_by_what_it_holds(bench, model):

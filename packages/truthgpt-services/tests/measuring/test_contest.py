@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from truthgpt_core.optimization import no_progress
 from truthgpt_services.errors import WorkerError
 from truthgpt_services.measuring.contest import (
-    DECODE,
     Contestant,
-    Plan,
     compare_layers,
     measure_quality,
     measure_quality_alone,
@@ -22,6 +20,7 @@ from truthgpt_services.measuring.contest import (
     take_turns,
     windows,
 )
+from truthgpt_services.measuring.speed import DECODE, Plan
 
 IDS = list(range(300))
 
@@ -29,15 +28,17 @@ IDS = list(range(300))
 class FakeWorker:
     """Answers like a worker process, and notes who was asked when."""
 
-    def __init__(self, name, log, rates=()):
-        self.name, self.log, self.rates = name, log, iter(rates)
+    def __init__(self, name, log, seconds=()):
+        self.name, self.log, self.seconds = name, log, iter(seconds)
         self.given = []
 
     def call(self, request, **arguments):
+        if request == "peak_memory":
+            return 7
         self.log.append((self.name, request))
         self.given.append(arguments)
-        if request == "run":
-            return {DECODE: next(self.rates, 1.0)}
+        if request in ("read_prompt", "decode"):
+            return next(self.seconds, 1.0)
         count = len(arguments["ids"]) - (arguments.get("prompt") or 1)
         if request == "write_reference":
             return [2.0] * count
@@ -54,35 +55,57 @@ def log():
     return []
 
 
-def contestant(name, log, rates=()):
-    return Contestant(name, FakeWorker(name, log, rates), {})
+def contestant(name, log, seconds=()):
+    return Contestant(name, FakeWorker(name, log, seconds), {"load_seconds": 1, "weights_bytes": 9})
 
 
-def test_who_begins_changes_from_round_to_round(log):
-    """Whoever runs after another may find a warm or a busy machine; each does in turn."""
+def test_who_begins_changes_from_turn_to_turn(log):
+    """One that runs after another may find a warm or a busy machine; each does in turn."""
     three = [contestant(name, log) for name in "abc"]
-    take_turns(three, IDS, Plan(rounds=4), no_progress)
+    take_turns(three, IDS, Plan(rounds=2, prompts=1, new_tokens=5), no_progress)
     assert "".join(name for name, _ in log) == "abcbcacababc"
-    assert [len(each.runs) for each in three] == [4, 4, 4]
+    assert [request for _, request in log[::3]] == ["read_prompt", "decode"] * 2
 
 
-def test_all_read_the_same_prompt(log):
-    """The beginning of the text, as long as the plan says."""
+def test_all_read_the_same_prompt_and_decode_as_much(log):
+    """The beginning of the text, as long as the plan says, and then a few tokens a turn."""
     two = [contestant(name, log) for name in "ab"]
-    take_turns(two, IDS, Plan(rounds=2, prompt_tokens=20, new_tokens=7), no_progress)
+    plan = Plan(rounds=1, prompts=1, prompt_tokens=20, new_tokens=8, slice=4)
+    take_turns(two, IDS, plan, no_progress)
     for each in two:
-        assert each.worker.given == [{"ids": IDS[:20], "new_tokens": 7}] * 2
+        assert each.worker.given == [
+            {"ids": IDS[:20], "new_tokens": 8},
+            {"tokens": 4},
+            {"tokens": 3},
+        ]
 
 
-def test_a_ratio_pairs_the_rounds_that_both_took_part_in(log):
-    """A baseline that has run before is compared by its last rounds only."""
-    plan = Plan(rounds=3)
-    baseline = contestant("baseline", log, [1.0, 1.0, 1.0, 10.0, 20.0, 40.0])
+def test_a_ratio_pairs_the_launches_that_both_took_part_in(log):
+    """A baseline that was launched before is compared over the launches of the candidate only."""
+    plan = Plan(rounds=1, prompts=1, new_tokens=5)
+    baseline = contestant("baseline", log, [1.0, 1.0, 1.0, 10.0, 1.0, 40.0])
     take_turns([baseline], IDS, plan, no_progress)
-    candidate = contestant("candidate", log, [20.0, 40.0, 80.0])
-    take_turns([baseline, candidate], IDS, plan, no_progress)
+    candidate = contestant("candidate", log, [1.0, 5.0, 1.0, 20.0])
+    for launch in (1, 2):
+        take_turns([baseline, candidate], IDS, plan, no_progress, launch=launch)
     found = ratio(candidate, baseline, DECODE, plan)
-    assert (found.low, found.median, found.high) == (2.0, 2.0, 2.0)
+    assert (found.low, found.median, found.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert found.launches == pytest.approx([2.0, 2.0])
+
+
+def test_a_figure_is_told_for_each_round_of_each_launch(log, tmp_path):
+    """What a user would see: tokens of a round over its seconds; a prompt over its median."""
+    one = contestant("one", log, [2.0, 4.0, 1.0, 3.0] * 4)
+    plan = Plan(rounds=2, prompts=2, new_tokens=9, windows=1)
+    measure_quality_alone(one, IDS, plan, no_progress)
+    for launch in (0, 1):
+        take_turns([one], IDS, plan, no_progress, launch=launch)
+    found = one.measurements(plan, prompt_tokens=30, saved_bytes=0, build_peak=0)
+    assert found.decode_tokens_per_second.values == [2.0] * 4
+    assert found.first_token_seconds.values == [3.0] * 4
+    assert found.prefill_tokens_per_second.values == [10.0] * 4
+    assert found.decode_tokens_per_second.launches == [2, 2]
+    assert found.peak_memory_bytes == 7
 
 
 @given(st.integers(0, 500), st.integers(1, 9), st.integers(2, 64))

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthgpt_services.measuring.gate import DEFAULT_GATE, break_even, judge
-from truthgpt_services.report.schema import Gate, Measurements, Quality, Ratio, Samples
+from truthgpt_core.optimization import Stage
+from truthgpt_services.measuring.gate import DEFAULT_GATE, Effect, break_even, judge
+from truthgpt_services.report.schema import Gate, Measurements, Outcome, Quality, Ratio, Samples
 
-SAME = Ratio(median=1.0, low=0.97, high=1.03)
+EFFECT = Effect()
+SAME = Ratio(median=1.0, low=0.99, high=1.01)
 FASTER = Ratio(median=1.3, low=1.1, high=1.5)
 SLOWER = Ratio(median=0.5, low=0.4, high=0.6)
 
@@ -53,7 +55,8 @@ def decide(
     decode=SAME,
     prefill=SAME,
     gate=DEFAULT_GATE,
-    used=True,
+    effect=EFFECT,
+    closely=True,
 ):
     return judge(
         candidate or measured(),
@@ -62,7 +65,8 @@ def decide(
         decode=decode,
         prefill=prefill,
         gate=gate,
-        used=used,
+        effect=effect,
+        closely=closely,
     )
 
 
@@ -70,22 +74,43 @@ def decide(
 def test_faster_beyond_noise_is_kept(which):
     """Faster decoding is enough, and faster reading of prompts is enough."""
     decision = decide(**{which: FASTER})
-    assert decision.keep
+    assert decision.accepted
     assert "1.30× as fast (1.10 to 1.50×)" in decision.reason
 
 
-def test_smaller_is_kept_though_slower():
-    """A step that halves the weights pays in memory, and the reason tells its price."""
-    decision = decide(measured(500), decode=SLOWER)
-    assert decision.keep
-    assert "decodes 0.50× as fast" in decision.reason
-    assert "weights are 0.50× the size" in decision.reason
+@pytest.mark.parametrize("which", ["decode", "prefill"])
+def test_a_slowdown_beyond_the_bound_is_rejected(which):
+    """Smaller weights are no excuse; what is within the bound, or within noise, is accepted."""
+    decision = decide(measured(500), **{which: SLOWER})
+    assert decision.outcome is Outcome.REJECTED
+    assert "0.50× as fast (0.40 to 0.60×): more than 5 % slower." in decision.reason
+    within = Ratio(median=0.97, low=0.95, high=0.99)
+    noisy = Ratio(median=0.8, low=0.6, high=1.1)
+    assert decide(measured(500), **{which: within}).accepted
+    assert decide(measured(500), **{which: noisy}).accepted
+    free = DEFAULT_GATE.model_copy(update={"max_slowdown": 0.7})
+    assert decide(measured(500), gate=free, **{which: SLOWER}).accepted
+
+
+def test_too_little_evidence_is_not_acceptance():
+    """An interval that holds both a gain and none decides nothing, and says how much was done."""
+    decision = decide(decode=Ratio(median=1.1, low=0.9, high=1.3, launches=[1.0] * 12))
+    assert decision.outcome is Outcome.UNDECIDED
+    assert decision.reason.startswith("Too little evidence of a gain after 12 launches: it ")
+
+
+def test_a_speed_that_was_not_measured_closely_is_never_a_gain():
+    """With few rounds or launches only a smaller size is accepted."""
+    decision = decide(decode=FASTER, closely=False)
+    assert decision.outcome is Outcome.UNDECIDED
+    assert decision.reason.startswith("Not measured closely enough to claim a gain in speed")
+    assert decide(measured(500), decode=FASTER, closely=False).accepted
 
 
 def test_no_difference_is_taken_back():
     """A step that does nothing is not kept for having been asked for."""
     decision = decide()
-    assert not decision.keep
+    assert not decision.accepted
     assert decision.reason.startswith("Neither faster nor smaller by 2 % beyond noise: it ")
 
 
@@ -102,16 +127,16 @@ def test_no_difference_is_taken_back():
 )
 def test_a_speed_that_is_no_gain_is_taken_back(ratio):
     """The whole interval must reach the gain that was asked for: a median can be luck."""
-    assert not decide(decode=ratio, prefill=ratio).keep
+    assert not decide(decode=ratio, prefill=ratio).accepted
 
 
 def test_a_gain_counts_from_the_lower_end_of_its_interval():
     """At exactly what was asked for a step is kept; without a bound it still has to be faster."""
-    assert decide(decode=Ratio(median=1.03, low=1.02, high=1.04)).keep
+    assert decide(decode=Ratio(median=1.03, low=1.02, high=1.04)).accepted
     free = DEFAULT_GATE.model_copy(update={"min_gain": 0.0})
-    assert decide(decode=Ratio(median=1.03, low=1.001, high=1.04), gate=free).keep
-    assert not decide(decode=Ratio(median=1.03, low=1.0, high=1.04), gate=free).keep
-    assert not decide(measured(1000), gate=free).keep
+    assert decide(decode=Ratio(median=1.03, low=1.001, high=1.04), gate=free).accepted
+    assert not decide(decode=Ratio(median=1.03, low=1.0, high=1.04), gate=free).accepted
+    assert not decide(measured(1000), gate=free).accepted
 
 
 def test_what_falls_short_is_not_rounded_up_to_the_bound():
@@ -132,18 +157,18 @@ def test_what_counts_as_a_gain_can_be_chosen(gain, faster, smaller, said):
     """Who needs speed is not given a smaller model that is no faster, and the other way round."""
     gate = DEFAULT_GATE.model_copy(update={"gain": gain})
     decisions = [decide(decode=FASTER, gate=gate), decide(measured(500), gate=gate)]
-    assert [each.keep for each in decisions] == [faster, smaller]
-    assert all(each.keep or each.reason.startswith(said) for each in decisions)
+    assert [each.accepted for each in decisions] == [faster, smaller]
+    assert all(each.accepted or each.reason.startswith(said) for each in decisions)
 
 
 @pytest.mark.parametrize("where", ["flips", "decode_flips"])
 def test_flips_are_bounded_only_if_asked(where):
     """Off by default; a bound holds for both paths, and is the last value that is allowed."""
     bounded = DEFAULT_GATE.model_copy(update={"max_flips": 0.01})
-    assert decide(measured(100, **{where: 0.5})).keep
-    assert decide(measured(100, **{where: 0.01}), gate=bounded).keep
+    assert decide(measured(100, **{where: 0.5})).accepted
+    assert decide(measured(100, **{where: 0.01}), gate=bounded).accepted
     decision = decide(measured(100, **{where: 0.02}), gate=bounded)
-    assert not decision.keep
+    assert not decision.accepted
     assert decision.reason == "It loses quality: 0.0200 of tokens flip, above 0.01."
 
 
@@ -159,11 +184,11 @@ def test_if_all_are_kept_the_reason_says_why_one_would_not_be(candidate, why):
     """A person who overrules the gate still learns what it found."""
     gate = DEFAULT_GATE.model_copy(update={"keep_all": True})
     decision = decide(measured(**candidate), gate=gate)
-    assert (decision.keep, decision.overruled) == (True, True)
-    assert decision.reason.startswith("Kept because all steps are; else it would have been taken")
+    assert (decision.accepted, decision.overruled) == (True, True)
+    assert decision.reason.startswith("Accepted because all steps are; else it would not have been")
     assert why in decision.reason
     paid = decide(measured(500), gate=gate)
-    assert (paid.keep, paid.overruled) == (True, False)
+    assert (paid.accepted, paid.overruled) == (True, False)
 
 
 def test_a_step_has_repaid_itself_when_its_tokens_have_saved_its_seconds():
@@ -192,19 +217,19 @@ def test_a_step_that_costs_nothing_at_first_is_repaid_at_once():
 )
 def test_a_size_counts_from_the_gain_asked_for(size, keep):
     """2 % smaller is kept by default, and less is not."""
-    assert decide(measured(size)).keep is keep
+    assert decide(measured(size)).accepted is keep
 
 
 def test_size_is_compared_with_what_was_there_before():
     """A step does not live on what an earlier step has saved."""
-    assert not decide(measured(500), before=measured(500), baseline=measured(1000)).keep
+    assert not decide(measured(500), before=measured(500), baseline=measured(1000)).accepted
 
 
 @pytest.mark.parametrize("where", ["kl", "decode_kl"])
 def test_a_divergence_above_the_bound_is_taken_back(where):
     """Measured in one pass or token by token: either one is enough, whatever was gained."""
     decision = decide(measured(100, **{where: 0.06}), decode=FASTER)
-    assert not decision.keep
+    assert not decision.accepted
     assert decision.reason == ("It loses quality: KL to the baseline is 0.0600, above 0.05.")
 
 
@@ -212,13 +237,13 @@ def test_a_perplexity_above_the_bound_is_taken_back():
     """Compared with the baseline's, not with that of the step before."""
     candidate = measured(100, perplexity=10.21)
     decision = decide(candidate, before=measured(perplexity=10.2))
-    assert not decision.keep
+    assert not decision.accepted
     assert "perplexity is 1.021× the baseline's, above 1.02×" in decision.reason
 
 
 def test_quality_on_the_bound_is_kept():
     """A bound is the last value that is allowed."""
-    assert decide(measured(100, kl=0.05, decode_kl=0.05, perplexity=10.2)).keep
+    assert decide(measured(100, kl=0.05, decode_kl=0.05, perplexity=10.2)).accepted
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -226,16 +251,16 @@ def test_quality_on_the_bound_is_kept():
 def test_what_is_not_finite_is_taken_back(where, value):
     """NaN is below no bound and above none; it must not slip through."""
     decision = decide(measured(100, **{where: value}), decode=FASTER)
-    assert not decision.keep
+    assert not decision.accepted
     assert "finite" in decision.reason
 
 
 def test_bounds_can_be_chosen():
     """A person who accepts more loss, or asks for more gain, gets that."""
     lossy = measured(500, kl=0.3)
-    assert decide(lossy, gate=Gate(max_kl=0.5, max_perplexity_ratio=2, min_gain=0.1)).keep
+    assert decide(lossy, gate=Gate(max_kl=0.5, max_perplexity_ratio=2, min_gain=0.1)).accepted
     greedy = Gate(max_kl=0.5, max_perplexity_ratio=2, min_gain=0.6)
-    assert not decide(lossy, gate=greedy).keep
+    assert not decide(lossy, gate=greedy).accepted
 
 
 @given(
@@ -249,15 +274,24 @@ def test_nothing_is_kept_that_breaks_a_bound(size, kl, decode_kl, perplexity, sp
     """Whatever was measured: kept means within every bound, and gained something."""
     ratio = Ratio(median=speed, low=speed * 0.9, high=speed * 1.1)
     candidate = measured(size, kl=kl, decode_kl=decode_kl, perplexity=perplexity)
-    if decide(candidate, decode=ratio).keep:
+    if decide(candidate, decode=ratio).accepted:
         assert max(kl, decode_kl) <= 0.05
         assert perplexity / 10 <= 1.02
         assert size <= 980 or ratio.low >= 1.02
 
 
-def test_a_step_that_the_model_did_not_run_through_is_taken_back():
-    """What was measured as faster is luck then; what is smaller still is kept."""
-    decision = decide(decode=FASTER, used=False)
-    assert not decision.keep
-    assert decision.reason.startswith("The model did not run through it")
-    assert decide(measured(500), decode=FASTER, used=False).keep
+def test_a_step_of_execution_that_no_token_ran_through_is_rejected():
+    """Whatever was measured as faster or smaller is not its doing."""
+    effect = Effect(Stage.EXECUTION, used=False)
+    for decision in (decide(decode=FASTER, effect=effect), decide(measured(500), effect=effect)):
+        assert decision.outcome is Outcome.REJECTED
+        assert decision.reason.startswith("No measured token is known to have run through it")
+    assert decide(decode=FASTER, effect=Effect(Stage.EXECUTION, changed=False)).accepted
+
+
+def test_a_step_of_weights_that_changed_nothing_is_rejected():
+    """Its own account of what it covered is not asked."""
+    effect = Effect(Stage.WEIGHTS, changed=False, note="0 of 272 tensors differ")
+    decision = decide(decode=FASTER, effect=effect)
+    assert decision.outcome is Outcome.REJECTED
+    assert decision.reason == "It changed nothing: 0 of 272 tensors differ."

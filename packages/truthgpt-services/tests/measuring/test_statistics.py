@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from truthgpt_services.measuring.statistics import (
     blocks,
     interval_of_median,
+    interval_of_speeds,
+    interval_over_launches,
     mean_with_error,
-    paired_ratio,
     percentile_with_error,
+    student_t,
+    trimmed_mean,
     unpaired_ratio,
 )
 
 rates = st.floats(1e-6, 1e6)
 samples = st.lists(rates, min_size=1, max_size=12)
-pairs = st.lists(st.tuples(rates, rates), min_size=1, max_size=9)
 
 
 @given(samples, st.integers(0, 9))
@@ -63,32 +65,52 @@ def test_the_interval_covers_the_true_median_as_often_as_it_says():
     assert 180 <= covered <= 199
 
 
-@given(pairs, st.integers(-20, 20), st.integers(0, 9))
-def test_a_machine_that_is_slower_for_both_changes_no_ratio(measured, power, seed):
-    """Common scaling cancels, each round on its own; by powers of two even to the last bit."""
-    candidate, reference = zip(*measured, strict=True)
-    scales = [2.0 ** (power + turn % 3) for turn in range(len(measured))]
-    slowed = [
-        [value * scale for value, scale in zip(values, scales, strict=True)]
-        for values in (candidate, reference)
-    ]
-    assert paired_ratio(*slowed, seed=seed) == paired_ratio(candidate, reference, seed=seed)
+def test_the_quantiles_of_t_are_those_of_the_tables():
+    """Odd and even degrees of freedom, to the digits that are printed."""
+    table = {(0.975, 1): 12.706, (0.95, 2): 2.920, (0.995, 3): 5.841, (0.975, 10): 2.228}
+    for (probability, freedom), expected in table.items():
+        assert student_t(probability, freedom) == pytest.approx(expected, abs=5e-4)
 
 
-@given(pairs, st.integers(1, 10))
-def test_a_candidate_twice_as_fast_has_twice_the_ratio(measured, power):
-    """The ratio is candidate / reference, and not the other way round."""
-    candidate, reference = zip(*measured, strict=True)
-    factor = 2.0**power
-    faster = paired_ratio([value * factor for value in candidate], reference)
-    assert faster == tuple(value * factor for value in paired_ratio(candidate, reference))
+def test_the_interval_over_launches_covers_the_truth_as_often_as_it_says():
+    """Of 2,000 runs of four launches, about 5 % are beyond an interval of 95 %, and never fewer."""
+    generator = random.Random(1)
+    beyond = 0
+    for _ in range(2000):
+        _, low, high = interval_over_launches([generator.gauss(3, 1) for _ in range(4)], 0.025)
+        beyond += not low <= 3 <= high
+    assert 70 <= beyond <= 130
 
 
-@pytest.mark.parametrize(("one", "other"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [])])
-def test_unpaired_measurements_are_refused(one, other):
-    """A ratio of rounds that were not measured together would mean nothing."""
-    with pytest.raises(ValueError, match=r"no pairs|shorter|longer"):
-        paired_ratio(one, other)
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.lists(st.floats(-1, 1), max_size=8))
+def test_an_interval_is_never_narrower_than_one_of_noise_alone(values, noise):
+    """Few launches can agree by chance; the baseline against itself says how far they may."""
+    middle, low, high = interval_over_launches(values, 0.025, spread_of=noise)
+    _, alone, _ = interval_over_launches(values, 0.025)
+    assert low <= alone <= middle <= high
+    if len(noise) == len(values):
+        centre, lowest, _ = interval_over_launches(noise, 0.025)
+        assert middle - low >= centre - lowest - 1e-9
+
+
+def test_one_launch_tells_nothing_of_the_others():
+    """However often it took turns: the interval has no ends."""
+    assert interval_over_launches([0.3], 0.025) == (0.3, -math.inf, math.inf)
+
+
+@given(st.lists(st.floats(0.9, 1.1), min_size=10, max_size=30))
+def test_a_trimmed_mean_is_not_moved_by_an_interruption(values):
+    """One turn that took a thousand times as long changes it by no more than the others differ."""
+    assert trimmed_mean([*values, 1000.0]) <= max(values)
+    assert min(values) <= trimmed_mean(values) <= max(values)
+
+
+def test_the_speed_of_several_launches_is_between_them():
+    """Each launch counts once, however many rounds it had; one launch is its rounds."""
+    middle, low, high = interval_of_speeds([[8.0, 8.0, 8.0], [2.0]])
+    assert middle == pytest.approx(4.0)
+    assert low < 2.0 < 8.0 < high
+    assert interval_of_speeds([[1.0, 2.0, 3.0]])[0] == 2.0
 
 
 @given(st.lists(st.lists(rates, max_size=300), min_size=1, max_size=4).filter(any))

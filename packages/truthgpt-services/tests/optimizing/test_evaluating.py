@@ -31,7 +31,7 @@ def test_what_was_optimized_is_measured_as_it_was_when_it_was_made(
     optimized, tmp_path, example_installed
 ):
     """The same predictions of the same text, in a report that `truthgpt compare` reads."""
-    done = evaluated(optimized / "out", "--rounds", 2, "--json")
+    done = evaluated(optimized / "out", "--quick", "--json")
     assert done.returncode == 0, done.stderr
     (tmp_path / "report.json").write_text(done.stdout)
     report, made = read_report(tmp_path), read_report(optimized / "out").variant("halve").measured
@@ -47,7 +47,7 @@ def test_what_was_optimized_is_measured_as_it_was_when_it_was_made(
 
 def test_a_model_is_measured_as_the_baseline_of_a_run_is(tiny, optimized):
     """The command prints its speed, memory and perplexity, which are those of a whole run."""
-    done = evaluated(tiny, "--rounds", 2, "--device", "cpu", "--dtype", "float32")
+    done = evaluated(tiny, "--quick", "--device", "cpu", "--dtype", "float32")
     assert done.returncode == 0, done.stderr
     perplexity = read_report(optimized / "out").variants[0].measured.quality.perplexity
     line = next(line for line in done.stdout.splitlines() if line.startswith("Perplexity"))

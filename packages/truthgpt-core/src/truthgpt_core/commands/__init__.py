@@ -22,6 +22,9 @@ OWN = {
 }
 """One line about each, for `truthgpt --help`, which imports none of them."""
 
+running = False
+"""Whether this process is the command `truthgpt`, so that standard output belongs to it."""
+
 
 def load(name: str) -> click.Command:
     """Import one of the core's own commands; its module and its function have its name."""

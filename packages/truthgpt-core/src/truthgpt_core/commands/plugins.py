@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +12,7 @@ from truthgpt_core.columns import columns, harmless
 from truthgpt_core.errors import TruthGPTError, did_you_mean
 
 if TYPE_CHECKING:
+    from truthgpt_core.optimization import Optimization
     from truthgpt_core.plugin_base import PluginRow
 
 
@@ -44,16 +45,18 @@ def plugins(context: click.Context, as_json: bool, load: bool, strict: bool) -> 
     from truthgpt_core.plugin_base import STRICT, State
 
     rows = _rows(load)
+    problems = _import_problems(rows) if load else {}
     if as_json:
         import json
 
-        click.echo(json.dumps([_as_json(row) for row in rows], indent=2))
+        listed = [{**_as_json(row), "problems": problems.get(row.key, [])} for row in rows]
+        click.echo(json.dumps(listed, indent=2))
     elif rows:
-        _print_table(rows, load)
+        _print_table(rows, load, problems)
     else:
         click.echo("No plugins are installed. Try: pip install truthgpt-plugin-quantize")
     _warn_of_strangers(rows)
-    broken = [row.name for row in rows if row.state is State.BROKEN]
+    broken = [row.name for row in rows if row.state is State.BROKEN or row.key in problems]
     if broken and (strict or os.environ.get(STRICT) == "1"):
         raise TruthGPTError(f"Broken: {', '.join(broken)}")
 
@@ -63,7 +66,12 @@ def plugins(context: click.Context, as_json: bool, load: bool, strict: bool) -> 
 @_json_option
 @_load_option
 def show(name: str, as_json: bool, load: bool) -> None:
-    """Show all that is known of the plugins of a name, or of a distribution."""
+    """Show all that is known of the plugins of a name, or of a distribution.
+
+    Its optimizations are imported, to list their options.
+    """
+    root = click.get_current_context().parent
+    as_json = as_json or bool(root and root.params.get("as_json"))
     rows = _rows(load)
     found = [row for row in rows if row.goes_by(name)]
     if not found:
@@ -71,7 +79,8 @@ def show(name: str, as_json: bool, load: bool) -> None:
     if as_json:
         import json
 
-        click.echo(json.dumps([_in_full(row, rows) for row in found], indent=2))
+        listed = [{**_in_full(row, rows), "options": _options_as_json(row)} for row in found]
+        click.echo(json.dumps(listed, indent=2))
         return
     for number, row in enumerate(found):
         if number:
@@ -80,6 +89,7 @@ def show(name: str, as_json: bool, load: bool) -> None:
             if value not in (None, "", []):
                 shown = ", ".join(value) if isinstance(value, list) else value
                 click.echo(harmless(f"{key.replace('_', ' '):<14} {shown}"))
+        _print_options(row)
 
 
 @plugins.command()
@@ -97,7 +107,7 @@ def disable(names: tuple[str, ...]) -> None:
             raise _unknown(name, rows)
     for name in names:
         plugin_switches.disable(name)
-        click.echo(f"{name} is disabled.")
+        click.echo(harmless(f"{name} is disabled."))
     before = {_identity(row): row.state for row in rows}
     for row in _rows(load=False):
         changed = before.get(_identity(row)) is not row.state
@@ -120,7 +130,7 @@ def enable(names: tuple[str, ...]) -> None:
             raise _unknown(name, rows, disabled)
     for name in names:
         was = plugin_switches.enable(name)
-        click.echo(f"{name} is enabled." if was else f"{name} was not disabled.")
+        click.echo(harmless(f"{name} is enabled." if was else f"{name} was not disabled."))
     for row in _rows(load=False):
         if row.state in (State.DISABLED, State.BROKEN) and any(row.goes_by(n) for n in names):
             click.echo(harmless(f"{row.name} is {row.state.value}: {row.reason}."))
@@ -138,6 +148,80 @@ def _rows(load: bool) -> list[PluginRow]:
 
     commands.leave_quickly()
     return [row for _, row in sorted(installed_rows().items())]
+
+
+def _import_problems(rows: list[PluginRow]) -> dict[str, list[str]]:
+    """Import what the entry points of active plugins name, and say what cannot be.
+
+    A distribution that has commands and no plugin, and one that cannot be, gets a row.
+
+    Returns:
+        Sentences by the key of the row.
+    """
+    from truthgpt_core import discovery
+    from truthgpt_core.plugin_activation import import_command, import_optimization
+    from truthgpt_core.plugin_base import PluginError, PluginRow, State
+    from truthgpt_core.plugin_listing import switched_off
+    from truthgpt_core.plugin_switches import Switches
+
+    by_distribution = {row.distribution.name: row for row in rows if row.distribution}
+    installed = discovery.discover()
+    off = switched_off(installed, Switches.read())
+    problems: dict[str, list[str]] = {}
+    for distribution in installed:
+        row = by_distribution.get(distribution.name)
+        if distribution.name in off or (row is not None and row.state is not State.ACTIVE):
+            continue
+        for group, what, load in (
+            (discovery.OPTIMIZATIONS, "optimization", import_optimization),
+            (discovery.COMMANDS, "command", import_command),
+        ):
+            for name, entry_point in sorted(distribution.entry_points.get(group, {}).items()):
+                try:
+                    load(name, entry_point)
+                except PluginError as error:
+                    if row is None:
+                        row = PluginRow(distribution.name, State.BROKEN, "", distribution)
+                        rows.append(row)
+                    problems.setdefault(row.key, []).append(f'{what} "{name}": {error}')
+    return problems
+
+
+def _optimizations_of(row: PluginRow) -> Iterator[tuple[str, type[Optimization[Any]] | str]]:
+    """Yield the optimizations that a plugin has, each imported, or why it cannot be."""
+    from truthgpt_core.discovery import OPTIMIZATIONS
+    from truthgpt_core.plugin_activation import import_optimization
+    from truthgpt_core.plugin_base import PluginError, State
+
+    if row.distribution is None or row.state not in (State.FOUND, State.ACTIVE):
+        return
+    for name, entry_point in sorted(row.distribution.entry_points.get(OPTIMIZATIONS, {}).items()):
+        try:
+            yield name, import_optimization(name, entry_point)
+        except PluginError as error:
+            yield name, str(error)
+
+
+def _print_options(row: PluginRow) -> None:
+    from truthgpt_core.option_help import option_lines
+
+    for name, kind in _optimizations_of(row):
+        click.echo()
+        lines = [f"{name}: {kind}"] if isinstance(kind, str) else option_lines(name, kind)
+        click.echo("\n".join(map(harmless, lines)))
+
+
+def _options_as_json(row: PluginRow) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from truthgpt_core.option_help import describe_options
+
+    return {
+        name: {"problem": kind}
+        if isinstance(kind, str)
+        else [asdict(each) for each in describe_options(kind)]
+        for name, kind in _optimizations_of(row)
+    }
 
 
 def _identity(row: PluginRow) -> tuple[str, str]:
@@ -179,7 +263,7 @@ def _in_full(row: PluginRow, rows: Iterable[PluginRow]) -> dict[str, Any]:
     }
 
 
-def _print_table(rows: list[PluginRow], load: bool) -> None:
+def _print_table(rows: list[PluginRow], load: bool, problems: Mapping[str, list[str]]) -> None:
     table = [["plugin", "state", "distribution", "version", "api", "optimizations"]]
     if load:
         table[0] += ["hooks", "load"]
@@ -192,11 +276,12 @@ def _print_table(rows: list[PluginRow], load: bool) -> None:
             cells.append("" if row.load_seconds is None else f"{row.load_seconds * 1000:.0f} ms")
         table.append(cells)
     click.echo("\n".join(columns(table)))
-    reasons = [row for row in rows if row.reason]
-    if reasons:
+    lines = [f"{row.name}: {row.reason}" for row in rows if row.reason]
+    lines += [f"{row.name}: {each}" for row in rows for each in problems.get(row.key, ())]
+    if lines:
         click.echo()
-    for row in reasons:
-        click.echo(harmless(f"{row.name}: {row.reason}"))
+    for line in lines:
+        click.echo(harmless(line))
 
 
 def _warn_of_strangers(rows: list[PluginRow]) -> None:
@@ -204,7 +289,7 @@ def _warn_of_strangers(rows: list[PluginRow]) -> None:
     from truthgpt_core.plugin_switches import Switches
 
     for line in strangers(Switches.read(), rows):
-        click.echo(f"truthgpt: {line}", err=True)
+        click.echo(harmless(f"truthgpt: {line}"), err=True)
 
 
 def _unknown(name: str, rows: Iterable[PluginRow], more: Iterable[str] = ()) -> TruthGPTError:

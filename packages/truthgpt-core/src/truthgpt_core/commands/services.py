@@ -49,7 +49,7 @@ def services(as_json: bool, health: bool) -> None:
     elif as_json:
         click.echo(json.dumps([dataclasses.asdict(one) for one in registry.describe()], indent=2))
     else:
-        click.echo(registry.graph(), nl=False)
+        click.echo(registry.graph(), nl=False)  # which writes all but letters as entities
     registry.validate()
     if unwell:
         raise TruthGPTError(f"Not well: {', '.join(unwell)}")

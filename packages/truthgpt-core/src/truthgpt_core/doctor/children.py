@@ -78,7 +78,9 @@ class Child:
         text = json.dumps({"seconds": seconds, **request})
         try:
             # -P: what happens to lie in the current directory is not what is installed.
-            self._process = TimedProcess([sys.executable, "-P", "-m", module, text], seconds)
+            self._process = TimedProcess(
+                [sys.executable, "-P", "-m", "truthgpt_core.child", module, text], seconds
+            )
         except OSError as error:
             self._error = in_one_line(error)
 

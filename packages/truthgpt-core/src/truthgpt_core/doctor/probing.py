@@ -68,7 +68,7 @@ def serve(probe: Callable[[Report, Mapping[str, Any]], None]) -> None:
     report = Report(answers)
     try:
         probe(report, request)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the parent, and logged
+    except BaseException as error:  # noqa: BLE001 - told to the parent, and logged
         traceback.print_exc()
         ours = isinstance(error, TruthGPTError)
         report.tell("raised", str(error) if ours else in_one_line(error))

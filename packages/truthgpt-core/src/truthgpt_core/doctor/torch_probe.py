@@ -37,7 +37,7 @@ def probe(report: Report, request: Mapping[str, Any]) -> None:
     report.doing(f"importing torch {installed_version()}".rstrip())
     try:
         torch = importlib.import_module("torch")
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the person
         report.found(Area.TORCH, [_not_imported(error)])
         return
     if getattr(torch, "__file__", None) is None:
@@ -93,7 +93,7 @@ def _guarded(
     """Yield what a look at torch finds; what it raises is a failure."""
     try:
         yield from look(torch)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the person
         yield Diagnosis.failed(subject, in_one_line(error), REINSTALL)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from truthgpt_core.terminal import say
+
 
 @click.command(short_help="Write a model from any source as a transformers directory.")
 @click.argument("model")
@@ -22,4 +24,4 @@ def convert(model: str, directory: Path, overwrite: bool) -> None:
     with shown_progress() as progress:
         progress(f"Converting {model}", 0, 0)
         ModelService(progress=progress).convert(model, directory, overwrite=overwrite)
-    click.echo(f"Wrote {directory}")
+    say(f"Wrote {directory}")

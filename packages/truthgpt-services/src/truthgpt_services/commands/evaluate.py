@@ -16,7 +16,9 @@ import click
 @click.option("--text", help="Text file to measure quality on [default: Python's own help topics].")
 @click.option("--device", help="Where to run: auto (default), cpu, cuda, cuda:1, ...")
 @click.option("--dtype", help="dtype of the weights: auto (as stored, the default), bfloat16, ...")
-@click.option("--rounds", type=int, help="How many times it is timed.")
+@click.option("--rounds", type=int, help="How many times it is timed in each launch.")
+@click.option("--launches", type=int, help="How many processes time it, one after the other.")
+@click.option("--quick", is_flag=True, default=None, help="Measure less, in a single launch.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, and nothing else.")
 def evaluate(model: str, as_json: bool, **given: Any) -> None:
     """Measure MODEL as it is, as `truthgpt optimize` measures its baseline.

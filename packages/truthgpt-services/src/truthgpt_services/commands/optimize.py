@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from truthgpt_core.terminal import say
+
 
 @click.command(short_help="Make a model faster and smaller, and measure whether it worked.")
 @click.argument("model", required=False)
@@ -16,7 +18,8 @@ import click
     "applied",
     multiple=True,
     metavar="NAME[:OPTION=VALUE,...]",
-    help="Optimizations, separated by commas; may be repeated. The order does not matter.",
+    help="Optimizations, separated by commas; may be repeated. The order does not matter. "
+    "NAME:help lists the options of one.",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Directory for the result.")
 @click.option("--overwrite", is_flag=True, help="Replace the output, if TruthGPT wrote it.")
@@ -28,12 +31,26 @@ import click
 @click.option("--device", help="Where to run: auto (default), cpu, cuda, cuda:1, ...")
 @click.option("--dtype", help="dtype of the baseline: auto (as stored, the default), bfloat16, ...")
 @click.option("--text", help="Text file to measure quality on [default: Python's own help topics].")
-@click.option("--rounds", type=int, help="How many times the models take turns.")
+@click.option("--rounds", type=int, help="How many times the models of a launch take turns.")
+@click.option("--launches", type=int, help="Processes of each model before a first decision.")
+@click.option("--max-launches", type=int, help="The same at most, while that is undecided.")
+@click.option("--budget", type=float, help="Seconds that timing one step may take.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    default=None,
+    help="Measure so little that no gain in speed is claimed.",
+)
 @click.option("--seed", type=int, help="For whatever is random.")
 @click.option("--max-kl", type=float, help="Mean KL divergence a step may cost, nats per token.")
 @click.option("--max-perplexity-ratio", type=float, help="Perplexity a step may cost, as a ratio.")
 @click.option("--max-flips", type=float, help="Share of tokens that may flip [default: any].")
 @click.option("--min-gain", type=float, help="How much faster or smaller it must be; 0.02 is 2 %.")
+@click.option(
+    "--max-slowdown",
+    type=float,
+    help="How much slower it may read prompts or decode, beyond noise; 0.05 is 5 %.",
+)
 @click.option("--gain", help="What counts as a gain: any (default), speed or size.")
 @click.option(
     "--keep-all",
@@ -64,11 +81,17 @@ def optimize(
       truthgpt optimize MODEL --apply quantize,compile -o DIR
       truthgpt optimize MODEL --apply quantize:scheme=int8,skip=lm_head -o DIR
     """  # noqa: D301 - click wants the character, not its escape
+    from truthgpt_core.optimization import asked_for_help
+    from truthgpt_core.option_help import option_lines
     from truthgpt_core.plugin_system import get_plugin_manager
     from truthgpt_services.commands.progress import shown_progress
     from truthgpt_services.optimizing.pipeline import optimize as run
     from truthgpt_services.optimizing.request import applied_on_command_line, read_request
 
+    if names := asked_for_help(applied):
+        for name in names:
+            say("\n".join(option_lines(name, get_plugin_manager().optimization_class(name))))
+        return
     said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if model is not None:
         said["model"] = model
@@ -82,6 +105,7 @@ def optimize(
             overwrite=overwrite,
             command=["truthgpt", *sys.argv[1:]],
             progress=progress,
+            warn=lambda sentence: click.echo(sentence, err=True),
         )
     from rich.console import Console
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import click
 
+from truthgpt_core.columns import harmless
 from truthgpt_core.optimization import Progress as Callback
 
 
@@ -35,6 +36,7 @@ def shown_progress() -> Iterator[Callback]:
 
         def show(what: str, done: int, total: int) -> None:
             nonlocal task, last
+            what = harmless(what)
             if task is None or what != last:
                 finish()
                 task = bars.add_task(escape(what), total=None)
@@ -54,6 +56,7 @@ def _lines() -> Callback:
 
     def show(what: str, done: int, total: int) -> None:
         nonlocal last
+        what = harmless(what)
         if what != last:
             last = what
             click.echo(f"{what} ...", err=True)

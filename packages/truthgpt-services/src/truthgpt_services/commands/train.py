@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.terminal import say
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigManager
@@ -52,9 +53,9 @@ def train(config: Path, resume: bool, overrides: tuple[str, ...], device: str) -
         _train(config, resume, overrides, device)
     except TrainingInterrupted as interrupted:
         again = ["truthgpt", *sys.argv[1:], *([] if resume else ["--resume"])]
-        click.echo(f"truthgpt: {interrupted.message}", err=True)
+        say(f"truthgpt: {interrupted.message}", err=True)
         if interrupted.checkpoint is not None:
-            click.echo(f"To go on: {' '.join(again)}", err=True)
+            say(f"To go on: {' '.join(again)}", err=True)
         click.get_current_context().exit(128 + interrupted.number)
     except KeyboardInterrupt:
         # At once: not even a checkpoint that is being written is waited for.
@@ -188,9 +189,9 @@ def _refuse_to_mix(output: Path, resume: bool) -> None:
 
 def _tell_found(found: Found | None, resume: bool) -> None:
     for skipped in found.skipped if found is not None else ():
-        click.echo(f"truthgpt: passed over {skipped.path}: {skipped.reason}", err=True)
+        say(f"truthgpt: passed over {skipped.path}: {skipped.reason}", err=True)
     if found is not None and found.path is not None:
-        click.echo(f"Going on from {found.path}", err=True)
+        say(f"Going on from {found.path}", err=True)
     elif resume:
         click.echo("There is no checkpoint yet: training begins at the beginning", err=True)
 
@@ -209,7 +210,7 @@ def _tell_run(assembled: Assembled, config: ConfigManager) -> None:
         total_steps=assembled.total_steps,
     )
     for line in lines:
-        click.echo(line, err=True)
+        say(line, err=True)
 
 
 def _say_at_once(name: str) -> None:
@@ -236,4 +237,4 @@ def _show_result(output: Path) -> None:
     from truthgpt_services.training.watching import read_metrics
 
     print_result(read_metrics(output / "metrics.jsonl"), Console())
-    click.echo(f"The model is in {output / 'model'}, a plot of its losses in {output / 'loss.svg'}")
+    say(f"The model is in {output / 'model'}, a plot of its losses in {output / 'loss.svg'}")

@@ -91,7 +91,13 @@ class _Worker:
     def __init__(self) -> None:
         self._ready = False
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "truthgpt_services.data.encoding_worker"],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "truthgpt_core.child",
+                "truthgpt_services.data.encoding_worker",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -17,6 +17,8 @@ from truthgpt_services.measuring.divergence import divergence
 from truthgpt_services.measuring.lens import NoLensError, States, divergence_by_layer, states
 from truthgpt_services.models.saved import weights_bytes
 
+_GREEDY = Sampling()
+
 
 class Bench:
     """Measures a model; every method takes and returns what JSON can hold.
@@ -54,37 +56,41 @@ class Bench:
 
     def warm_up(self, ids: list[int], new_tokens: int) -> float:
         """Seconds that the first prompt and tokens take, compiling included."""
-        began = time.perf_counter()
-        self.run(ids, new_tokens)
-        return time.perf_counter() - began
+        return self.read_prompt(ids, new_tokens) + self.decode(new_tokens - 1)
 
-    def run(self, ids: list[int], new_tokens: int) -> dict[str, float]:
-        """Read a prompt and decode greedily, not stopping at the end of the text.
+    def read_prompt(self, ids: list[int], new_tokens: int) -> float:
+        """Read a prompt and choose the first token; `decode` goes on from there.
+
+        Args:
+            ids: the prompt.
+            new_tokens: how many tokens will be decoded at most, the first among them.
 
         Returns:
-            `first_token_seconds`, `prefill_tokens_per_second` and
-            `decode_tokens_per_second`; the last leaves out the first token.
+            Seconds from prompt in to first token out.
         """
-        greedy = Sampling()
         with torch.inference_mode():
             began = time.perf_counter()
-            sequence = Sequence(self.model, self._hooks, len(ids) + new_tokens)
-            token = choose(sequence.prefill(torch.tensor([ids])), greedy, None)
-            token.item()
-            first = time.perf_counter()
-            for _ in range(new_tokens - 1):
-                token = choose(sequence.step(token), greedy, None)
-                token.item()
-            end = time.perf_counter()
-        return {
-            "first_token_seconds": first - began,
-            "prefill_tokens_per_second": len(ids) / (first - began),
-            "decode_tokens_per_second": (new_tokens - 1) / (end - first),
-        }
+            self._sequence = Sequence(self.model, self._hooks, len(ids) + new_tokens)
+            self._token = choose(self._sequence.prefill(torch.tensor([ids])), _GREEDY, None)
+            self._token.item()
+            return time.perf_counter() - began
+
+    def decode(self, tokens: int) -> float:
+        """Seconds that so many more tokens take, not stopping at the end of the text."""
+        with torch.inference_mode():
+            began = time.perf_counter()
+            for _ in range(tokens):
+                self._token = choose(self._sequence.step(self._token), _GREEDY, None)
+                self._token.item()
+            return time.perf_counter() - began
 
     def peak_memory(self) -> int:
         """Highest bytes since the model was loaded."""
         return memory.peak(self._device)
+
+    def available_memory(self) -> int | None:
+        """Bytes that one more process can take; None: unknown."""
+        return memory.available(self._device)
 
     def sample(self, prompt: str, new_tokens: int) -> str:
         """The greedy continuation of a prompt."""

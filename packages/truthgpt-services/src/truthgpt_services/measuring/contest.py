@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from truthgpt_core.optimization import Progress
 from truthgpt_services.errors import WorkerError
 from truthgpt_services.measuring import quality
 from truthgpt_services.measuring.process import WorkerProcess
+from truthgpt_services.measuring.speed import (
+    DECODE,
+    PREFILL,
+    Launch,
+    Plan,
+    log_ratio,
+    ratio_of_launches,
+)
 from truthgpt_services.measuring.statistics import (
     blocks,
-    interval_of_median,
+    interval_of_speeds,
     mean_with_error,
-    paired_ratio,
 )
 from truthgpt_services.report.schema import (
     LayerDivergence,
@@ -25,106 +33,135 @@ from truthgpt_services.report.schema import (
     Samples,
 )
 
-DECODE = "decode_tokens_per_second"
-PREFILL = "prefill_tokens_per_second"
-FIRST = "first_token_seconds"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured.
-
-    Attributes:
-        rounds: how many times the workers take turns.
-        prompt_tokens: tokens of the prompt whose reading is timed.
-        new_tokens: tokens that are decoded after it.
-        windows: windows of text on which quality is measured.
-        window: tokens in one of them.
-        decode_prompt: tokens read at once before a text is followed one at a time.
-        decode_tokens: tokens of that text, its prompt included.
-        lens_tokens: tokens of the window whose layers are compared.
-        sample_tokens: tokens of the sample text.
-        trial_tokens: tokens that steps may try the model on, after those that judge them.
-        seed: of the bootstrap.
-    """
-
-    rounds: int = 7
-    prompt_tokens: int = 128
-    new_tokens: int = 32
-    windows: int = 8
-    window: int = 256
-    decode_prompt: int = 32
-    decode_tokens: int = 128
-    lens_tokens: int = 64
-    sample_tokens: int = 40
-    trial_tokens: int = 256
-    seed: int = 0
-
 
 @dataclass
 class Contestant:
-    """A model in a worker process, and what has been measured of it so far."""
+    """A model in a worker process, and what has been measured of it so far.
+
+    Attributes:
+        name: of the variant.
+        worker: the process that holds it now.
+        opened: what the first process said of it.
+        directory: where it is loaded from.
+        dtype: that it is loaded in; None for that of a saved model.
+        warmup_seconds: of the first process.
+        launches: what each process has measured, by the number of the launch in this run.
+        peak: highest memory of any process, in bytes.
+    """
 
     name: str
     worker: WorkerProcess
     opened: Mapping[str, Any]
+    directory: str = ""
+    dtype: str | None = None
     warmup_seconds: float = 0.0
-    runs: list[Mapping[str, float]] = field(default_factory=list)
+    launches: dict[int, Launch] = field(default_factory=dict)
+    peak: int = 0
     quality: Quality | None = None
     layers: list[LayerDivergence] | None = None
     layers_missing: str = ""
     sample: str = ""
 
-    def values(self, quantity: str, last: int | None = None) -> list[float]:
-        """One value for each round, or for each of the `last` rounds."""
-        runs = self.runs if last is None else self.runs[-last:]
-        return [run[quantity] for run in runs]
+    def log_ratios(self, reference: Contestant, quantity: str) -> list[float]:
+        """Return `log_ratio` of each launch in which both took turns."""
+        return [
+            log_ratio(launch, reference.launches[number], quantity)
+            for number, launch in self.launches.items()
+            if number in reference.launches
+        ]
 
-    def measurements(self, *, saved_bytes: int, build_peak: int, seed: int) -> Measurements:
-        """All that was measured, once quality was."""
+    def measurements(
+        self, plan: Plan, *, prompt_tokens: int, saved_bytes: int, build_peak: int
+    ) -> Measurements:
+        """All that was measured, once quality was.
+
+        Speeds have a value for each round, as a user would see it, and not for each turn.
+        """
         assert self.quality is not None
-
-        def samples(quantity: str) -> Samples:
-            values = self.values(quantity)
-            median, low, high = interval_of_median(values, seed=seed)
-            return Samples(median=median, low=low, high=high, values=values)
-
+        first = [
+            [median(each) for each in _by_round(launch.prompts, plan.prompts)]
+            for launch in self.launches.values()
+        ]
+        decode = [
+            [(plan.new_tokens - 1) / sum(each) for each in _by_round(launch.slices, turns)]
+            for launch in self.launches.values()
+            for turns in [len(plan.slices)]
+        ]
+        prefill = [[prompt_tokens / seconds for seconds in launch] for launch in first]
         return Measurements(
             load_seconds=self.opened["load_seconds"],
             warmup_seconds=self.warmup_seconds,
-            decode_tokens_per_second=samples(DECODE),
-            prefill_tokens_per_second=samples(PREFILL),
-            first_token_seconds=samples(FIRST),
+            decode_tokens_per_second=_samples(decode, plan),
+            prefill_tokens_per_second=_samples(prefill, plan),
+            first_token_seconds=_samples(first, plan),
             weights_bytes=self.opened["weights_bytes"],
             saved_bytes=saved_bytes,
-            peak_memory_bytes=self.worker.call("peak_memory"),
+            peak_memory_bytes=self.peak,
             build_peak_memory_bytes=build_peak,
             quality=self.quality,
             sample=self.sample,
         )
 
 
-def ratio(candidate: Contestant, reference: Contestant, quantity: str, plan: Plan) -> Ratio:
-    """Candidate / reference over the rounds in which both took turns, which are the last ones."""
-    values = candidate.values(quantity)
-    median, low, high = paired_ratio(
-        values, reference.values(quantity, len(values)), seed=plan.seed
-    )
-    return Ratio(median=median, low=low, high=high)
+def ratio(
+    candidate: Contestant,
+    reference: Contestant,
+    quantity: str,
+    plan: Plan,
+    noise: Sequence[float] = (),
+) -> Ratio:
+    """Return candidate / reference over the launches in which both took turns.
+
+    Args:
+        candidate: whose speed is the numerator.
+        reference: whose speed is the denominator.
+        quantity: one of `speed.METRICS`.
+        plan: how it was measured.
+        noise: what `log_ratios` of the control and the baseline are.
+    """
+    return ratio_of_launches(candidate.log_ratios(reference, quantity), noise, plan)
 
 
 def take_turns(
-    contestants: Sequence[Contestant], ids: Sequence[int], plan: Plan, progress: Progress
+    contestants: Sequence[Contestant],
+    ids: Sequence[int],
+    plan: Plan,
+    progress: Progress,
+    *,
+    launch: int = 0,
 ) -> None:
-    """Time each contestant once in every round; who begins changes from round to round."""
+    """Time all in one launch, a prompt or a few tokens each; who begins changes every turn.
+
+    Args:
+        contestants: whose workers hold their models, and are warm.
+        ids: a text that the prompt is cut from.
+        plan: how much.
+        progress: told of each round.
+        launch: the number of this launch.
+    """
     what = "Timing " + ", ".join(each.name for each in contestants)
     prompt = list(ids[: plan.prompt_tokens])
-    for turn in range(plan.rounds):
-        progress(what, turn, plan.rounds)
+    for each in contestants:
+        each.launches[launch] = Launch()
+    turn = 0
+
+    def ask(request: str, quantity: str, **given: Any) -> None:
+        nonlocal turn
         begin = turn % len(contestants)
+        turn += 1
         for each in [*contestants[begin:], *contestants[:begin]]:
-            each.runs.append(each.worker.call("run", ids=prompt, new_tokens=plan.new_tokens))
+            seconds = each.worker.call(request, **given)
+            getattr(each.launches[launch], quantity).append(seconds)
+
+    for done in range(plan.rounds):
+        progress(what, done, plan.rounds)
+        for _ in range(plan.prompts):
+            ask("read_prompt", PREFILL, ids=prompt, new_tokens=plan.new_tokens)
+        for tokens in plan.slices:
+            ask("decode", DECODE, tokens=tokens)
     progress(what, plan.rounds, plan.rounds)
+    for each in contestants:
+        each.peak = max(each.peak, each.worker.call("peak_memory"))
 
 
 def warm_up(contestant: Contestant, ids: Sequence[int], plan: Plan) -> None:
@@ -133,6 +170,22 @@ def warm_up(contestant: Contestant, ids: Sequence[int], plan: Plan) -> None:
         "warm_up", ids=list(ids[: plan.prompt_tokens]), new_tokens=plan.new_tokens
     )
     contestant.warmup_seconds = contestant.warmup_seconds or seconds
+
+
+def _by_round(turns: Sequence[float], count: int) -> list[Sequence[float]]:
+    """Cut what was measured in turns into rounds of so many."""
+    return [turns[at : at + count] for at in range(0, len(turns), count)]
+
+
+def _samples(launches: Sequence[Sequence[float]], plan: Plan) -> Samples:
+    middle, low, high = interval_of_speeds(launches, seed=plan.seed)
+    return Samples(
+        median=middle,
+        low=low,
+        high=high,
+        values=[value for launch in launches for value in launch],
+        launches=[len(launch) for launch in launches],
+    )
 
 
 def windows(ids: Sequence[int], plan: Plan) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """The gate: whether a step pays for itself, and when.
 
-A step is kept if it makes the model faster or smaller beyond noise, compared with
-what there was before it, and leaves its quality within the bounds, compared with
-the model that everything started from.
+A step is accepted if it makes the model faster or smaller beyond noise, compared with
+what there was before it, makes nothing slower than it may, and leaves quality within the
+bounds, compared with the model that everything started from.
 """
 
 from __future__ import annotations
@@ -10,25 +10,49 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from truthgpt_core.optimization import Stage
+from truthgpt_services.measuring.speed import gained, slowed
 from truthgpt_services.report.formatting import bound
-from truthgpt_services.report.schema import BreakEven, Gate, Measurements, Ratio
+from truthgpt_services.report.schema import BreakEven, Gate, Measurements, Outcome, Ratio
 
-DEFAULT_GATE = Gate(max_kl=0.05, max_perplexity_ratio=1.02, min_gain=0.02)
+DEFAULT_GATE = Gate(max_kl=0.05, max_perplexity_ratio=1.02, min_gain=0.02, max_slowdown=0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a step did to the model, apart from what was measured.
+
+    Attributes:
+        stage: of the step.
+        changed: whether a tensor or the type of a module is another than before.
+        note: what was compared to know that.
+        used: whether measured tokens ran through what the step put in place.
+    """
+
+    stage: Stage = Stage.WEIGHTS
+    changed: bool = True
+    note: str = ""
+    used: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a step is kept, and why, in one sentence.
+    """What becomes of a step, and why, in one sentence.
 
     Attributes:
-        keep: whether it is.
+        outcome: accepted, rejected, or that it cannot be told.
         reason: the sentence.
-        overruled: it is kept only because the gate says that all are.
+        overruled: it is accepted only because the gate says that all are.
     """
 
-    keep: bool
+    outcome: Outcome
     reason: str
     overruled: bool = False
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the step stays."""
+        return self.outcome is Outcome.ACCEPTED
 
 
 def judge(
@@ -39,7 +63,8 @@ def judge(
     decode: Ratio,
     prefill: Ratio,
     gate: Gate,
-    used: bool = True,
+    effect: Effect = Effect(),
+    closely: bool = True,
 ) -> Decision:
     """Decide about a step.
 
@@ -50,34 +75,42 @@ def judge(
         decode: decode speed, candidate / before.
         prefill: prefill speed, candidate / before.
         gate: the bounds.
-        used: whether the model ran through what the step put in place. If not, and it is
-            no smaller, what was measured is luck.
+        effect: what the step did to the model.
+        closely: whether enough was measured to claim a gain in speed.
     """
-    said = ", ".join(
+    speeds = {"decodes": decode, "reads prompts": prefill}
+    measured = ", ".join(
         [
-            _speed("decodes", decode, gate),
-            _speed("reads prompts", prefill, gate),
+            *(_speed(verb, ratio, gate) for verb, ratio in speeds.items()),
             f"weights are {candidate.weights_bytes / before.weights_bytes:.2f}× the size",
         ]
     )
-    against = _quality_lost(candidate, baseline, gate)
-    if not against and not used and candidate.weights_bytes >= before.weights_bytes:
-        against = f"The model did not run through it, so it changes nothing: it {said}."
-    if not against and not _pays(candidate, before, decode, prefill, gate):
-        against = f"{_NO_GAIN[gate.gain].format(bound(100 * gate.min_gain))}: it {said}."
+    outcome, against = Outcome.REJECTED, _nothing_done(effect)
+    against = against or _quality_lost(candidate, baseline, gate) or _too_slow(speeds, gate)
     if not against:
-        return Decision(keep=True, reason=f"It {said}.")
+        smaller = pays_by_size(candidate.weights_bytes, before.weights_bytes, gate)
+        faster = closely and any(gained(ratio, gate) for ratio in speeds.values())
+        if {"any": faster or smaller, "speed": faster, "size": smaller}[gate.gain]:
+            return Decision(Outcome.ACCEPTED, f"It {measured}.")
+        outcome, against = _no_gain(speeds, gate, closely=closely)
+        against = f"{against}: it {measured}."
     if gate.keep_all:
-        told = against[0].lower() + against[1:]
-        reason = f"Kept because all steps are; else it would have been taken back: {told}"
-        return Decision(keep=True, reason=reason, overruled=True)
-    return Decision(keep=False, reason=against)
+        lower = against[0].lower() + against[1:]
+        reason = f"Accepted because all steps are; else it would not have been: {lower}"
+        return Decision(Outcome.ACCEPTED, reason, overruled=True)
+    return Decision(outcome, against)
+
+
+def pays_by_size(candidate: int, before: int, gate: Gate) -> bool:
+    """Return whether weights of so many bytes are smaller by what is asked for."""
+    # As small as before is no gain, even if none at all was asked for.
+    return candidate <= (1.0 - gate.min_gain) * before and candidate < before
 
 
 def break_even(
     candidate: Measurements, before: Measurements, decode: Ratio, seconds: float
 ) -> BreakEven:
-    """Say after how many decoded tokens a step has repaid what it costs at first.
+    """Say after how many decoded tokens a step breaks even with what it costs at first.
 
     Args:
         candidate: the model with the step.
@@ -109,19 +142,35 @@ _NO_GAIN = {
 }
 
 
-def _pays(
-    candidate: Measurements, before: Measurements, decode: Ratio, prefill: Ratio, gate: Gate
-) -> bool:
-    faster = _gain(decode, gate) or _gain(prefill, gate)
-    smaller = candidate.weights_bytes <= (1.0 - gate.min_gain) * before.weights_bytes
-    # As small as before is no gain, even if none at all was asked for.
-    smaller = smaller and candidate.weights_bytes < before.weights_bytes
-    return {"any": faster or smaller, "speed": faster, "size": smaller}[gate.gain]
+def _nothing_done(effect: Effect) -> str:
+    """Return why nothing that was measured is the step's doing; empty if it may be."""
+    if effect.stage is Stage.EXECUTION:
+        ran = "No measured token is known to have run through it, so it changes nothing."
+        return "" if effect.used else ran
+    note = f": {effect.note}" if effect.note else ""
+    return "" if effect.changed else f"It changed nothing{note}."
 
 
-def _gain(ratio: Ratio, gate: Gate) -> bool:
-    # The lower end: a median beyond what was asked for can still be luck.
-    return ratio.low > 1.0 and ratio.low >= 1.0 + gate.min_gain
+def _too_slow(speeds: dict[str, Ratio], gate: Gate) -> str:
+    for verb, ratio in speeds.items():
+        if slowed(ratio, gate):
+            most = bound(100 * (gate.max_slowdown or 0.0))
+            return f"It {_speed(verb, ratio, gate)}: more than {most} % slower."
+    return ""
+
+
+def _no_gain(speeds: dict[str, Ratio], gate: Gate, *, closely: bool) -> tuple[Outcome, str]:
+    """Return whether there is no gain, or too little evidence of one, and how to say it."""
+    possible = gate.gain != "size" and any(
+        ratio.high > 1.0 and ratio.high >= 1.0 + gate.min_gain for ratio in speeds.values()
+    )
+    asked = _NO_GAIN[gate.gain].format(bound(100 * gate.min_gain))
+    if not possible:
+        return Outcome.REJECTED, asked
+    if not closely:
+        return Outcome.UNDECIDED, "Not measured closely enough to claim a gain in speed"
+    launches = len(speeds["decodes"].launches)
+    return Outcome.UNDECIDED, f"Too little evidence of a gain after {launches} launches"
 
 
 def _speed(verb: str, ratio: Ratio, gate: Gate) -> str:
@@ -130,6 +179,8 @@ def _speed(verb: str, ratio: Ratio, gate: Gate) -> str:
     while decimals < 6 and ratio.low < asked <= round(ratio.low, decimals):
         decimals += 1
     ends = f"({ratio.low:.{decimals}f} to {ratio.high:.{decimals}f}×)"
+    if math.isinf(ratio.high):
+        return f"{verb} at a speed that was not measured closely enough"
     if not ratio.differs:
         return f"{verb} no differently {ends}"
     return f"{verb} {ratio.median:.{decimals}f}× as fast {ends}"

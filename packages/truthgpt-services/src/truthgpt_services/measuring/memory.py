@@ -14,6 +14,7 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_MEMINFO = Path("/proc/meminfo")
 
 
 def reset_peak(device: torch.device) -> None:
@@ -37,3 +38,14 @@ def peak(device: torch.device) -> int:
 
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that one more process can take without the system running out; None: unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if _MEMINFO.exists():
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    return None

@@ -37,7 +37,13 @@ class WorkerProcess:
         self._log = logs / f"{name.replace(' ', '')}.log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "truthgpt_services.measuring.worker"],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "truthgpt_core.child",
+                    "truthgpt_services.measuring.worker",
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -55,6 +61,11 @@ class WorkerProcess:
     ) -> None:
         self.end(at_once=kind is not None)
 
+    @property
+    def process(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
     def call(self, request: str, **arguments: Any) -> Any:
         """Ask for something and wait for the answer.
 
@@ -67,13 +78,25 @@ class WorkerProcess:
                 is a plugin's own, of the nearest class that it is derived from.
             WorkerError: it crashed or was killed.
         """
+        self.ask(request, **arguments)
+        return self.answer(request)
+
+    def ask(self, request: str, **arguments: Any) -> None:
+        """Ask for something without waiting; `answer` has to be called next.
+
+        Raises:
+            WorkerError: it crashed or was killed before.
+        """
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"do": request, "with": arguments}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._gone(request) from None
+
+    def answer(self, request: str) -> Any:
+        """Wait for the answer to what was asked; raises what `call` raises."""
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             ((kind, value),) = json.loads(line).items()
             if kind == "result":

@@ -40,20 +40,102 @@ def interval_of_median(
     return median(values), low, high
 
 
-def paired_ratio(
-    candidate: Sequence[float], reference: Sequence[float], *, seed: int = 0
+def interval_of_speeds(
+    launches: Sequence[Sequence[float]], *, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return the median ratio candidate / reference of pairs measured together, and its interval.
+    """Return the middle of values above 0 that several launches have measured, and an interval.
 
-    A machine that is busy for a while slows both of a pair, which the ratio does not show.
+    Args:
+        launches: for each launch its values, at least one.
+        seed: of the resampling, if there is a single launch.
 
-    Raises:
-        ValueError: there are not as many of one as of the other, or none.
+    Returns:
+        Of several launches the geometric mean of their medians and a t interval of it; of a
+        single one the median and a bootstrap interval, which knows nothing of other launches.
     """
-    ratios = [one / other for one, other in zip(candidate, reference, strict=True)]
-    if not ratios:
-        raise ValueError("no pairs were measured")
-    return interval_of_median(ratios, seed=seed)
+    if len(launches) == 1:
+        return interval_of_median(launches[0], seed=seed)
+    logs = [math.log(median(launch)) for launch in launches]
+    middle, low, high = interval_over_launches(logs, (1.0 - CONFIDENCE) / 2.0)
+    return math.exp(middle), math.exp(low), math.exp(high)
+
+
+def trimmed_mean(values: Sequence[float], share: float = 0.2) -> float:
+    """Return the mean of the values that are left without so large a share at each end.
+
+    Nearly as sharp as the mean where noise is normal, and not moved by a few interruptions.
+    """
+    cut = int(share * len(values))
+    return fmean(sorted(values)[cut : len(values) - cut])
+
+
+def interval_over_launches(
+    values: Sequence[float], outside: float, *, spread_of: Sequence[float] = ()
+) -> tuple[float, float, float]:
+    """Return the mean of one value for each launch, and a t interval of it.
+
+    Two processes that run the same code differ by more than their rounds do, so what was
+    repeated is the launch: rounds only make the value of a launch sharper.
+
+    Args:
+        values: one for each launch, at least one.
+        outside: probability that the mean is beyond one end of the interval.
+        spread_of: other values, of which it is known that only noise tells them apart: the
+            interval is no narrower than one with their spread.
+
+    Returns:
+        Mean, lower end, upper end. A single launch tells nothing of the spread: the ends are
+        infinite.
+
+    See:
+        Kalibera, T. and Jones, R. (2013). Rigorous benchmarking in reasonable time. ISMM '13.
+    """
+    middle = fmean(values)
+    if len(values) < 2:
+        return middle, -math.inf, math.inf
+    spread = stdev(values)
+    if len(spread_of) >= 2:
+        # Of a few launches the spread can be small by chance.
+        spread = max(spread, stdev(spread_of))
+    half = student_t(1.0 - outside, len(values) - 1) * spread / math.sqrt(len(values))
+    return middle, middle - half, middle + half
+
+
+def student_t(probability: float, freedom: int) -> float:
+    """Return the quantile of Student's t distribution, for a probability of 0.5 or more.
+
+    Args:
+        probability: that a value is below the quantile, below 1.
+        freedom: degrees of freedom, at least 1.
+
+    See:
+        Abramowitz, M. and Stegun, I. (1964). Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    low, high = 0.0, 1.0
+    while _within(high, freedom) < 2.0 * probability - 1.0:
+        low, high = high, 2.0 * high
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        if _within(middle, freedom) < 2.0 * probability - 1.0:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _within(value: float, freedom: int) -> float:
+    """Return the probability that a t-distributed value is at most so far from 0."""
+    angle = math.atan(value / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for index in range(freedom // 2):
+        total += term
+        term *= cosine**2 * (2 * index + 1 + odd) / (2 * index + 2 + odd)
+    if odd:
+        return 2.0 / math.pi * (angle + sine * total)
+    return sine * total
 
 
 def unpaired_ratio(

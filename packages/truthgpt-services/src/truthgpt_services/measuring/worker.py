@@ -39,6 +39,7 @@ class Worker:
     def __init__(self, progress: Callable[[str, int, int], None]) -> None:
         from truthgpt_services.models.service import ModelService
 
+        self._progress = progress
         self._service = ModelService(progress=progress)
         self._service.initialize()
         self._bench: Any = None
@@ -55,7 +56,7 @@ class Worker:
         from truthgpt_services.models.sources import ResolvedModel
 
         place = pick_device(device)
-        directory = as_directory(ResolvedModel(spec, kind, Path(path), file_bytes))
+        directory = as_directory(ResolvedModel(spec, kind, Path(path), file_bytes), self._progress)
         config = load_config(directory)
         load_tokenizer(directory)
         return {

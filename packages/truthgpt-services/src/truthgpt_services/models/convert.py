@@ -44,7 +44,7 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
     target = cache_dir("converted", f"{resolved.path.stem}-{key.hexdigest()[:16]}")
     if (target / MARKER).is_file():
         return target
-    progress("Converting GGUF", 0, 0)
+    progress("Converting GGUF, once: the result is kept in the cache", 0, 0)
     with StagedDirectory(target, overwrite=True) as staged:
         with _bars_told_to(progress):
             _convert(resolved.path, staged.path)

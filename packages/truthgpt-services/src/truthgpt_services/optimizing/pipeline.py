@@ -1,18 +1,19 @@
-"""The main job: apply optimizations one after the other, measure each, keep what pays.
+"""The main job: apply optimizations one after the other, measure each, accept what pays.
 
 This process only orchestrates and never imports torch. Each model that takes part
-is in a worker process of its own: the baseline, what has been kept so far, and the
-candidate. A candidate is always made from the source with the steps kept so far
-and the new one, saved, and measured as it was saved: a step that is taken back
-leaves nothing behind, and what was measured is what a person gets.
+is in a worker process of its own: the baseline, the same once more as a control, what has
+been accepted so far, and the candidate. A candidate is always made from the source with the
+steps accepted so far and the new one, saved, and measured as it was saved: a step that is
+rejected leaves nothing behind, and what was measured is what the user gets.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,32 +30,33 @@ from truthgpt_core.optimization import (
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.errors import ModelError, WorkerError
 from truthgpt_services.measuring.contest import (
-    DECODE,
-    PREFILL,
     Contestant,
-    Plan,
     compare_layers,
     measure_quality,
     measure_quality_alone,
     ratio,
-    take_turns,
     warm_up,
     windows,
 )
-from truthgpt_services.measuring.gate import break_even, judge
+from truthgpt_services.measuring.gate import Effect, break_even, judge, pays_by_size
 from truthgpt_services.measuring.process import WorkerProcess
+from truthgpt_services.measuring.speed import DECODE, METRICS, PREFILL, Plan, undecided
 from truthgpt_services.measuring.statistics import CONFIDENCE
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
 from truthgpt_services.models.sources import ResolvedModel, describe, resolve
 from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
 from truthgpt_services.optimizing.request import Applying, OptimizeFile
 from truthgpt_services.optimizing.summary import summary
+from truthgpt_services.optimizing.timing import Timing
 from truthgpt_services.output import StagedDirectory
+from truthgpt_services.report.costs import costs
 from truthgpt_services.report.schema import (
     Choice,
+    Control,
     Machine,
     Measurements,
     Outcome,
+    Ratio,
     Report,
     Result,
     Settings,
@@ -80,8 +82,9 @@ def optimize(
     overwrite: bool = False,
     command: Sequence[str] = (),
     progress: Progress,
+    warn: Callable[[str], None] = lambda sentence: None,
 ) -> Report:
-    """Optimize a model, measure what each step does, and keep what pays.
+    """Optimize a model, measure what each step does, and accept what pays.
 
     Args:
         request: what to do; its output is given, and its model, unless `source` is.
@@ -90,6 +93,7 @@ def optimize(
         overwrite: replace the output directory, if it is one that TruthGPT wrote.
         command: the command line, for the report.
         progress: told about work that takes seconds.
+        warn: told before any work if the machine is too busy to tell small differences.
 
     Returns:
         The report, which was also written into the output directory.
@@ -109,6 +113,8 @@ def optimize(
         source = resolve(request.model, plugins.factories["model_source_factory"])
     with staged, tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
         job = Job(request, source, text, staged.path, Path(scratch), stack, progress)
+        if warning := job.timing.meter.look():
+            warn(warning)
         job.start([each.optimization for each in asked])
         for step in asked:
             job.take(step)
@@ -132,6 +138,9 @@ class Job:
         scratch: a directory for what workers tell each other.
         stack: ends the workers.
         progress: told about work that takes seconds.
+
+    Attributes:
+        timing: the launches of all models.
     """
 
     def __init__(
@@ -155,6 +164,8 @@ class Job:
         self._variants: list[Variant] = []
         self._steps: list[Step] = []
         self._noted: dict[str, dict[str, str]] = {}
+        self._control: Contestant | None = None
+        self.timing = Timing(self._plan, request.device, self._worker, progress)
 
     def start(self, optimizations: Iterable[Optimization[Any]] = ()) -> None:
         """Convert the model if need be, and load the baseline.
@@ -168,8 +179,6 @@ class Job:
         self._progress("Starting the baseline", 0, 0)
         worker = self._worker(BASELINE)
         resolved = self._resolved
-        if resolved.is_gguf:
-            self._progress("Converting GGUF, once: the result is kept in the cache", 0, 0)
         found = worker.call(
             "convert",
             spec=resolved.spec,
@@ -225,6 +234,7 @@ class Job:
         # Started first, so that it imports torch while the model is being made.
         worker = self._worker(name)
         directory = self._new_directory()
+        made: MadeVariant | None = None
         try:
             built = self._build(name, steps, directory)
             candidate = self._open(worker, name, str(directory))
@@ -242,23 +252,79 @@ class Job:
             compare_layers(
                 candidate, self._baseline.contestant, self._ids, self._plan, self._scratch
             )
-            against = self._kept
-            kept = [] if against is self._baseline else [against.contestant]
-            take_turns(
-                [self._baseline.contestant, *kept, candidate], self._ids, self._plan, self._progress
-            )
-            self._judge(step, made, built["steps"][-1])
+            used = self._time(made, step, built["steps"][-1]["settings"])
+            self._judge(step, made, built["steps"][-1], used=used)
             self._collect_notes(made, [step])
         finally:
-            if self._kept.contestant.worker is not worker:
-                worker.end(at_once=True)
+            if made is None or self._kept is not made:
+                (worker if made is None else made.contestant.worker).end(at_once=True)
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _judge(self, step: AskedStep, made: MadeVariant, built: dict[str, Any]) -> None:
+    def _time(self, made: MadeVariant, step: AskedStep, settings: dict[str, Any]) -> bool:
+        """Time a candidate beside what it is compared with, until that decides about it.
+
+        Returns:
+            Whether measured tokens ran through what the step put in place.
+        """
+        baseline, candidate = self._baseline.contestant, made.contestant
+        contestants = [baseline, candidate]
+        if self._kept is not self._baseline:
+            contestants.insert(1, self._kept.contestant)
+        control = self.timing.control(baseline, self._ids)
+        if control is not None:
+            # One and the same for the whole job, in new processes for each step.
+            if self._control is not None:
+                control.launches = self._control.launches
+            self._control = control
+            contestants.insert(1, control)
+        executes = step.optimization.stage is Stage.EXECUTION
+        smaller = pays_by_size(
+            candidate.opened["weights_bytes"],
+            self._kept.contestant.opened["weights_bytes"],
+            self._request.gate,
+        )
+        used = not executes
+
+        def enough(launches: int) -> bool:
+            nonlocal used
+            used = used or candidate.worker.call("was_used", name=step.name, settings=settings)
+            if not used:
+                return True
+            if launches not in self._plan.looks:
+                return False
+            ratios = [self._ratio(made, self._kept, quantity) for quantity in METRICS]
+            return not self._plan.closely or not undecided(
+                ratios, self._request.gate, smaller=smaller
+            )
+
+        self.timing.until(contestants, self._ids, enough)
+        if control is not None:
+            control.worker.end(at_once=True)
+        return used
+
+    def _ratio(self, made: MadeVariant, against: MadeVariant, quantity: str) -> Ratio:
+        """Return a ratio of speeds, whose interval is no narrower than the control's."""
+        noise = []
+        if self._control is not None:
+            shared = {
+                number: launch
+                for number, launch in self._control.launches.items()
+                if number in made.contestant.launches
+            }
+            noise = replace(self._control, launches=shared).log_ratios(
+                self._baseline.contestant, quantity
+            )
+        return ratio(made.contestant, against.contestant, quantity, self._plan, noise)
+
+    def _judge(
+        self, step: AskedStep, made: MadeVariant, built: dict[str, Any], *, used: bool
+    ) -> None:
         against = self._kept
         measured, before = self._measurements(made), self._measurements(against)
-        decode = ratio(made.contestant, against.contestant, DECODE, self._plan)
-        prefill = ratio(made.contestant, against.contestant, PREFILL, self._plan)
+        decode = self._ratio(made, against, DECODE)
+        prefill = self._ratio(made, against, PREFILL)
+        stage = step.optimization.stage
+        closely = self._plan.closely and len(decode.launches) >= self._plan.launches
         decision = judge(
             measured,
             before,
@@ -266,23 +332,22 @@ class Job:
             decode=decode,
             prefill=prefill,
             gate=self._request.gate,
-            used=made.contestant.worker.call(
-                "was_used", name=step.name, settings=built["settings"]
-            ),
+            effect=Effect(stage, built.get("changed", True), built.get("changed_note", ""), used),
+            closely=closely,
         )
         self._variants.append(self._variant(made))
-        if decision.keep:
+        if decision.accepted:
             if against is not self._baseline:
                 against.contestant.worker.end()
                 assert against.directory is not None
                 shutil.rmtree(against.directory)
             self._kept = made
-        outcome = Outcome.ACCEPTED if decision.keep else Outcome.REJECTED
-        kind = EventType.OPTIMIZATION_FINISHED if decision.keep else EventType.OPTIMIZATION_REVERTED
+        finished, reverted = EventType.OPTIMIZATION_FINISHED, EventType.OPTIMIZATION_REVERTED
+        kind = finished if decision.accepted else reverted
         emit_event(kind, {"optimization": step.name, "reason": decision.reason})
         self._note(
             step,
-            outcome,
+            decision.outcome,
             decision.reason,
             options=built["settings"],
             seconds=built["seconds"],
@@ -300,6 +365,14 @@ class Job:
             prefill_ratio=prefill,
             break_even=break_even(measured, before, decode, built["seconds"]),
             overruled=decision.overruled,
+            costs=costs(
+                measured,
+                before,
+                decode=decode,
+                prefill=prefill,
+                file_bytes=self._resolved.file_bytes,
+                closely=closely,
+            ),
         )
 
     def _collect_notes(self, made: MadeVariant, steps: Iterable[AskedStep]) -> None:
@@ -312,10 +385,10 @@ class Job:
     def report(self, command: Sequence[str]) -> Report:
         """Everything that was found out."""
         baseline = self._baseline.contestant
-        if not baseline.runs:
+        if not baseline.launches:
             # No candidate came as far as being timed; the baseline still is reported.
             measure_quality_alone(baseline, self._ids, self._plan, self._progress)
-            take_turns([baseline], self._ids, self._plan, self._progress)
+            self.timing.until([baseline], self._ids, lambda launches: launches in self._plan.looks)
         # Once more: steps before the last may have noted something since they were tried.
         self._collect_notes(self._kept, self._kept.steps)
         steps = [
@@ -355,6 +428,9 @@ class Job:
                 new_tokens=self._plan.new_tokens,
                 confidence=CONFIDENCE,
                 gate=self._request.gate,
+                launches=self._plan.launches,
+                max_launches=self._plan.looks[-1],
+                closely=self._plan.closely,
             ),
             variants=variants,
             steps=steps,
@@ -363,7 +439,19 @@ class Job:
                 steps=[each.name for each in self._kept.steps],
                 summary=summary(variants, steps, self._kept.name),
             ),
+            control=self._control_found(),
+            load=self.timing.meter.found(),
         )
+
+    def _control_found(self) -> Control | None:
+        """Return the baseline against itself, over all launches of the job."""
+        if self._control is None:
+            return None
+        decode, prefill = (
+            ratio(self._control, self._baseline.contestant, quantity, self._plan)
+            for quantity in (DECODE, PREFILL)
+        )
+        return Control(decode_ratio=decode, prefill_ratio=prefill)
 
     def finish(self) -> None:
         """Put the files of the model that was kept at the top of the output directory."""
@@ -405,8 +493,7 @@ class Job:
     def _open(self, worker: WorkerProcess, name: str, directory: str) -> Contestant:
         self._progress(f"Loading {name}", 0, 0)
         dtype = self._request.dtype if name == BASELINE else None
-        opened = worker.call("open", directory=directory, dtype=dtype, device=self._request.device)
-        return Contestant(name, worker, opened)
+        return self.timing.open(worker, name, directory, dtype)
 
     def _warm_up(self, contestant: Contestant, *, first_use: bool = False) -> None:
         slow = ": a first use that compiles can take minutes" if first_use else ""
@@ -422,17 +509,19 @@ class Job:
             for file in (made.directory.glob(WEIGHT_FILES) if made.directory else ())
         )
         return made.contestant.measurements(
-            saved_bytes=saved, build_peak=made.build_peak, seed=self._plan.seed
+            self._plan,
+            prompt_tokens=min(len(self._ids), self._plan.prompt_tokens),
+            saved_bytes=saved,
+            build_peak=made.build_peak,
         )
 
     def _variant(self, made: MadeVariant) -> Variant:
-        baseline = self._baseline.contestant
         return Variant(
             name=made.name,
             steps=[each.name for each in made.steps],
             measured=self._measurements(made),
-            decode_ratio=ratio(made.contestant, baseline, DECODE, self._plan),
-            prefill_ratio=ratio(made.contestant, baseline, PREFILL, self._plan),
+            decode_ratio=self._ratio(made, self._baseline, DECODE),
+            prefill_ratio=self._ratio(made, self._baseline, PREFILL),
             layers=made.contestant.layers,
             layers_missing=made.contestant.layers_missing,
         )

@@ -11,14 +11,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from truthgpt_core.config import load_yaml_model
 from truthgpt_core.errors import TruthGPTError, did_you_mean
 from truthgpt_core.optimization import Optimization, parse_applied
-from truthgpt_services.measuring.contest import Plan
 from truthgpt_services.measuring.gate import DEFAULT_GATE
+from truthgpt_services.measuring.speed import Plan
 from truthgpt_services.report.schema import Gate
 
 MEASURING_OPTIONS = (
     "text",
     "seed",
     "rounds",
+    "launches",
+    "max_launches",
+    "budget",
+    "quick",
+    "max_slowdown",
     "max_kl",
     "max_perplexity_ratio",
     "min_gain",
@@ -26,7 +31,10 @@ MEASURING_OPTIONS = (
     "max_flips",
     "keep_all",
 )
-"""Fields of `OptimizeFile` that say how to measure and what to keep."""
+"""Fields of `OptimizeFile` that say how to measure and what to accept."""
+
+QUICK: Mapping[str, int] = {"rounds": 2, "launches": 1, "max_launches": 1}
+"""A plan that shows whether a step works, and not how fast the model is with it."""
 
 
 class Applying(BaseModel):
@@ -81,12 +89,17 @@ class OptimizeFile(BaseModel):
     text: Path | None = None
     seed: int = 0
     rounds: int = Field(Plan.rounds, ge=2)
+    launches: int = Field(Plan.launches, ge=1)
+    max_launches: int = Field(Plan.max_launches, ge=1)
+    budget: float = Field(Plan.seconds, gt=0)
+    quick: bool = False
     max_kl: float = Field(DEFAULT_GATE.max_kl, ge=0)
     max_perplexity_ratio: float = Field(DEFAULT_GATE.max_perplexity_ratio, gt=0)
     min_gain: float = Field(DEFAULT_GATE.min_gain, ge=0)
     gain: Literal["any", "speed", "size"] = DEFAULT_GATE.gain
     max_flips: float | None = Field(DEFAULT_GATE.max_flips, ge=0, le=1)
     keep_all: bool = DEFAULT_GATE.keep_all
+    max_slowdown: float = Field(DEFAULT_GATE.max_slowdown or 0.0, ge=0)
 
     @property
     def gate(self) -> Gate:
@@ -98,12 +111,21 @@ class OptimizeFile(BaseModel):
             gain=self.gain,
             max_flips=self.max_flips,
             keep_all=self.keep_all,
+            max_slowdown=self.max_slowdown,
         )
 
     @property
     def plan(self) -> Plan:
         """How much is measured."""
-        return Plan(rounds=self.rounds, seed=self.seed)
+        if self.quick:
+            return Plan(seed=self.seed, **QUICK)
+        return Plan(
+            rounds=self.rounds,
+            launches=self.launches,
+            max_launches=self.max_launches,
+            seconds=self.budget,
+            seed=self.seed,
+        )
 
 
 def read_request(

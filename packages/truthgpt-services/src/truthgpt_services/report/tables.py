@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from truthgpt_services.report import quantities
+from truthgpt_services.report import noise, quantities
 from truthgpt_services.report.comparison import Comparison, Figure
 from truthgpt_services.report.formatting import (
     ABSENT,
@@ -32,7 +32,7 @@ def print_evaluation(report: Report, console: Console) -> None:
     _line(
         console,
         f"{source.architecture}, {source.parameters:,} parameters; "
-        f"{report.settings.rounds} rounds, medians with {report.settings.confidence * 100:g} % "
+        f"{noise.turns(report)}, medians with {report.settings.confidence * 100:g} % "
         f"intervals; {report.text.tokens:,} tokens of {report.text.name}",
         "dim",
     )

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import torch
 
+from truthgpt_core.columns import harmless
 from truthgpt_core.event_system import Event, EventEmitter, EventType, Subscription
 from truthgpt_services.measuring.memory import peak
 from truthgpt_services.models.loading import quiet
@@ -215,6 +216,7 @@ class ProgressLine:
         self._say(event.data["note"])
 
     def _show(self, line: str) -> None:
+        line = harmless(line)
         if self._changes:
             # A line that wraps cannot be written over, and would scroll the screen.
             self._shown = shortened(line, max(shutil.get_terminal_size().columns - 1, 20))
@@ -224,6 +226,7 @@ class ProgressLine:
         self._output.flush()
 
     def _say(self, line: str) -> None:
+        line = harmless(line)
         self._output.write(f"\r\x1b[2K{line}\n" if self._changes else f"{line}\n")
         self._output.flush()
         self._shown = ""

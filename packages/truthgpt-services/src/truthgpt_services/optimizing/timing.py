@@ -1,0 +1,108 @@
+"""Launching models again and again, and timing them until the interval decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from truthgpt_core.optimization import Progress
+from truthgpt_services.measuring.contest import Contestant, take_turns, warm_up
+from truthgpt_services.measuring.load import LoadMeter
+from truthgpt_services.measuring.process import WorkerProcess
+from truthgpt_services.measuring.speed import Plan
+
+SPARE = 2**30
+"""Bytes that a process takes beside the weights of its model."""
+
+
+class Timing:
+    """Runs the launches of a whole job, which it numbers.
+
+    Args:
+        plan: how much is measured.
+        device: where the models are.
+        start: starts a worker process of a name.
+        progress: told about work that takes seconds.
+
+    Attributes:
+        meter: what other programs did meanwhile.
+    """
+
+    def __init__(
+        self, plan: Plan, device: str, start: Callable[[str], WorkerProcess], progress: Progress
+    ) -> None:
+        self._plan = plan
+        self._device = device
+        self._start = start
+        self._progress = progress
+        self._launches = 0
+        self.meter = LoadMeter()
+
+    def open(
+        self, worker: WorkerProcess, name: str, directory: str, dtype: str | None
+    ) -> Contestant:
+        """Let a worker load a model."""
+        opened = worker.call("open", directory=directory, dtype=dtype, device=self._device)
+        return Contestant(name, worker, opened, directory, dtype)
+
+    def control(self, baseline: Contestant, ids: Sequence[int]) -> Contestant | None:
+        """Load the baseline once more, in a process of its own, if there is memory for it."""
+        available = baseline.worker.call("available_memory")
+        if available is not None and available < baseline.opened["weights_bytes"] + SPARE:
+            return None
+        control = self.open(self._start("control"), "control", baseline.directory, baseline.dtype)
+        warm_up(control, ids, self._plan)
+        return control
+
+    def until(
+        self,
+        contestants: Sequence[Contestant],
+        ids: Sequence[int],
+        enough: Callable[[int], bool],
+    ) -> None:
+        """Launch all and let them take turns, until it is enough.
+
+        Args:
+            contestants: warm; after the first launch each is started again in a new process.
+            ids: a text that the prompt is cut from.
+            enough: asked after each launch, with how many there were.
+        """
+        began = time.monotonic()
+        for number in range(1, self._plan.looks[-1] + 1):
+            if number > 1:
+                self._launch(contestants, ids)
+            self.meter.begin(each.worker.process for each in contestants)
+            take_turns(
+                contestants,
+                ids,
+                self._plan,
+                self._shown(number),
+                launch=self._launches,
+            )
+            self.meter.end()
+            self._launches += 1
+            late = time.monotonic() - began > self._plan.seconds
+            if enough(number) or (late and number in self._plan.looks):
+                return
+
+    def _launch(self, contestants: Sequence[Contestant], ids: Sequence[int]) -> None:
+        """End the workers and start new ones, which load their models at the same time."""
+        for each in contestants:
+            each.worker.end(at_once=True)
+            each.worker = self._start(each.name)
+        for each in contestants:
+            each.worker.ask("open", directory=each.directory, dtype=each.dtype, device=self._device)
+        for each in contestants:
+            each.worker.answer("open")
+        for each in contestants:
+            warm_up(each, ids, self._plan)
+
+    def _shown(self, number: int) -> Progress:
+        """Count rounds over launches, up to those of the next look."""
+        rounds = self._plan.rounds
+        look = next(look for look in self._plan.looks if look >= number)
+
+        def progress(what: str, done: int, total: int) -> None:
+            self._progress(what, (number - 1) * rounds + done, look * rounds)
+
+        return progress

@@ -83,7 +83,7 @@ def measure(way: str, source: Path, apply: str) -> dict[str, int]:
     if way == "layerwise":
         applied = service.load_and_apply(str(source), optimization, how)
     else:
-        applied = service.apply(optimization, service.load_model(str(source), how))
+        applied = service.apply(optimization, service.load_model(str(source), how), undo=False)
     peak = memory.peak(device)
     step = SavedStep(apply, optimization.stage.name.lower(), applied.settings, "")
     memory.reset_peak(device)
@@ -104,7 +104,7 @@ def warm_up(service: Any, optimization: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_model(Path(folder))
         service.load_and_apply(folder, optimization, {"device": "cpu"})
-        service.apply(optimization, service.load_model(folder, {"device": "cpu"}))
+        service.apply(optimization, service.load_model(folder, {"device": "cpu"}), undo=False)
 
 
 def largest_layer(source: Path) -> int:

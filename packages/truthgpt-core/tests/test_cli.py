@@ -206,6 +206,21 @@ def test_an_interruption_is_130(main, with_command, error: str) -> None:
     assert (status, said.strip()) == (130, "truthgpt: interrupted")
 
 
+def test_debugging_shows_where_an_error_came_from(main, with_command, monkeypatch) -> None:
+    """With `TRUTHGPT_DEBUG=1` the traceback stands before the line; without it, it does not."""
+    with_command("from truthgpt_core import TruthGPTError; raise TruthGPTError('It is wrong')")
+    assert main("try-it")[2] == "truthgpt: It is wrong\n"
+    for value in ("", "0"):
+        monkeypatch.setenv("TRUTHGPT_DEBUG", value)
+        assert main("try-it")[2] == "truthgpt: It is wrong\n"
+    monkeypatch.setenv("TRUTHGPT_DEBUG", "1")
+    code, _, error = main("try-it")
+    assert code == 1
+    assert error.startswith("Traceback (most recent call last):")
+    assert "trying_module.py" in error
+    assert error.endswith("truthgpt: It is wrong\n")
+
+
 def test_wrong_usage_is_2(main) -> None:
     """An option that does not exist ends with 2 and says so."""
     status, _, said = main("plugins", "--lod")

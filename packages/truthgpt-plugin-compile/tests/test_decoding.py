@@ -76,7 +76,7 @@ def test_tokens_are_the_same(batch: int, eager: LlamaForCausalLM, compiled: Any)
 
 @needs_compiler
 def test_it_is_known_whether_a_model_ran_through_it(compiled: Any) -> None:
-    """Reading a prompt alone compiles nothing; a decode step does."""
+    """Reading a prompt alone runs nothing compiled; a decode step does."""
     with torch.inference_mode():
         compiled(input_ids=PROMPT)
     assert not TorchCompile().was_used(compiled)
@@ -260,6 +260,7 @@ def test_where_compiling_fails_the_model_goes_on(
     assert warning.exc_info is None
     (note,) = notes
     assert "runs uncompiled" in note["note"]
+    assert not TorchCompile().was_used(broken), "nothing ran compiled"
 
 
 @needs_compiler

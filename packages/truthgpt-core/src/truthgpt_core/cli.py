@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from truthgpt_core import catalogue, commands, terminal
-from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
+from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line, is_debugging
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -156,6 +156,10 @@ def _run() -> None:
         terminal.say_click_error(error)
         sys.exit(error.exit_code)
     except TruthGPTError as error:
+        if is_debugging():
+            import traceback
+
+            traceback.print_exc()
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)

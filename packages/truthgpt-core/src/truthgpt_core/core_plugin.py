@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from truthgpt_core import optimization_calls
 from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext
@@ -32,4 +33,4 @@ class CorePlugin:
         self, optimization: Optimization[Any], model: Model, context: OptimizationContext
     ) -> Applied:
         """Let the optimization do it itself."""
-        return optimization.apply(model, context)
+        return optimization_calls.apply(optimization, model, context)

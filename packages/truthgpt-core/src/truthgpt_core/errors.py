@@ -7,7 +7,16 @@ anything else that reaches them is a bug of ours.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+
+DEBUG = "TRUTHGPT_DEBUG"
+"""The environment variable that asks for tracebacks."""
+
+
+def is_debugging() -> bool:
+    """Whether the user asked for tracebacks, with `TRUTHGPT_DEBUG=1`."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 class TruthGPTError(Exception):

@@ -19,26 +19,30 @@ from typing import Any, ClassVar, Generic, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from truthgpt_core.errors import TruthGPTError, did_you_mean
+from truthgpt_core.errors import did_you_mean
+from truthgpt_core.optimization_errors import OptimizationError as OptimizationError
+from truthgpt_core.optimization_errors import naming_the_author
 
 Model = Any
 """A `torch.nn.Module`; this package never needs to know more than that it is one."""
 
 
-class OptimizationError(TruthGPTError):
-    """An optimization was asked for something it cannot do."""
-
-
 class Stage(enum.IntEnum):
-    """When an optimization takes place, which is also what has to be kept of it.
+    """When an optimization takes place, which is also what has to be saved of it.
 
-    Lower stages are applied first, in whatever order a person named them.
+    Lower stages are applied first, in whatever order the user named them.
     """
 
-    WEIGHTS = 0
-    """Changes what the model is made of. Its result is saved with the model."""
+    STRUCTURE = 0
+    """Changes which modules there are or how large they are: pruning, dropping layers,
+    low-rank factors. It comes first, so that later steps see the modules that stay. Its
+    result is saved with the model."""
 
-    EXECUTION = 1
+    WEIGHTS = 1
+    """Changes what the modules are made of: quantizing, another dtype. Its result is saved
+    with the model."""
+
+    EXECUTION = 2
     """Changes how the model is run. It is done again each time the model is loaded."""
 
 
@@ -118,8 +122,11 @@ class Coverage:
 
     Attributes:
         unit: what is counted, in the plural: "linear layers", "decoder blocks".
-        covered: names of the modules that were changed.
-        skipped: names of the modules that were not, each with the reason.
+        covered: names of the modules, parameters or buffers that were changed.
+        skipped: names of those that were not, each with the reason.
+
+    A name is one that the model has, before or after: others are an error, and so is one
+    that is there twice.
     """
 
     unit: str = "layers"
@@ -238,6 +245,9 @@ class Optimization(ABC, Generic[OptionsT]):
     after: ClassVar[frozenset[str]] = frozenset()
     """Canonical names of optimizations that come before this one when both are applied."""
 
+    before: ClassVar[frozenset[str]] = frozenset()
+    """Canonical names of optimizations that come after this one when both are applied."""
+
     options_type: ClassVar[type[Options]] = Options
 
     layerwise: ClassVar[bool] = False
@@ -285,47 +295,69 @@ class Optimization(ABC, Generic[OptionsT]):
         """
 
     def was_used(self, model: Model) -> bool:
-        """Say whether a model that has run went through what `apply` put in place.
+        """Say whether tokens that a model has computed ran through what `apply` put in place.
 
-        It need not have where another optimization takes its place, and then whatever was
-        measured is not its doing: such a step is taken back. Asked only about models that
-        this optimization was applied to; True unless a subclass knows better.
+        That a step changed weights or structure is seen in the model. How a model is run
+        cannot be seen from outside, so a `Stage.EXECUTION` step has to prove it: count the
+        calls that run through it, and answer whether there were any. A step that does not is
+        rejected, since whatever was measured is then not its doing. So is one that says True
+        of a model that has computed nothing yet.
+
+        Args:
+            model: this optimization was applied to it; it has run or not.
+
+        Returns:
+            False for a `Stage.EXECUTION` step unless a subclass knows better, True for others.
         """
-        return True
+        return self.stage is not Stage.EXECUTION
 
     def restore(self, model: Model, context: OptimizationContext) -> Model:
-        """Make `model`, as it was before `apply`, ready to take the saved weights.
+        """Make `model`, built from the saved `config.json`, ready to take the saved weights.
 
         Called when a saved model is loaded, with this object built from the
-        `settings` that `apply` returned. A `Stage.WEIGHTS` optimization replaces
-        modules here as `apply` did, without computing anything: parameters may be
+        `settings` that `apply` returned. A `Stage.STRUCTURE` or `Stage.WEIGHTS` optimization
+        replaces modules here as `apply` did, without computing anything: parameters may be
         on the meta device. A `Stage.EXECUTION` one is applied again instead, after
         the weights are in place, and need not override this.
+
+        Args:
+            model: has the weights of a new model, and the structure that its configuration
+                describes. That configuration was saved after `apply`: what `apply` wrote into
+                `model.config` holds already. Where `apply` took layers out and lowered
+                `num_hidden_layers`, they are not there, and nothing is left to do.
+            context: as for `apply`.
+
+        Returns:
+            The model, with each module, parameter and buffer that the saved one had, in its
+            shape and dtype; the one passed in, changed in place, is fine.
         """
-        raise OptimizationError(f'"{self.name}" does not say how to restore a saved model')
+        raise OptimizationError(
+            f'"{self.name}" does not say how to restore a saved model',
+            hint="Its author has to write restore.",
+        )
 
 
 def in_order(optimizations: Sequence[Optimization[Any]]) -> list[Optimization[Any]]:
-    """Put optimizations in the order that they declare.
+    """Put optimizations in the order that they declare, whatever order they are given in.
 
-    First by stage, then by `after`, then as given.
+    First by stage, then by `after` and `before`, then by name.
 
     Raises:
-        OptimizationError: the same optimization twice, or a cycle of `after`.
+        OptimizationError: the same optimization twice, or a cycle of `after` and `before`.
     """
-    position: dict[str, int] = {}
-    for index, optimization in enumerate(optimizations):
-        if optimization.name in position:
+    named: dict[str, Optimization[Any]] = {}
+    for optimization in optimizations:
+        if optimization.name in named:
             raise OptimizationError(
                 f'"{optimization.name}" is applied twice', hint="Name each optimization once."
             )
-        position[optimization.name] = index
+        named[optimization.name] = optimization
     sorter: TopologicalSorter[str] = TopologicalSorter()
-    for later in optimizations:
-        sorter.add(later.name)
-        for earlier in optimizations:
-            if earlier.name in later.after or earlier.stage < later.stage:
-                sorter.add(later.name, earlier.name)
+    for name, later in sorted(named.items()):
+        sorter.add(name)
+        for other, earlier in sorted(named.items()):
+            if other in later.after or name in earlier.before or earlier.stage < later.stage:
+                sorter.add(name, other)
     try:
         sorter.prepare()
     except CycleError as error:
@@ -335,10 +367,10 @@ def in_order(optimizations: Sequence[Optimization[Any]]) -> list[Optimization[An
     ready: list[str] = []
     while sorter.is_active():
         ready.extend(sorter.get_ready())
-        ready.sort(key=position.__getitem__, reverse=True)
+        ready.sort(reverse=True)
         name = ready.pop()
         sorter.done(name)
-        ordered.append(optimizations[position[name]])
+        ordered.append(named[name])
     return ordered
 
 
@@ -359,7 +391,8 @@ def refuse_impossible(optimizations: Iterable[Optimization[Any]], source: Source
                 f"Leave out {each.name}, or start from the model that this one was made from.",
             )
         else:
-            verdict = each.check_source(source)
+            with naming_the_author(type(each), "check_source"):
+                verdict = each.check_source(source)
         if not verdict.ok:
             raise OptimizationError(
                 f'"{each.name}" cannot be applied to {source.name}: {verdict.reason}',

@@ -39,6 +39,7 @@ class Compilation:
         self._limit = max_recompilations
         self._kept = kept
         self._graphs = 0
+        self._calls = 0
         self._seconds = 0.0
         self._reason = ""
         self._full = False
@@ -55,9 +56,9 @@ class Compilation:
         return self._mode == "reduce-overhead" and torch.cuda.is_available()
 
     @property
-    def was_tried(self) -> bool:
-        """Whether anything was compiled, or failed to be."""
-        return self._graphs > 0 or self._failed
+    def calls(self) -> int:
+        """How often compiled code has run to its end."""
+        return self._calls
 
     def compiled(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return `call` as a function that compiles itself when it first runs.
@@ -120,7 +121,14 @@ class Compilation:
     def _compile(self, graph: fx.GraphModule, inputs: list[Any]) -> Any:
         self._graphs += 1
         with self._kept.in_use():
-            return compile_fx(graph, inputs, config_patches=list_mode_options(self._mode))
+            code: Any = compile_fx(graph, inputs, config_patches=list_mode_options(self._mode))
+
+        def counted(*args: Any) -> Any:
+            answer = code(*args)
+            self._calls += 1
+            return answer
+
+        return counted
 
     def _account(self) -> str:
         said = f"Compiled {_graphs(self._graphs)} in {self._seconds:.1f} s, with no graph breaks"

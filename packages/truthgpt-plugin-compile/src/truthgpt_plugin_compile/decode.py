@@ -39,9 +39,9 @@ class DecodeForward:
         self._compiled = compilation.compiled(forward) if whole else None
 
     @property
-    def was_compiled(self) -> bool:
-        """Whether a decode step came here and was compiled, or could not be."""
-        return self._compilation.was_tried
+    def compiled_calls(self) -> int:
+        """How often compiled code has run in decode steps that came here."""
+        return self._compilation.calls
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run compiled if it is a decode step against a static cache, else as before."""

@@ -124,10 +124,13 @@ class TorchCompile(Optimization[TorchCompileOptions]):
         return Applied(model, Coverage("linear layers", covered), settings)
 
     def was_used(self, model: Model) -> bool:
-        """Whether a decode step was compiled, and not taken by another optimization's code."""
+        """Whether a decode step ran through compiled code.
+
+        It did not where compiling failed, or where another optimization's code took the step.
+        """
         from truthgpt_plugin_compile.decode import DecodeForward
 
-        return isinstance(model.forward, DecodeForward) and model.forward.was_compiled
+        return isinstance(model.forward, DecodeForward) and model.forward.compiled_calls > 0
 
     def _settings(self, device: str) -> dict[str, Any]:
         gpu = device.partition(":")[0] == "cuda"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sized
 from functools import partial
 from importlib.metadata import version
 from pkgutil import resolve_name
@@ -97,9 +97,12 @@ class ServicesPlugin(Plugin):
         self, optimization: Optimization[Any]
     ) -> Generator[None, Applied | None, Applied | None]:
         """Tell of every optimization that is applied, whoever applies it."""
+        from truthgpt_core.optimization import Applied
+
         emit_event(EventType.OPTIMIZATION_STARTED, {"optimization": optimization.name})
         applied = yield
-        if applied is not None:
+        # Whoever called the hook refuses what is not; what a plugin returns may be anything.
+        if isinstance(applied, Applied) and isinstance(applied.coverage.covered, Sized):
             covered = len(applied.coverage.covered)
             emit_event(
                 EventType.OPTIMIZATION_APPLIED,

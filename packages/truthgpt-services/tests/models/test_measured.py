@@ -63,10 +63,10 @@ def test_what_pays_is_returned_made_of_the_weights_in_memory(service, model, exa
     assert optimized.name_or_path == model.name_or_path
     report = service.last_report
     assert [(step.name, step.outcome) for step in report.steps] == [
-        ("ruin", Outcome.REJECTED),
         ("halve", Outcome.ACCEPTED),
+        ("ruin", Outcome.REJECTED),
     ]
-    assert report.steps[1].options == {"note": "mine"}
+    assert report.steps[0].options == {"note": "mine"}
     assert linear_kinds(model) == {"Linear"}
     assert model.training
     assert vars(model.config) == vars(before.config)

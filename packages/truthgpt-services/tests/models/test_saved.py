@@ -9,12 +9,14 @@ import sys
 import pytest
 import torch
 
-from truthgpt_core.optimization import OptimizationError, Stage
+from truthgpt_core import discovery
+from truthgpt_core.optimization import Applied, Optimization, OptimizationError, Options, Stage
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.saved import SavedStep, read_recipe, weights_bytes
 
 IDS = list(range(5, 45))
+DISCOVER = discovery.discover
 
 
 @pytest.fixture
@@ -194,6 +196,60 @@ def test_a_recipe_of_other_weights_is_noticed(save, service, tiny):
     assert weights.is_file()
     with pytest.raises(ModelError, match="does not fit its recipe: 1 tensors are missing"):
         service.load_model(str(directory))
+
+
+def test_a_restore_that_forgets_something_is_told_to_its_author(save, service, tiny):
+    """The file is as it was saved, and so is the plugin: its `restore` is what is wrong."""
+    directory, _ = save(tiny, "forget")
+    with pytest.raises(ModelError, match="the first is forgotten") as caught:
+        service.load_model(str(directory))
+    assert caught.value.hint.startswith('The restore of "forget" (')
+    assert "the same modules and tensors as its apply" in caught.value.hint
+
+
+def test_a_restore_of_another_version_is_told_with_both(
+    save, service, tiny, example_distribution, monkeypatch
+):
+    """If the plugin changed since the model was saved, that is what to look at."""
+    directory, _ = save(tiny, "forget")
+    recipe = json.loads((directory / "truthgpt.json").read_text())
+    recipe["steps"][0]["distribution"] = "truthgpt-example 0.9"
+    change(directory, steps=recipe["steps"])
+    monkeypatch.syspath_prepend(example_distribution)
+    monkeypatch.setattr(discovery, "discover", DISCOVER)
+    forget = type(service.make_optimization("forget", {}))
+    monkeypatch.setattr(forget, "__module__", "example_optimizations")
+    with pytest.raises(ModelError) as caught:
+        service.load_model(str(directory))
+    assert caught.value.hint == (
+        "forget was saved with truthgpt-example 0.9, and truthgpt-example 1.0 is installed."
+    )
+
+
+class DropLast(Optimization[Options]):
+    """Takes the last layer out; the configuration says so, and nothing is left to restore."""
+
+    name = "drop_last"
+    stage = Stage.STRUCTURE
+
+    def apply(self, model, context):
+        del model.model.layers[-1]
+        model.config.num_hidden_layers -= 1
+        return Applied(model)
+
+    def restore(self, model, context):
+        assert len(model.model.layers) == model.config.num_hidden_layers == 1
+        return model
+
+
+def test_a_change_of_structure_is_saved_and_restored(save, service, plugins, tiny):
+    """`restore` is given a model made from the saved configuration, which has the change."""
+    plugins.factories["optimization_factory"].register("drop_last", DropLast)
+    directory, model = save(tiny, "drop_last", "halve")
+    assert (directory / "weights.safetensors").is_file()
+    again = service.load_model(str(directory))
+    assert len(again.model.layers) == 1
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_an_optimization_that_is_missing_says_what_to_install(save, tiny, bare_plugins):

@@ -20,7 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from truthgpt_core.errors import TruthGPTError
+from truthgpt_core import optimization_calls
+from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_core.event_system import Event, EventType, on_event
 from truthgpt_core.optimization import Stage
 from truthgpt_services.importing import importing
@@ -43,6 +44,7 @@ class Worker:
         self._service = ModelService(progress=progress)
         self._service.initialize()
         self._bench: Any = None
+        self._unproven: set[str] = set()
         self._notes: dict[tuple[str, str], str] = {}
         on_event(EventType.OPTIMIZATION_NOTED, self._noted)
 
@@ -82,31 +84,46 @@ class Worker:
 
         A first step that works layer by layer reads the weights itself. What TruthGPT has
         optimized keeps its steps.
+
+        Returns:
+            `peak_memory_bytes`, and `steps`: what became of each. In it are `changed`, whether
+            any tensor (by bytes, dtype and shape) or the type of any module differs after it,
+            None for a step that only changes how the model is run, which cannot be seen so; and
+            `changed_note`, what was compared and how much of it differs.
         """
         from truthgpt_services.measuring import memory
-        from truthgpt_services.models.loading import pick_device
+        from truthgpt_services.models import changes
+        from truthgpt_services.models.loading import DTYPES, pick_device
         from truthgpt_services.models.saved import SavedStep, is_saved, read_recipe
 
         place = pick_device(device)
         memory.reset_peak(place)
         how = {"dtype": dtype, "device": device}
         trial: dict[str, Any] = {"seed": seed, "tokens": tokens, "max_kl": max_kl}
-        model = None if steps else self._service.load_unfinished(directory, how)
+        model: Any = None if steps else self._service.load_unfinished(directory, how)
         tokenizer = self._service.load_tokenizer(directory)
         done: list[dict[str, Any]] = []
         saved = list(read_recipe(Path(directory)).steps) if is_saved(Path(directory)) else []
         for step in steps:
             optimization = self._service.make_optimization(step["name"], step["options"])
-            if model is None and not optimization.layerwise:
+            before = None
+            if model is None and optimization.layerwise:
+                before = changes.parts_on_disk(Path(directory), DTYPES.get(dtype or "auto"))
+            if model is None and before is None:
                 model = self._service.load_unfinished(directory, how)
+            is_compared = optimization.stage is not Stage.EXECUTION
+            if before is None and is_compared:
+                before = changes.parts_in_memory(model)
             began = time.perf_counter()
             if model is None:
                 # Reading the weights is part of it then, and of what it takes.
                 applied = self._service.load_and_apply(directory, optimization, how, **trial)
             else:
-                applied = self._service.apply(optimization, model, **trial)
+                # A worker whose step failed throws the model away.
+                applied = self._service.apply(optimization, model, undo=False, **trial)
             seconds = time.perf_counter() - began
             model = applied.model
+            change = changes.compare(before, model) if is_compared and before else None
             saved.append(
                 SavedStep(
                     step["name"],
@@ -125,27 +142,45 @@ class Worker:
                     "total": applied.coverage.total,
                     "skipped": applied.coverage.skipped,
                     "choices": [asdict(each) for each in applied.choices],
+                    "changed": change and change.changed,
+                    "changed_note": change.note if change else "",
                 }
             )
-        # Stable: what only changes how the source is run comes after what changed its weights now.
-        saved.sort(key=lambda step: step.stage != Stage.WEIGHTS.name.lower())
+        # Stable: what only changes how the source is run comes after what was changed of it now.
+        saved.sort(key=lambda step: step.stage == Stage.EXECUTION.name.lower())
         self._service.save_model(model, tokenizer, Path(output), source=source, steps=saved)
         return {"steps": done, "peak_memory_bytes": memory.peak(place)}
 
     def open(self, directory: str, dtype: str | None, device: str) -> dict[str, Any]:
         """Load the model to be measured."""
         from truthgpt_services.measuring.bench import Bench
+        from truthgpt_services.models.saved import is_saved, read_recipe
 
         began = time.perf_counter()
         model = self._service.load_model(directory, {"dtype": dtype, "device": device})
         tokenizer = self._service.load_tokenizer(directory)
+        seconds = time.perf_counter() - began
         self._bench = Bench(model, tokenizer, self._service.hooks)
-        return {"load_seconds": time.perf_counter() - began, **self._bench.describe()}
+        steps = read_recipe(Path(directory)).steps if is_saved(Path(directory)) else ()
+        self._unproven = set()
+        for step in steps:
+            if step.stage != Stage.EXECUTION.name.lower():
+                continue
+            if self.was_used(step.name, step.settings):
+                self._unproven.add(step.name)
+                said = "Its was_used says True before anything is computed, so it proves nothing."
+                self._notes[step.name, "was_used"] = said
+        return {"load_seconds": seconds, **self._bench.describe()}
 
     def was_used(self, name: str, settings: dict[str, Any]) -> bool:
-        """Whether the model that is open ran through what a step put in place."""
+        """Whether tokens that were computed since `open` ran through what a step put in place.
+
+        False for a step that said so before there were any.
+        """
         optimization = self._service.make_optimization(name, settings)
-        return optimization.was_used(self._bench.model)
+        if name in self._unproven:
+            return False
+        return optimization_calls.was_used(optimization, self._bench.model)
 
     def notes(self) -> list[list[str]]:
         """What optimizations have noted while the model ran: name, what it is about, note."""
@@ -185,12 +220,14 @@ def serve(requests: TextIO, answers: TextIO) -> None:
             worker = worker or Worker(progress)
             answer("result", getattr(worker, request["do"])(**request["with"]))
         except TruthGPTError as error:
+            # Into the log: whoever asked has the line alone.
+            traceback.print_exc()
             # With its bases: a plugin's own class is not known to whoever asked.
             kinds = [kind.__name__ for kind in type(error).__mro__]
             answer("error", [kinds, error.message, error.hint])
-        except Exception as error:  # noqa: BLE001 - told to whoever asked, and logged
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - told to whoever asked, and logged
             traceback.print_exc()
-            answer("crash", f"{type(error).__name__}: {error}".splitlines()[0])
+            answer("crash", in_one_line(error))
 
 
 def main() -> None:

@@ -16,7 +16,9 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,18 @@ class LayerwiseModel:
                     raise OptimizationError(f"{name}.{key} was left without values")
         _give_back_what_is_free()
 
+    def stored_tensors(self) -> Iterator[tuple[str, Tensor, Callable[[], Tensor]]]:
+        """Yield what is not filled in yet, tied tensors under each of their names.
+
+        Yields:
+            Its name in the model; a tensor on the meta device that has its dtype and shape;
+            and what reads it from disk, onto the CPU.
+        """
+        for key, (tensor, where) in self._stored.items():
+            for module, attribute in self._places[key]:
+                name = f"{module}.{attribute}" if module else attribute
+                yield name, tensor, partial(_read_as, where, tensor.dtype)
+
     def _fill(self, tensor: Tensor, model: Any) -> None:
         if id(tensor) not in self._stored:
             return
@@ -245,6 +259,10 @@ def _stored_tensors(directory: Path) -> dict[str, _Stored]:
     for file in files:
         stored |= _tensors_of(directory / file)
     return stored
+
+
+def _read_as(where: _Stored, dtype: torch.dtype) -> Tensor:
+    return where.read().to(dtype=dtype)
 
 
 def _tensors_of(path: Path) -> dict[str, _Stored]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
+from truthgpt_core import optimization_calls
 from truthgpt_core.optimization import (
     Optimization,
     OptimizationContext,
     OptimizationError,
     Stage,
 )
+from truthgpt_core.optimization_errors import described, distribution_of
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import DTYPES, load_config, quiet
 from truthgpt_services.output import MARKER, explain_write_error
@@ -87,7 +89,7 @@ class Recipe:
     @property
     def weights(self) -> str:
         """The name of the weights file."""
-        changed = any(step.stage == Stage.WEIGHTS.name.lower() for step in self.steps)
+        changed = any(step.stage != Stage.EXECUTION.name.lower() for step in self.steps)
         return CHANGED if changed else ORDINARY
 
 
@@ -187,15 +189,15 @@ def load(
     with quiet(), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.dtype])
     for step in steps:
-        if step.stage is Stage.WEIGHTS:
-            model = step.restore(model, make_context(step.name))
-    _fill(model, weights, recipe.shared)
+        if step.stage is not Stage.EXECUTION:
+            model = optimization_calls.restore(step, model, make_context(step.name))
+    _fill(model, weights, recipe.shared, lambda: why_unfit(recipe.steps, steps))
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     model.to(device)
     model.eval()
     for step in runnable(directory, device, make_optimization) if run else ():
-        model = step.apply(model, make_context(step.name)).model
+        model = optimization_calls.apply(step, model, make_context(step.name)).model
     return model
 
 
@@ -218,7 +220,7 @@ def runnable(
         optimization = _remake(step, make_optimization)
         if optimization.stage is not Stage.EXECUTION:
             continue
-        verdict = optimization.check(str(device))
+        verdict = optimization_calls.check(optimization, str(device))
         if verdict.ok:
             found.append(optimization)
         else:
@@ -258,7 +260,32 @@ def _unshared(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return tensors, shared
 
 
-def _fill(model: Any, weights: Path, shared: dict[str, str]) -> None:
+def why_unfit(saved: Sequence[SavedStep], remade: Sequence[Optimization[Any]]) -> str:
+    """Return the hint for weights that do not fit the model that `restore` made ready.
+
+    Args:
+        saved: the steps of the recipe.
+        remade: the same steps as they are installed here.
+    """
+    others, authors = [], []
+    for step, optimization in zip(saved, remade, strict=True):
+        if optimization.stage is Stage.EXECUTION:
+            continue
+        installed = distribution_of(type(optimization))
+        if step.distribution and installed and step.distribution != installed:
+            others.append(f"{step.name} was saved with {step.distribution}, and {installed} is")
+        authors.append(described(type(optimization)))
+    if others:
+        return f"{others[0]} installed."
+    if authors:
+        return (
+            f"The restore of {', '.join(authors)} has to make the same modules and tensors as its "
+            "apply: tell its author."
+        )
+    return "The file was changed after it was saved."
+
+
+def _fill(model: Any, weights: Path, shared: dict[str, str], hint: Callable[[], str]) -> None:
     wanted = set(model.state_dict())
     try:
         with safe_open(weights, framework="pt") as file:
@@ -271,11 +298,11 @@ def _fill(model: Any, weights: Path, shared: dict[str, str]) -> None:
         raise ModelError(
             f"{weights} does not fit its recipe: {len(odd)} tensors are missing or too many, "
             f"the first is {odd[0]}",
-            hint="It may have been saved by another version of a plugin.",
+            hint=hint(),
         )
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise ModelError(f"{weights} does not fit its recipe: {reason}") from error
+        raise ModelError(f"{weights} does not fit its recipe: {reason}", hint=hint()) from error
     model.tie_weights()

@@ -24,9 +24,10 @@ from truthgpt_core.optimization import (
 from truthgpt_core.paths import cache_dir
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models import layerwise, saved, sources
+from truthgpt_services.models import applying, layerwise, saved, sources
 from truthgpt_services.models.convert import as_directory
 from truthgpt_services.models.loading import DTYPES, load_model, load_tokenizer, pick_device
+from truthgpt_services.models.rollback import undone_if_it_fails
 from truthgpt_services.models.saved import Recipe, SavedStep
 from truthgpt_services.models.sources import ResolvedModel
 from truthgpt_services.output import StagedDirectory
@@ -137,7 +138,10 @@ class ModelService:
                     name, optimization, options, tokens=tokens, max_kl=max_kl
                 ).model
             else:
-                model = self.apply(optimization, model, tokens=tokens, max_kl=max_kl).model
+                # Nobody else has this model, so nothing has to be undone.
+                model = self.apply(
+                    optimization, model, tokens=tokens, max_kl=max_kl, undo=False
+                ).model
         return self.load_model(name, options) if model is None else model
 
     def load_unfinished(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
@@ -186,9 +190,13 @@ class ModelService:
         if optimization.layerwise and not saved.is_saved(directory):
             opened = layerwise.open_model(directory, dtype=how.dtype, device=how.device)
         if opened is None:
-            return self._apply(optimization, self._load(name, how, run=False), context)
+            return applying.apply(
+                self.hooks, optimization, self._load(name, how, run=False), context
+            )
         model = _loaded(opened.model, name, how)
-        applied = self._apply(optimization, model, replace(context, fill=opened.fill))
+        applied = applying.apply(
+            self.hooks, optimization, model, replace(context, fill=opened.fill)
+        )
         opened.fill_rest(applied.model)
         return applied
 
@@ -212,8 +220,11 @@ class ModelService:
         output: str | Path | None = None,
         overwrite: bool = False,
         options: Mapping[str, Any] | None = None,
+        undo: bool = True,
     ) -> Any:
         """Apply optimizations to a model, in the order that they declare.
+
+        If one of them fails, the model is as it was before the first, as for `apply`.
 
         Nothing is measured, unless `measure` asks for it. Then the model is saved aside, with
         the weights that it has now, and worker processes do with it what `truthgpt optimize`
@@ -235,6 +246,8 @@ class ModelService:
             options: how to measure and what to keep, by the keys of a file for `--config`:
                 `text`, `seed`, `rounds`, `max_kl`, `max_perplexity_ratio`, `min_gain`, `gain`,
                 `max_flips`, `keep_all`.
+            undo: put the model back as it was if an optimization fails; see `apply` for the
+                memory that it takes. With `measure` the model is never changed.
 
         Returns:
             The optimized model. If it was measured, the result as it was saved, in evaluation
@@ -275,8 +288,11 @@ class ModelService:
                 "output, overwrite and options are for a model that is measured",
                 hint="Add measure=True; save_model saves what was not measured.",
             )
-        for optimization in made:
-            model = self.apply(optimization, model, tokens=tokens, max_kl=max_kl).model
+        with undone_if_it_fails(model, undo):
+            for optimization in made:
+                model = self.apply(
+                    optimization, model, tokens=tokens, max_kl=max_kl, undo=False
+                ).model
         return model
 
     def make_optimization(self, name: str, options: Mapping[str, Any]) -> Optimization[Any]:
@@ -295,8 +311,13 @@ class ModelService:
         seed: int = 0,
         tokens: Sequence[int] = (),
         max_kl: float | None = None,
+        undo: bool = True,
     ) -> Applied:
         """Apply one optimization through the hook, so that plugins can take part.
+
+        A model that an optimization failed on is as it was before, bit for bit, unless `undo`
+        is False. That takes the memory of its weights once more while the optimization runs,
+        and weights that it replaces are not freed until it ends.
 
         Args:
             optimization: with its options.
@@ -304,13 +325,17 @@ class ModelService:
             seed: for whatever it does that is random.
             tokens: of a text that it may try the model on.
             max_kl: the mean KL divergence, in nats per token, that it may cost.
+            undo: put the model back as it was if this fails.
 
         Raises:
-            OptimizationError: it cannot be done to this model.
+            OptimizationError: it cannot be done to this model; the error names the plugin whose
+                mistake it is.
+            ModelError: there is too little memory to keep what the model was.
         """
         device = str(next(model.parameters()).device)
         context = self._context(optimization.name, device, seed, tokens, max_kl)
-        return self._apply(optimization, model, context)
+        with undone_if_it_fails(model, undo):
+            return applying.apply(self.hooks, optimization, model, context)
 
     def save_model(
         self,
@@ -385,15 +410,6 @@ class ModelService:
         ]
         self._plugins.activate_all()
         return made
-
-    def _apply(
-        self, optimization: Optimization[Any], model: Any, context: OptimizationContext
-    ) -> Applied:
-        applied = self._plugins.hooks.apply_optimization(
-            optimization=optimization, model=model, context=context
-        )
-        assert applied is not None, "the core's own implementation returns something"
-        return applied
 
     def _context(
         self,

@@ -73,20 +73,11 @@ class TruthGPTQuantizer(HfQuantizer):
         # The only one of transformers' questions that comes with the configuration before
         # weights are looked for.
         config.transformers_weights = CHANGED
-        self._dtype = config.dtype
         return config
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Refuse other dtypes than those that were measured.
-
-        Raises:
-            ModelError: another one was asked for.
-        """
-        if self._dtype is not None and dtype != self._dtype:
-            raise ModelError(
-                f"The model is optimized: its dtypes are part of it, so {dtype} cannot be had",
-                hint='Load it with dtype="auto".',
-            )
+        """Take note of the dtype that was asked for; by default it is the model's own."""
+        self._dtype = dtype
         return dtype
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> None:
@@ -99,6 +90,7 @@ class TruthGPTQuantizer(HfQuantizer):
         checkpoint_files: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
+        from truthgpt_services.models.loading import DTYPES
         from truthgpt_services.models.saved import open_weights, put_in_place, read_recipe
         from truthgpt_services.models.service import ModelService
 
@@ -113,6 +105,12 @@ class TruthGPTQuantizer(HfQuantizer):
                 hint="Use AutoModelForCausalLM.",
             )
         recipe = read_recipe(directory)
+        if self._dtype not in (None, DTYPES[recipe.dtype]):
+            raise ModelError(
+                f"{directory} is an optimized model: its dtypes are part of it, and cannot be "
+                f"{self._dtype}",
+                hint='Load it with dtype="auto".',
+            )
         self._weights = open_weights(directory, recipe)
         service = ModelService()
         service.initialize()

@@ -134,6 +134,116 @@ def test_what_others_may_have_written_is_not_loaded(folder: Path, calls: Path, m
     assert kept_in(folder).stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_directory_that_others_may_write_to_is_not_used(
+    folder: Path, calls: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is loaded from it or kept in it; a warning says what to do."""
+    load_in_new_process()
+    kept = kept_in(folder)
+    before = kept.stat()
+    folder.chmod(mode)
+    library.load()
+    assert compiled(calls) == 2
+    assert kept_in(folder).stat().st_mtime_ns == before.st_mtime_ns
+    assert "chmod 700" in caplog.text
+    assert str(folder) in caplog.text
+
+
+def test_what_is_verified_is_what_is_loaded(
+    folder: Path, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that takes its name between the two is not loaded."""
+    load_in_new_process()
+    kept = kept_in(folder)
+    verify, evil = library._digest, folder.parent / "evil.so"
+    evil.write_bytes(b"no library")
+
+    def swap(code: bytes) -> bytes:
+        if evil.exists() and len(code) > 100:
+            evil.replace(kept)
+        return verify(code)
+
+    monkeypatch.setattr(library, "_digest", swap)
+    assert library.load().pool_new
+    assert kept.read_bytes() == b"no library", "nothing was swapped, so this shows nothing"
+    assert compiled(calls) == 1
+
+
+def test_a_link_is_not_followed(folder: Path, calls: Path, tmp_path: Path) -> None:
+    """A name that leads elsewhere is compiled anew, in its place."""
+    load_in_new_process()
+    kept = kept_in(folder)
+    kept.rename(tmp_path / "elsewhere.so")
+    kept.symlink_to(tmp_path / "elsewhere.so")
+    load_in_new_process()
+    assert compiled(calls) == 2
+    assert not kept.is_symlink()
+
+
+def test_a_pipe_is_not_waited_for(folder: Path, calls: Path) -> None:
+    """Nor is it loaded."""
+    load_in_new_process()
+    kept = kept_in(folder)
+    kept.unlink()
+    os.mkfifo(kept)
+    load_in_new_process()
+    assert compiled(calls) == 2
+
+
+SANITIZED = """
+import torch
+from truthgpt_plugin_quantize.native import rows
+largest = torch.finfo(torch.float32).max
+x = torch.zeros(9, 96)
+x[0, 3], x[1, 3], x[2, 3] = float("nan"), float("inf"), -float("inf")
+x[3], x[4], x[5] = largest, -largest, 1e-38
+x[6] = 1e-45
+x[7, ::2], x[7, 1::2] = largest, -largest
+x[8] = torch.randn(96)
+signs = torch.tensor([127, -127], dtype=torch.int8).repeat(16, 48)
+for weight, scales in ((signs, torch.ones(16, 3)), (signs, torch.ones(16))):
+    out = rows.multiply(x, weight, scales)
+    assert out[0:3].isnan().all(), out[0:3]
+    assert (out[5:7] == 0).all()
+    assert (out[8] - x[8] @ weight[0].float()).abs().max() < 127 * 96 * x[8].abs().max() / 127
+halves = torch.full((16, 4), 1.0).half()
+packed = torch.full((16, 64), 255, dtype=torch.uint8)
+wide = torch.cat((x, x[:, :32]), 1)
+assert rows.multiply(wide, packed, halves, halves)[0:3].isnan().all()
+for dtype in (torch.float32, torch.bfloat16):
+    rows.convert(signs, torch.full((16, 3), largest), None, dtype)
+    rows.convert(packed, halves * 65504, -halves * 65504, dtype)
+print("done")
+"""
+
+
+def test_extremes_are_defined_in_cpp(folder: Path, tmp_path: Path) -> None:
+    """NaN, infinities and the ends of float32 do nothing that C++ leaves undefined."""
+    compiler = tmp_path / "compiler"
+    flags = "-O1 -fsanitize=undefined,float-cast-overflow -fno-sanitize-recover=all"
+    real = library.find_compiler()
+    compiler.write_text(f'#!/bin/sh\nexec {real} "$@" {flags}\n')
+    compiler.chmod(0o755)
+    probe = tmp_path / "probe.cpp"
+    probe.write_text("int f(int x) { return x + x; }\n")
+    made = subprocess.run(
+        [str(compiler), "-shared", "-fPIC", str(probe), "-o", str(tmp_path / "probe.so")],
+        check=False,
+    )
+    if made.returncode != 0:
+        pytest.skip("this compiler has no sanitizer")
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"CXX": str(compiler)},
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
 def test_a_truncated_library_is_compiled_anew(folder: Path, calls: Path, part: float) -> None:
     """What is left of a file, as after a full disk, does not kill the process."""

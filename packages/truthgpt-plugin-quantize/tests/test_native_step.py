@@ -327,6 +327,56 @@ def test_new_weights_are_seen_by_the_next_sequence(
     assert given.dtype != before.dtype or divergence(before, given).min() > 0.1
 
 
+def other_scaling(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.scaling *= 8
+
+
+def other_epsilon(model: Any) -> None:
+    for each in model.modules():
+        if hasattr(each, "variance_epsilon"):
+            each.variance_epsilon = 1.0
+
+
+def other_angles(model: Any) -> None:
+    model.model.rotary_emb.attention_scaling *= 1.5
+
+
+def one_other_scaling(model: Any) -> None:
+    model.model.layers[1].self_attn.scaling *= 8
+
+
+def other_activation(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.ReLU()
+
+
+@pytest.mark.parametrize(
+    ("change", "is_known"),
+    [
+        (other_scaling, True),
+        (other_epsilon, True),
+        (other_angles, True),
+        (one_other_scaling, False),
+        (other_activation, False),
+    ],
+)
+def test_numbers_that_are_changed_are_seen_by_the_next_sequence(
+    change: Callable[[Any], None], is_known: bool, context: OptimizationContext, hooks: Any
+) -> None:
+    """What is no tensor is not taken from when the model first decoded; nor is it ignored."""
+    model = quantized(context)
+    before = decode(hooks.make_decode_step(model=model, cache=prefilled(model)))
+    change(model)
+    own_cache, cache = prefilled(model), prefilled(model)
+    step = hooks.make_decode_step(model=model, cache=cache)
+    assert (step is not None) == is_known
+    expected = decode(own_step(model, own_cache))
+    assert divergence(before, expected).max() > 1e-2, "it shows nothing"
+    if step is not None:
+        assert divergence(expected, decode(step)).max() < 1e-3
+
+
 def test_the_number_of_threads_changes_no_bit(context: OptimizationContext, hooks: Any) -> None:
     """One, two and three threads add in the same order."""
     model = quantized(context)

@@ -141,6 +141,12 @@ class Int4Linear(QuantizedLinear):
         exact = torch.addcmul(minima.float().unsqueeze(-1), grouped, scales.float().unsqueeze(-1))
         return exact.view(-1, self.in_features)
 
+    def convert(self, dtype: torch.dtype) -> Tensor:
+        """Return weights in a floating-point dtype, of shape (out, in)."""
+        if self.kernel == "native" and self.qweight.is_cpu and dtype in kernels.CONVERTED:
+            return kernels.convert(self.qweight, self.scales, self.minima, dtype)
+        return super().convert(dtype)
+
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply the integers as they are, if the kernel does."""
         if self.kernel != "native":

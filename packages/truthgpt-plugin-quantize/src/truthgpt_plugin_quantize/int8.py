@@ -14,7 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from truthgpt_plugin_quantize import kernels
-from truthgpt_plugin_quantize.quantized import QuantizedLinear, in_chunks
+from truthgpt_plugin_quantize.quantized import (
+    QuantizedLinear,
+    in_chunks,
+    is_derived,
+    product_dtype,
+)
 
 LEVELS = 127
 """Integers go from -127 to 127: symmetric, so that a weight of 0 is exactly 0."""
@@ -96,6 +101,12 @@ class Int8Linear(QuantizedLinear):
         grouped = integers.view(*scales.shape, -1)
         return (grouped * scales.unsqueeze(-1)).view(integers.shape)
 
+    def convert(self, dtype: torch.dtype) -> Tensor:
+        """Return weights in a floating-point dtype, of shape (out, in)."""
+        if self.kernel == "native" and self.qweight.is_cpu and dtype in kernels.CONVERTED:
+            return kernels.convert(self.qweight, self.scales, None, dtype)
+        return super().convert(dtype)
+
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply the integers as they are, if the kernel does."""
         if self.kernel == "native":
@@ -110,7 +121,9 @@ class Int8Linear(QuantizedLinear):
         # float16 ends at 65504, which sums over integers reach: there the scales come first.
         if rows.dtype == torch.float16 or self.group_size:
             return super().multiply_many(rows)
-        products = functional.linear(rows, self.qweight.to(rows.dtype))
+        # bfloat16 has all integers of 8 bits.
+        dtype = product_dtype(rows)
+        products = functional.linear(rows.to(dtype), self.qweight.to(dtype)).to(rows.dtype)
         return products * self.scales.to(rows.dtype)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -132,7 +145,7 @@ class Int8DynamicLinear(Int8Linear):
 
     def multiply_many(self, rows: Tensor) -> Tensor:
         """Round rows, of shape (rows, in), each by its own scale, and multiply them."""
-        if rows.requires_grad and torch.is_grad_enabled():
+        if is_derived(rows):
             return super().multiply_many(rows)
         rounded, factors = quantize(rows)
         if _has_integer_products(rows):

@@ -1,4 +1,4 @@
-"""How a few rows of activations are multiplied on a CPU by integers as they are stored.
+"""How rows of activations are multiplied on a CPU by integers as they are stored.
 
 The kernels are operators of torch, because inductor leaves those alone: it fails on aten's
 own when their input is computed by what it has just fused.
@@ -7,6 +7,8 @@ own when their input is computed by what it has just fused.
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +23,26 @@ or kill the process. It asks nothing of how many rows there are on either side."
 ALIGNMENT = 32
 """The same kernel loads bfloat16 activations and, with AVX-512, weights at aligned
 addresses only: a tensor that begins inside another one kills the process."""
+
+
+def _has_bfloat16_tiles() -> bool:
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if supported is None or not supported() or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        about = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return re.search(r"^flags\b.*\bamx_bf16\b", about, re.MULTILINE) is not None
+
+
+BFLOAT16_TILES = _has_bfloat16_tiles()
+"""Whether this CPU multiplies matrices of bfloat16 in tiles (AMX), many times as fast as those of
+float32. Then many rows are multiplied in bfloat16: else weights that are made for each call
+would take longer than the ones in float32 that they replace."""
+
+CONVERTED = (torch.float32, torch.bfloat16)
+"""What the code of `native/` makes of integers."""
 
 _library = torch.library.Library("truthgpt_quantize", "DEF")
 
@@ -45,6 +67,15 @@ def native(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None = N
     Arguments and result are those of `native.rows.multiply`.
     """
     out: Tensor = torch.ops.truthgpt_quantize.native(x, qweight, scales, minima)
+    return out
+
+
+def convert(qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return integers as floating-point numbers, with the code of `native/`.
+
+    Arguments and result are those of `native.rows.convert`.
+    """
+    out: Tensor = torch.ops.truthgpt_quantize.convert(qweight, scales, minima, dtype)
     return out
 
 
@@ -85,6 +116,19 @@ def _native(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -
     return multiply(x, qweight, scales, minima)
 
 
+def _convert(qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch.dtype) -> Tensor:
+    from truthgpt_plugin_quantize.native.rows import convert
+
+    return convert(qweight, scales, minima, dtype)
+
+
+def _converted_shape(
+    qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    columns = qweight.shape[1] * (1 if minima is None else 2)
+    return qweight.new_empty(qweight.shape[0], columns, dtype=dtype)
+
+
 def _shape(x: Tensor, qweight: Tensor, *others: object) -> Tensor:
     return x.new_empty(x.shape[0], qweight.shape[0])
 
@@ -95,3 +139,8 @@ torch.library.register_fake("truthgpt_quantize::packed", _shape, lib=_library)
 _library.define("native(Tensor x, Tensor qweight, Tensor scales, Tensor? minima) -> Tensor")
 _library.impl("native", _native, "CPU")
 torch.library.register_fake("truthgpt_quantize::native", _shape, lib=_library)
+_library.define(
+    "convert(Tensor qweight, Tensor scales, Tensor? minima, ScalarType dtype) -> Tensor"
+)
+_library.impl("convert", _convert, "CPU")
+torch.library.register_fake("truthgpt_quantize::convert", _converted_shape, lib=_library)

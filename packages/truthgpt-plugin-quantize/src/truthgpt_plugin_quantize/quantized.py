@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from truthgpt_plugin_quantize import kernels
 from truthgpt_plugin_quantize.layers import matrix
 
 FEW_ROWS = 4
@@ -108,17 +109,21 @@ class QuantizedLinear(nn.Module, ABC):
         """
         return None
 
+    def convert(self, dtype: torch.dtype) -> Tensor:
+        """Return weights in a floating-point dtype, of shape (out, in)."""
+        return self.dequantize().to(dtype)
+
     def multiply_many(self, rows: Tensor) -> Tensor:
         """Multiply rows, of shape (rows, in), by floating-point weights made for the call."""
-        return nn.functional.linear(rows, self.dequantize().to(rows.dtype))
+        dtype = product_dtype(rows)
+        return nn.functional.linear(rows.to(dtype), self.convert(dtype)).to(rows.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer for `x` of shape (..., in_features), in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features)
         out = None
         # The kernels have no derivatives.
-        derived = x.requires_grad and torch.is_grad_enabled()
-        if rows.is_cpu and rows.shape[0] <= FEW_ROWS and not derived:
+        if rows.is_cpu and rows.shape[0] <= FEW_ROWS and not is_derived(rows):
             out = self.multiply_few(rows)
         if out is None:
             out = self.multiply_many(rows)
@@ -188,6 +193,18 @@ class QuantizedEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """Describe it in `print(model)`."""
         return f"{self.num_embeddings}, {self.source.in_features}, scheme={self.source.scheme}"
+
+
+def is_derived(rows: Tensor) -> bool:
+    """Whether a derivative by activations may be asked for."""
+    return rows.requires_grad and torch.is_grad_enabled()
+
+
+def product_dtype(rows: Tensor) -> torch.dtype:
+    """Return the dtype that many rows of activations are multiplied in by made weights."""
+    if kernels.BFLOAT16_TILES and rows.is_cpu and rows.dtype == torch.float32:
+        return rows.dtype if is_derived(rows) else torch.bfloat16
+    return rows.dtype
 
 
 def in_chunks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import re
 import shutil
+import stat
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from truthgpt_services.errors import OutputError
 
 MARKER = "truthgpt.json"
 """The file that says a directory was written by us, and is whole: it is written last."""
+
+_LARGEST_MARKER = 2**26
+"""In bytes; those with a choice for each layer of a large model take some hundred thousand."""
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -76,6 +82,7 @@ class StagedDirectory:
             raise OutputError(f"{self.path} has no {MARKER}: it is not complete")
         self._check()
         try:
+            share_as_umask_says(self.path)
             _fsync_tree(self.path)
             if not self.target.is_dir():
                 self.path.rename(self.target)
@@ -128,6 +135,44 @@ class StagedDirectory:
                 sibling.rename(self.target)
             else:
                 shutil.rmtree(sibling, ignore_errors=True)
+
+
+def read_marker(directory: Path) -> dict[str, Any]:
+    """Read the marker of a directory, which is input like everything else in it.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is not a regular file, or holds something else than a JSON object.
+    """
+    # Opening a FIFO would wait for its other end.
+    descriptor = os.open(directory / MARKER, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is not a regular file")
+        text = file.read(_LARGEST_MARKER + 1)
+    if len(text) > _LARGEST_MARKER:
+        raise ValueError(f"it is larger than {_LARGEST_MARKER >> 20} MB")
+    try:
+        raw = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(raw, dict):
+        raise ValueError("it does not hold a JSON object")
+    return raw
+
+
+def share_as_umask_says(directory: Path) -> None:
+    """Let those read the files of a directory who may read its marker.
+
+    safetensors makes files that only their owner can read, whatever the umask is. The marker
+    is made as Python makes files, and a process cannot ask for its umask without changing it.
+    """
+    wanted = stat.S_IMODE((directory / MARKER).stat().st_mode)
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode | wanted != mode:
+                path.chmod(mode | wanted)
 
 
 def _is_running(pid: int) -> bool:

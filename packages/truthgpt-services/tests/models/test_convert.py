@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import gguf
 import pytest
@@ -103,10 +104,62 @@ def test_a_gguf_file_becomes_the_model_that_it_was_made_from(
     assert torch.allclose(ours, theirs, atol=1e-4)
     (kept,) = (cache / "converted").iterdir()
     assert kept.name.startswith("tiny-")
-    # Damage shows that it is read, and that the file is not converted again.
+    before = (kept / "model.safetensors").stat()
+    service.load_model(str(file))
+    after = (kept / "model.safetensors").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def zero_a_thousand_bytes(kept):
+    path = kept / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5000:-4000] = bytes(1000)
+    path.write_bytes(content)
+
+
+def break_the_configuration(kept):
     (kept / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json cannot be used"):
-        service.load_model(str(file))
+
+
+def remove_the_weights(kept):
+    (kept / "model.safetensors").unlink()
+
+
+def remove_the_marker(kept):
+    (kept / "truthgpt.json").unlink()
+
+
+def nest_the_marker(kept):
+    (kept / "truthgpt.json").write_text('{"sha256": ' + "[" * 100_000)
+
+
+def put_a_pipe_in_its_place(kept):
+    (kept / "truthgpt.json").unlink()
+    os.mkfifo(kept / "truthgpt.json")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        zero_a_thousand_bytes,
+        break_the_configuration,
+        remove_the_weights,
+        remove_the_marker,
+        nest_the_marker,
+        put_a_pipe_in_its_place,
+    ],
+)
+def test_a_damaged_conversion_is_made_again(service, file, cache, caplog, damage):
+    """One line says so, and the model is what it was."""
+    directory = service.load_model(str(file)).config.name_or_path
+    (kept,) = (cache / "converted").iterdir()
+    whole = (kept / "model.safetensors").read_bytes()
+    damage(kept)
+    assert service.load_model(str(file)).config.name_or_path == directory
+    assert (kept / "model.safetensors").read_bytes() == whole
+    (said,) = [each.message for each in caplog.records if "converted again" in each.message]
+    assert said.startswith(str(file))
+    assert "\n" not in said
 
 
 def test_another_content_is_another_entry_in_the_cache(service, file, cache, tmp_path):

@@ -198,6 +198,7 @@ def test_how_it_was_measured_stands_in_the_report(report, tiny):
 def test_the_output_holds_the_model_and_the_report_and_nothing_else(optimized):
     """Nothing of the candidates that were taken back, and no working directory beside it."""
     assert sorted(path.name for path in (optimized / "out").iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "report.html",

@@ -285,6 +285,21 @@ void decoder_step(void* decoder, int64_t token, int64_t position, const Cache* c
     static_cast<Decoder*>(decoder)->step(token, position, caches, logits);
 }
 
+// All weights of a matrix of integers as numbers of a kind, FLOAT32 or BFLOAT16.
+void convert(void* pool, const Linear* m, void* out, int32_t kind) {
+    Pool& threads = *static_cast<Pool*>(pool);
+    threads.run([&](int32_t thread) {
+        int32_t first, last;
+        part(m->rows, thread, threads.threads(), &first, &last);
+        for (int64_t row = first; row < last; ++row) {
+            if (kind == BFLOAT16)
+                convert_row(*m, row, static_cast<uint16_t*>(out) + row * m->columns);
+            else
+                convert_row(*m, row, static_cast<float*>(out) + row * m->columns);
+        }
+    });
+}
+
 // `count` rows of activations times one matrix.
 void linear(void* pool, const Linear* m, const float* x, int32_t count, float* out) {
     Pool& threads = *static_cast<Pool*>(pool);

@@ -1,7 +1,9 @@
 """Compiling the C++ code for this machine, once, and loading it.
 
 What is compiled is kept in the cache under a name made of everything that it depends on.
-It is code, so what somebody else may have written is not loaded.
+It is code, so what another user may have written is not loaded: the directory and the file have
+to be this user's, and writable for nobody else. Both are opened once, and what was looked at
+is what is loaded, whatever their names stand for by then.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import hashlib
 import logging
 import os
 import platform
+import secrets
 import shutil
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.resources import files
@@ -37,6 +41,9 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
 )
 COMPILE_SECONDS = 300
+
+_DESCRIPTORS = Path("/proc/self/fd/../fd")
+"""Where Linux has open files by their numbers; spelled as nobody else does, see `_load_kept`."""
 
 
 class NativeError(TruthGPTError):
@@ -94,28 +101,119 @@ def load() -> ctypes.CDLL:
     """
     sources = {name: files(__package__).joinpath(name).read_bytes() for name in SOURCES}
     compiler = find_compiler()
-    kept = cache_dir("optimizations", "quantize") / f"decode-{_key(sources, compiler)}.so"
-    if _is_ours(kept) and _is_whole(kept):
+    folder = cache_dir("optimizations", "quantize")
+    name = f"decode-{_key(sources, compiler)}.so"
+    with _opened(folder) as place:
+        if place is not None:
+            try:
+                if (found := _load_kept(name, place)) is not None:
+                    return _declare(found)
+            except OSError:
+                logger.debug("%s in %s cannot be loaded", name, folder, exc_info=True)
         try:
-            return _declare(ctypes.CDLL(str(kept)))
-        except OSError:
-            logger.debug("%s cannot be loaded, and is compiled anew", kept, exc_info=True)
+            with tempfile.TemporaryDirectory() as private:
+                made = Path(private) / name
+                _compile(compiler, sources, made)
+                code = made.read_bytes()
+                if place is None:
+                    return _declare(ctypes.CDLL(str(made)))
+            _keep(code + _digest(code), name, place)
+            if (found := _load_kept(name, place)) is None:
+                raise OSError("what was written is not what is there")
+            return _declare(found)
+        except OSError as error:
+            raise NativeError(
+                f"Compiled code cannot be kept in {folder}: {error}",
+                hint=f"Set {CACHE} to a directory that you can write to.",
+            ) from error
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """Open the directory that compiled code is kept in, making it if need be.
+
+    Yields:
+        A descriptor; None if others may write into it, or the system has none for directories.
+        Then compiled code is not kept.
+    """
+    if os.open not in os.supports_dir_fd:
+        yield None
+        return
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-            made = Path(folder) / "decode.so"
-            _compile(compiler, sources, made)
-            code = made.read_bytes()
-            made.write_bytes(code + _digest(code))
-            # Where the umask leaves files writable for a group, it would not be loaded again.
-            made.chmod(stat.S_IRWXU)
-            made.replace(kept)
-        return _declare(ctypes.CDLL(str(kept)))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Whatever the umask is: where others may write, compiled code would not be kept.
+        folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise NativeError(
-            f"Compiled code cannot be kept in {kept.parent}: {error}",
+            f"Compiled code cannot be kept in {folder}: {error}",
             hint=f"Set {CACHE} to a directory that you can write to.",
         ) from error
+    try:
+        if _is_ours(os.fstat(place)):
+            yield place
+        else:
+            logger.warning(
+                "Compiled code is not kept in %s, because other users may write there: it is "
+                "compiled in each process. Make the directory yours alone (chmod 700), or set %s",
+                folder,
+                CACHE,
+            )
+            yield None
+    finally:
+        os.close(place)
+
+
+def _load_kept(name: str, place: int) -> ctypes.CDLL | None:
+    """Load a file of the directory `place`; None if it is missing, not ours or damaged.
+
+    Raises:
+        OSError: it cannot be loaded.
+    """
+    try:
+        # A FIFO would be waited for, and a link may lead to anything.
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
+    except OSError:
+        return None
+    keep_open = False
+    try:
+        about = os.fstat(file)
+        if not stat.S_ISREG(about.st_mode) or not _is_ours(about):
+            return None
+        with os.fdopen(os.dup(file), "rb") as reader:
+            content = reader.read()
+        length = len(_digest(b""))
+        # Loading a truncated library does not fail: it kills the process.
+        if content[-length:] != _digest(content[:-length]):
+            return None
+        if _DESCRIPTORS.is_dir():
+            # The loader takes a name that it has loaded before for the same library. While the
+            # descriptor stays open no other file has its number.
+            found = ctypes.CDLL(str(_DESCRIPTORS / str(file)))
+            keep_open = True
+            return found
+    finally:
+        if not keep_open:
+            os.close(file)
+    with tempfile.TemporaryDirectory() as private:
+        copy = Path(private) / name
+        copy.write_bytes(content)
+        return ctypes.CDLL(str(copy))
+
+
+def _keep(content: bytes, name: str, place: int) -> None:
+    """Write a file into the directory `place`, which has it as a whole or not at all."""
+    unfinished = f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    file = os.open(unfinished, flags, mode=stat.S_IRWXU, dir_fd=place)
+    try:
+        with os.fdopen(file, "wb") as writer:
+            writer.write(content)
+        os.replace(unfinished, name, src_dir_fd=place, dst_dir_fd=place)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(unfinished, dir_fd=place)
+        raise
 
 
 def find_compiler() -> str:
@@ -187,23 +285,9 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _is_ours(file: Path) -> bool:
-    try:
-        about = file.stat()
-    except OSError:
-        return False
-    mine = not hasattr(os, "getuid") or about.st_uid == os.getuid()
-    return mine and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _is_whole(file: Path) -> bool:
-    # Loading a truncated library does not fail: it kills the process.
-    try:
-        content = file.read_bytes()
-    except OSError:
-        return False
-    length = len(_digest(b""))
-    return content[-length:] == _digest(content[:-length])
+def _is_ours(about: os.stat_result) -> bool:
+    """Whether a file or directory is this user's, and only this user may write to it."""
+    return about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _digest(code: bytes) -> bytes:
@@ -222,6 +306,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.decoder_free.argtypes = [c_void_p]
     library.decoder_step.restype = None
     library.decoder_step.argtypes = [c_void_p, c_int64, c_int64, POINTER(Cache), c_void_p]
+    library.convert.restype = None
+    library.convert.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int32]
     library.linear.restype = None
     library.linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int32, c_void_p]
     return library

@@ -42,8 +42,9 @@ uint32_t is_not_finite(float value) {
 }
 
 // The compiler makes vectors of loops over this one, and none of loops over std::exp.
-inline float exponential(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
+inline float exponential(float exact) {
+    // In this order NaN becomes a bound: an integer of NaN is not defined.
+    const float x = std::min(88.0f, std::max(-87.0f, exact));
     float n = std::nearbyint(x * 1.44269504088896341f);
     float r = x - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
@@ -57,7 +58,7 @@ inline float exponential(float x) {
     int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
-    return p * power;
+    return exact == exact ? p * power : exact;
 }
 
 void normalize(const float* x, const float* weight, int32_t length, float epsilon, float* out) {

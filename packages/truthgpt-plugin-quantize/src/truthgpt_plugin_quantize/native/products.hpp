@@ -54,14 +54,21 @@ struct Activations {
             // By their bits: no option of the compiler lets it assume that there is no NaN.
             for (int i = 0; i < BLOCK; ++i) unusual |= is_not_finite(from[i]);
             const float scale = unusual ? NAN : largest / 127.0f;
-            const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+            const float inverse = 127.0f / largest;
+            // An integer of NaN, or of what is beyond all integers, is not defined. Activations
+            // this small have no inverse in float32, and are nothing beside any others.
+            if (unusual || is_not_finite(inverse)) {
+                std::fill_n(to, BLOCK, int8_t(0));
+                scales[block] = sums[block] = unusual ? NAN : 0.0f;
+                continue;
+            }
+            scales[block] = scale;
             int32_t sum = 0;
             for (int i = 0; i < BLOCK; ++i) {
                 const int32_t nearest = static_cast<int32_t>(std::nearbyint(from[i] * inverse));
                 to[i] = static_cast<int8_t>(nearest);
                 sum += nearest;
             }
-            scales[block] = scale;
             sums[block] = scale * float(sum);
         }
         std::fill_n(sums.begin() + (length + BLOCK - 1) / BLOCK, 8, 0.0f);
@@ -257,6 +264,37 @@ void read_row(const Linear& m, int64_t row, float* out) {
                 break;
             }
         }
+    }
+}
+
+void store(float value, float* out) { *out = value; }
+void store(float value, uint16_t* out) { *out = to_bfloat16(value); }
+
+// As `read_row`, for integers and in vectors; Number is float, or uint16_t for bfloat16.
+template <typename Number>
+void convert_row(const Linear& m, int64_t row, Number* out) {
+    const int32_t groups = m.columns / m.group;
+    if (m.kind == INT8) {
+        const int8_t* weights = static_cast<const int8_t*>(m.weight) + row * m.columns;
+        const float* scales = static_cast<const float*>(m.scales) + row * groups;
+        for (int32_t group = 0; group < groups; ++group) {
+            const int32_t begin = group * m.group;
+            const float scale = scales[group];
+            for (int32_t i = 0; i < m.group; ++i)
+                store(float(weights[begin + i]) * scale, out + begin + i);
+        }
+        return;
+    }
+    const uint8_t* weights = static_cast<const uint8_t*>(m.weight) + row * (m.columns / 2);
+    const uint16_t* scales = static_cast<const uint16_t*>(m.scales) + row * groups;
+    const uint16_t* minima = m.minima + row * groups;
+    for (int32_t block = 0; block < m.columns / BLOCK; ++block) {
+        const uint8_t* bytes = weights + block / 2 * BLOCK;
+        const int shift = block % 2 * 4;
+        const int32_t group = block * BLOCK / m.group;
+        const float scale = from_float16(scales[group]), least = from_float16(minima[group]);
+        for (int i = 0; i < BLOCK; ++i)
+            store(float(bytes[i] >> shift & 15) * scale + least, out + block * BLOCK + i);
     }
 }
 

@@ -1,4 +1,4 @@
-"""Rows of activations times a matrix of integers, with the compiled code."""
+"""Matrices of integers, multiplied by rows of activations or converted, with the compiled code."""
 
 from __future__ import annotations
 
@@ -69,6 +69,29 @@ def multiply(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None =
         pool, ctypes.byref(matrix), exact.data_ptr(), exact.shape[0], out.data_ptr()
     )
     return out.to(x.dtype)
+
+
+def convert(qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return a matrix of integers as floating-point numbers.
+
+    Args:
+        qweight: as for `describe`.
+        scales: likewise.
+        minima: likewise.
+        dtype: float32 or bfloat16.
+
+    Returns:
+        Of shape (out, in).
+
+    Raises:
+        NativeError: the code cannot be compiled.
+    """
+    kept = [None if each is None else each.contiguous() for each in (qweight, scales, minima)]
+    matrix = describe(*kept)  # type: ignore[arg-type]
+    out = torch.empty(matrix.rows, matrix.columns, dtype=dtype)
+    pool = library.pool(torch.get_num_threads(), os.getpid())
+    library.load().convert(pool, ctypes.byref(matrix), out.data_ptr(), KINDS[dtype])
+    return out
 
 
 def _address(tensor: Tensor | None) -> int | None:

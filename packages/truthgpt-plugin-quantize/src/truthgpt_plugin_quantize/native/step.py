@@ -88,11 +88,58 @@ def why_not(model: Any, cache: Any) -> str:
         return "it has forward hooks"
     if any(_is_replaced(each) for each in modules):
         return "the forward of one of its modules was replaced"
+    if len(set(_epsilons(model))) != 1 or len(set(_scalings(model))) != 1:
+        return "its layers differ in a number that they share in compiled code"
+    if not all(_is_known(each.mlp.act_fn, model) for each in model.model.layers):
+        return "an activation was replaced"
+    if reason := _why_not_shapes(model):
+        return reason
     if type(model.model.embed_tokens) not in (nn.Embedding, QuantizedEmbedding):
         return f"its embedding is a {type(model.model.embed_tokens).__name__}"
     if any(not each.is_cpu or each.dtype not in FLOATS for each in model.parameters()):
         return "it is not in float32 or bfloat16 on a CPU"
     return _why_not_cache(cache, len(model.model.layers))
+
+
+def _epsilons(model: Any) -> list[float]:
+    found = (vars(each).get("variance_epsilon") for each in model.modules())
+    return [each for each in found if each is not None]
+
+
+def _scalings(model: Any) -> list[float]:
+    return [layer.self_attn.scaling for layer in model.model.layers]
+
+
+def _is_known(activation: Any, model: Any) -> bool:
+    kind = model.config.hidden_act
+    x = torch.linspace(-6, 6, 25)
+    with torch.inference_mode():
+        if kind == "silu":
+            exact = nn.functional.silu(x)
+        else:
+            exact = nn.functional.gelu(x, approximate="tanh")
+        return bool(torch.allclose(activation(x), exact, rtol=1e-4, atol=1e-5))
+
+
+def _why_not_shapes(model: Any) -> str:
+    """Say where a model's layers are not of the sizes that its configuration says."""
+    config = model.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        d = attention.head_dim
+        wanted = {
+            "q_proj": (config.hidden_size, heads * d),
+            "k_proj": (config.hidden_size, kv_heads * d),
+            "v_proj": (config.hidden_size, kv_heads * d),
+            "o_proj": (heads * d, config.hidden_size),
+        }
+        if heads % kv_heads or any(
+            (getattr(attention, name).in_features, getattr(attention, name).out_features) != sizes
+            for name, sizes in wanted.items()
+        ):
+            return "its attention is not of the sizes that its configuration says"
+    return ""
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -149,6 +196,7 @@ class Decoder:
         self._threads, self._process = torch.get_num_threads(), os.getpid()
         pool = library.pool(self._threads, self._process)
         self._signature = _signature(model)
+        self._numbers = _numbers(model)
         self._positions = cache.layers[0].keys.shape[2]
         self._cache_dtype = cache.layers[0].keys.dtype
         # While these live, no other tensor can have their addresses, which `fits` compares.
@@ -171,7 +219,7 @@ class Decoder:
             vocabulary=head.rows,
             activation=ACTIVATIONS[config.hidden_act],
             cache_kind=FLOATS[self._cache_dtype],
-            epsilon=config.rms_norm_eps,
+            epsilon=_epsilons(model)[0],
             attention_scale=attention.scaling,
             embedding_scale=1.0,
         )
@@ -199,6 +247,7 @@ class Decoder:
             and self._threads == torch.get_num_threads()
             and self._process == os.getpid()
             and self._signature == _signature(model)
+            and self._numbers == _numbers(model)
         )
 
     def step_for(self, model: Any, cache: Any) -> Step:
@@ -311,6 +360,12 @@ def _signature(model: Any) -> tuple[tuple[int, int], ...]:
     return tuple(
         (each.data_ptr(), 0 if each.is_inference() else each._version) for each in _tensors(model)
     )
+
+
+def _numbers(model: Any) -> tuple[Any, ...]:
+    """Return what is no tensor, and was copied when the decoder was made."""
+    rotary = getattr(model.model.rotary_emb, "attention_scaling", None)
+    return (*_epsilons(model), *_scalings(model), model.config.hidden_act, rotary)
 
 
 def _tensors(model: Any) -> tuple[Tensor, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,10 @@ from truthgpt_core.paths import cache_dir
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import quiet
 from truthgpt_services.models.sources import ResolvedModel, optimizations_of
-from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error
+from truthgpt_services.models.weights_file import file_sha256
+from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error, read_marker
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 
@@ -28,7 +33,8 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
     """Return a transformers directory for a model, converting a GGUF file if need be.
 
     A converted model is kept in the cache under a key made of the file's content
-    and of the versions that converted it.
+    and of the versions that converted it. Its files are compared with their checksums each
+    time, and converted again if one is damaged.
 
     Raises:
         ModelError: the file cannot be converted.
@@ -42,15 +48,36 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
     for part in (str(_FORMAT), version("transformers"), version("gguf")):
         key.update(part.encode())
     target = cache_dir("converted", f"{resolved.path.stem}-{key.hexdigest()[:16]}")
-    if (target / MARKER).is_file():
-        return target
+    if os.path.lexists(target):
+        damage = _damage(target)
+        if not damage:
+            return target
+        logger.warning("%s is converted again: in the cache, %s", resolved.path, damage)
+        # All below it is ours, under a name that only `resolved` has.
+        shutil.rmtree(target, ignore_errors=True)
     progress("Converting GGUF, once: the result is kept in the cache", 0, 0)
     with StagedDirectory(target, overwrite=True) as staged:
         with _bars_told_to(progress):
             _convert(resolved.path, staged.path)
-        _mark(staged.path, resolved.spec)
+        checksums = {each.name: file_sha256(each) for each in staged.path.iterdir()}
+        _mark(staged.path, resolved.spec, sha256=checksums)
         staged.commit()
     return target
+
+
+def _damage(directory: Path) -> str:
+    """Say what is wrong with a converted model in the cache; empty if nothing is."""
+    try:
+        checksums = read_marker(directory)["sha256"]
+        for name, checksum in sorted(checksums.items()):
+            file = directory / Path(name).name
+            if not file.is_file():
+                return f"{file.name} is missing"
+            if file_sha256(file) != checksum:
+                return f"{file.name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MARKER} is damaged"
+    return "" if "config.json" in checksums else f"{MARKER} is damaged"
 
 
 def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
@@ -78,8 +105,8 @@ def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
         raise explained or error from error
 
 
-def _mark(directory: Path, source: str) -> None:
-    marker = {"format": _FORMAT, "kind": "converted", "source": source, "steps": []}
+def _mark(directory: Path, source: str, **more: Any) -> None:
+    marker = {"format": _FORMAT, "kind": "converted", "source": source, "steps": []} | more
     (directory / MARKER).write_text(json.dumps(marker))
 
 

@@ -1,27 +1,30 @@
 """Optimized models on disk: weights as safetensors, and the recipe that made them.
 
-A saved model is a directory with `config.json`, the tokenizer, the weights and
+A saved model is a directory with `config.json`, the tokenizer, the weights, a model card and
 `truthgpt.json`. The last one says which steps were applied, with the settings
 that were finally chosen: loading builds the model, lets each step put its modules
-in place, fills in the weights, and applies again the steps that change only how a
-model is run.
+in place, compares them with the weights file, fills them in, and applies again the steps that
+change only how a model is run.
 
 Where no step changed the weights they are `model.safetensors`, and transformers
-loads the directory too. Otherwise they are `weights.safetensors` on purpose:
-transformers would fill a model without these steps with them, and answer nonsense.
+loads the directory too. Otherwise they are `weights.safetensors` on purpose: transformers would
+fill a model without these steps with them, and answer nonsense. With `import truthgpt_services`
+it loads them as well, see `transformers_integration`; without, `config.json` makes it say so.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
@@ -36,17 +39,45 @@ from truthgpt_core.optimization import (
 from truthgpt_core.optimization_errors import described, distribution_of
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import DTYPES, load_config, quiet
-from truthgpt_services.output import MARKER, explain_write_error
+from truthgpt_services.models.model_card import write_model_card
+from truthgpt_services.models.weights_file import Skeleton, WeightsFile, file_sha256
+from truthgpt_services.output import (
+    MARKER,
+    explain_write_error,
+    read_marker,
+    share_as_umask_says,
+)
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no checksum of the weights. Nothing with it was published, and one that is missing cannot
+be told from one that was lost with other bytes, so it is refused."""
+
 ORDINARY = "model.safetensors"
 CHANGED = "weights.safetensors"
-KIND = "optimized"
+KIND: Literal["optimized"] = "optimized"
+
+QUANT_METHOD = "truthgpt"
+"""What config.json of a model with changed weights calls them; transformers asks it."""
+
+IMPORT_FIRST = (
+    "None, because TruthGPT changed the weights of this model. Run `import truthgpt_services` "
+    "before you load it (pip install truthgpt-services)"
+)
+"""In the place of a file name in config.json, so that it is part of transformers' error."""
 
 MakeOptimization = Callable[[str, dict[str, Any]], Optimization[Any]]
 MakeContext = Callable[[str], OptimizationContext]
+
+
+def _known(names: Any, what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"there is no {what} {value}")
+        return value
+
+    return AfterValidator(check)
 
 
 @dataclass(frozen=True)
@@ -60,10 +91,17 @@ class SavedStep:
         distribution: where it came from, as "NAME VERSION"; for the error when it is missing.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     name: str
-    stage: str
+    stage: Annotated[str, _known([each.name.lower() for each in Stage], "stage")]
     settings: dict[str, Any]
     distribution: str
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether its result is part of the weights file."""
+        return self.stage != Stage.EXECUTION.name.lower()
 
 
 @dataclass(frozen=True)
@@ -75,55 +113,70 @@ class Recipe:
         dtype: of the weights that no step changed.
         steps: in the order applied.
         weights_bytes: size of the weights file, which tells a truncated one.
+        weights_sha256: of the weights file, in hexadecimal.
         shared: names of tensors that are stored under another name.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     source: str
-    dtype: str
+    dtype: Annotated[str, _known(DTYPES, "dtype")]
     steps: tuple[SavedStep, ...]
-    weights_bytes: int = 0
+    weights_bytes: Annotated[int, Field(ge=0)] = 0
+    weights_sha256: str = ""
     shared: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
-    kind: str = KIND
+    kind: Literal["optimized"] = KIND
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether a step changed the weights."""
+        return any(step.changes_weights for step in self.steps)
 
     @property
     def weights(self) -> str:
         """The name of the weights file."""
-        changed = any(step.stage != Stage.EXECUTION.name.lower() for step in self.steps)
-        return CHANGED if changed else ORDINARY
+        return CHANGED if self.changes_weights else ORDINARY
 
 
 def is_saved(directory: Path) -> bool:
-    """Whether a directory holds an optimized model."""
+    """Whether a directory holds an optimized model, or a damaged marker that may be one's."""
     try:
-        return bool(json.loads((directory / MARKER).read_text(encoding="utf-8"))["kind"] == KIND)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return bool(read_marker(directory).get("kind") == KIND)
+    except (OSError, ValueError):
+        return os.path.lexists(directory / MARKER)
 
 
 def read_recipe(directory: Path) -> Recipe:
     """Read `truthgpt.json`.
 
     Raises:
-        ModelError: it is missing, damaged or of a newer format.
+        ModelError: it is missing, damaged, or of a format that this version does not read.
     """
     path = directory / MARKER
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] > FORMAT:
+        raw = read_marker(directory)
+        found = raw.get("format")
+        if type(found) is int and found > FORMAT:
             raise ModelError(
-                f"{path} has format {raw['format']}, and this version reads up to {FORMAT}",
+                f"{path} has format {found}, and this version reads up to {FORMAT}",
                 hint="Update truthgpt-services.",
             )
-        steps = tuple(SavedStep(**step) for step in raw.pop("steps"))
-        if raw["dtype"] not in DTYPES:
-            raise ValueError(f"there is no dtype {raw['dtype']}")
-        return Recipe(**raw, steps=steps)
+        if type(found) is int and found < FORMAT:
+            raise ModelError(
+                f"{path} has format {found}, without a checksum of the weights",
+                hint="Make the model again with `truthgpt optimize`.",
+            )
+        return TypeAdapter(Recipe).validate_json(json.dumps(raw), strict=True)
     except FileNotFoundError:
         raise ModelError(
             f"{directory} is not a model that TruthGPT saved: it has no {MARKER}"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ModelError(f"{path} is damaged: {where}: {problem['msg']}") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
 
 
@@ -134,7 +187,7 @@ def save(model: Any, tokenizer: Any, directory: Path, recipe: Recipe) -> None:
         model: after its steps were applied.
         tokenizer: to go with it.
         directory: exists, and is empty or being filled.
-        recipe: its sizes and shared names are filled in here.
+        recipe: its sizes, checksum and shared names are filled in here.
 
     Raises:
         OutputError: the disk is full.
@@ -146,13 +199,33 @@ def save(model: Any, tokenizer: Any, directory: Path, recipe: Recipe) -> None:
             if getattr(model, "generation_config", None) is not None:
                 model.generation_config.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
+        _mark_config(directory / "config.json", changed=recipe.changes_weights)
+        write_model_card(directory, recipe)
         weights = directory / recipe.weights
         save_file(tensors, weights, metadata={"format": "pt"})
-        size = weights.stat().st_size
-        raw = asdict(recipe) | {"weights_bytes": size, "shared": shared}
+        raw = asdict(recipe) | {
+            "weights_bytes": weights.stat().st_size,
+            "weights_sha256": file_sha256(weights),
+            "shared": shared,
+        }
         (directory / MARKER).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+        share_as_umask_says(directory)
     except (OSError, SafetensorError) as error:
         raise explain_write_error(error, directory) or error from error
+
+
+def _mark_config(path: Path, *, changed: bool) -> None:
+    """Let transformers ask us for the weights, or say that it cannot have them without us."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    marks = {
+        "quantization_config": {"quant_method": QUANT_METHOD},
+        "transformers_weights": IMPORT_FIRST,
+    }
+    for key, value in marks.items():
+        config.pop(key, None)
+        if changed:
+            config[key] = value
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load(
@@ -178,26 +251,64 @@ def load(
         OptimizationError: an optimization that it needs is not installed.
     """
     recipe = read_recipe(directory)
-    weights = directory / recipe.weights
-    size = weights.stat().st_size if weights.is_file() else 0
-    if size != recipe.weights_bytes:
-        raise ModelError(
-            f"{weights} has {size} bytes and should have {recipe.weights_bytes}: it is damaged"
-        )
-    steps = [_remake(step, make_optimization) for step in recipe.steps]
+    weights = open_weights(directory, recipe)
     config = load_config(directory)
+    for mark in ("quantization_config", "transformers_weights"):
+        if hasattr(config, mark):
+            delattr(config, mark)
     with quiet(), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.dtype])
-    for step in steps:
-        if step.stage is not Stage.EXECUTION:
-            model = optimization_calls.restore(step, model, make_context(step.name))
-    _fill(model, weights, recipe.shared, lambda: why_unfit(recipe.steps, steps))
+    model = put_in_place(model, recipe, weights, make_optimization, make_context)
+    weights.fill(model)
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     model.to(device)
     model.eval()
     for step in runnable(directory, device, make_optimization) if run else ():
         model = optimization_calls.apply(step, model, make_context(step.name)).model
+    return model
+
+
+def open_weights(directory: Path, recipe: Recipe) -> WeightsFile:
+    """Open the weights of a saved model, and begin to compute their checksum.
+
+    Raises:
+        ModelError: they are missing or damaged.
+    """
+    return WeightsFile(
+        directory / recipe.weights, recipe.weights_bytes, recipe.weights_sha256, recipe.shared
+    )
+
+
+def put_in_place(
+    model: Any,
+    recipe: Recipe,
+    weights: WeightsFile,
+    make_optimization: MakeOptimization,
+    make_context: MakeContext,
+) -> Any:
+    """Let the steps of a recipe put their modules in place, and compare them with the weights.
+
+    Args:
+        model: as its configuration says, without values.
+        recipe: of the saved model.
+        weights: of the saved model; nothing is filled in yet.
+        make_optimization: makes an optimization from its name and settings.
+        make_context: makes the context for an optimization, from its name.
+
+    Returns:
+        The model, for `weights.fill`.
+
+    Raises:
+        ModelError: the weights are not those of such a model.
+        OptimizationError: an optimization that it needs is not installed.
+    """
+    skeleton = Skeleton(model, DTYPES[recipe.dtype])
+    steps = [_remake(step, make_optimization) for step in recipe.steps]
+    for step in steps:
+        if step.stage is not Stage.EXECUTION:
+            model = optimization_calls.restore(step, model, make_context(step.name))
+    weights.compare(model, skeleton, lambda: why_unfit(recipe.steps, steps))
     return model
 
 
@@ -283,26 +394,3 @@ def why_unfit(saved: Sequence[SavedStep], remade: Sequence[Optimization[Any]]) -
             "apply: tell its author."
         )
     return "The file was changed after it was saved."
-
-
-def _fill(model: Any, weights: Path, shared: dict[str, str], hint: Callable[[], str]) -> None:
-    wanted = set(model.state_dict())
-    try:
-        with safe_open(weights, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{weights} is damaged: {error}") from error
-    state.update({name: state[stored] for name, stored in shared.items() if stored in state})
-    if set(state) != wanted:
-        odd = sorted(set(state) ^ wanted)
-        raise ModelError(
-            f"{weights} does not fit its recipe: {len(odd)} tensors are missing or too many, "
-            f"the first is {odd[0]}",
-            hint=hint(),
-        )
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ModelError(f"{weights} does not fit its recipe: {reason}", hint=hint()) from error
-    model.tie_weights()

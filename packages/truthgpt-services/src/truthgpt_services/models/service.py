@@ -371,9 +371,18 @@ class ModelService:
             directory,
             device=device,
             make_optimization=self._plugins.make_optimization,
-            make_context=lambda name: self._context(name, str(device)),
+            make_context=lambda name: self.context(name, str(device)),
             run=run,
         )
+
+    def context(self, name: str, device: str) -> OptimizationContext:
+        """Return what an optimization may use besides the model.
+
+        Args:
+            name: of the optimization.
+            device: where the model is, in torch's notation.
+        """
+        return self._context(name, device)
 
     def convert(self, name: str, directory: Path, *, overwrite: bool = False) -> None:
         """Write a model from any source as an ordinary transformers directory.

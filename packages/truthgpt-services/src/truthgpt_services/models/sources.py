@@ -18,7 +18,7 @@ from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.optimization import SourceModel
 from truthgpt_services.errors import ModelError
-from truthgpt_services.output import MARKER
+from truthgpt_services.output import read_marker
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -207,6 +207,10 @@ def describe(directory: Path, spec: str) -> SourceModel:
             raise TypeError("it holds no object")
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path} cannot be used: {error}") from error
+    method = config.get("quantization_config")
+    if isinstance(method, dict) and method.get("quant_method") == "truthgpt":
+        # Ours, which `optimizations_of` says better.
+        del config["quantization_config"]
     architectures = config.get("architectures") or [config.get("model_type", "")]
     return SourceModel(spec, str(architectures[0]), config, optimizations_of(directory))
 
@@ -214,8 +218,7 @@ def describe(directory: Path, spec: str) -> SourceModel:
 def optimizations_of(directory: Path) -> tuple[str, ...]:
     """Names of what TruthGPT has applied to a model; empty for an ordinary one."""
     try:
-        marker = json.loads((directory / MARKER).read_text(encoding="utf-8"))
-        return tuple(str(step["name"]) for step in marker["steps"])
+        return tuple(str(step["name"]) for step in read_marker(directory)["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return ()
 

@@ -1,0 +1,108 @@
+"""Prompts through quantized layers, in bfloat16 where a CPU multiplies that in tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from truthgpt_core.optimization import OptimizationContext
+from truthgpt_plugin_quantize import kernels
+from truthgpt_plugin_quantize.optimization import Quantize
+from truthgpt_plugin_quantize.quantized import FEW_ROWS, QuantizedLinear
+from truthgpt_plugin_quantize.schemes import Scheme, layer_class
+
+CASES = [
+    ("int8", "native", 32),
+    ("int8", "native", 0),
+    ("int8", "packed", 0),
+    ("int8", "dequantize", 32),
+    ("int4", "native", 32),
+    ("int4", "native", 128),
+    ("int4", "dequantize", 64),
+]
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be on a CPU that multiplies bfloat16 in tiles; elsewhere the same comes out, slowly."""
+    monkeypatch.setattr(kernels, "BFLOAT16_TILES", True)
+
+
+def made(scheme: str, kernel: str, group_size: int) -> QuantizedLinear:
+    linear = torch.nn.Linear(256, 40)
+    return layer_class(Scheme(scheme)).from_linear(linear, kernel, group_size)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_code_makes_the_weights_that_torch_makes(case: Any, dtype: torch.dtype) -> None:
+    """Of integers and scales come the same numbers, rounded once."""
+    layer = made(*case)
+    exact = layer.dequantize().to(dtype)
+    assert layer.convert(dtype).dtype == dtype
+    # A sum of two products may be rounded once or twice.
+    assert torch.allclose(
+        layer.convert(dtype), exact, rtol=2**-7 * (dtype != torch.float32), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_many_rows_are_near_in_bfloat16(tiles: None, case: Any) -> None:
+    """The answer is float32, and off by what rounding both sides to 8 bits of mantissa explains."""
+    layer = made(*case)
+    x = torch.randn(FEW_ROWS + 5, 256)
+    weight = layer.dequantize()
+    bias = torch.zeros(40) if layer.bias is None else layer.bias
+    exact = x @ weight.T + bias
+    out = layer(x)
+    assert out.dtype == torch.float32
+    bound = 3 * 2**-8 * (x.abs() @ weight.abs().T) + 1e-6
+    assert ((out - exact).abs() <= bound).all()
+    assert not torch.equal(out, exact), "nothing was rounded, so this shows nothing"
+
+
+def test_a_few_rows_and_other_dtypes_are_as_before(tiles: None) -> None:
+    """One token, and float64 activations, do not go through bfloat16."""
+    layer = made("int8", "native", 32)
+    x = torch.randn(FEW_ROWS + 5, 256)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "BFLOAT16_TILES", False)
+        one, wide = layer(x[:1]), layer(x.double())
+    assert torch.equal(layer(x[:1]), one)
+    assert torch.equal(layer(x.double()), wide)
+
+
+def test_gradients_are_computed_in_float32(tiles: None) -> None:
+    """Whoever trains what comes before a layer gets exact derivatives."""
+    layer = made("int8", "native", 32)
+    x = torch.randn(9, 256, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, layer.dequantize().sum(0).expand(9, 256), atol=1e-5)
+
+
+def test_a_model_answers_nearly_the_same(tiles: None, context: OptimizationContext) -> None:
+    """Little is lost beside what quantizing costs: under a thousandth of a nat for each token."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.15,
+        pad_token_id=0,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    Quantize().apply(model, context)
+    ids = torch.arange(3, 51).unsqueeze(0)
+    with torch.inference_mode():
+        given = model(input_ids=ids).logits.log_softmax(-1)
+        kernels.BFLOAT16_TILES = False
+        exact = model(input_ids=ids).logits.log_softmax(-1)
+    divergence = (exact.exp() * (exact - given)).sum(-1)
+    assert 0 < divergence.mean() < 1e-3

@@ -18,10 +18,18 @@ from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.optimization import SourceModel
 from truthgpt_services.errors import ModelError
+from truthgpt_services.models.model_files import (
+    CONFIG,
+    check_files,
+    is_pickle,
+    pickle_error,
+    read_object,
+    weight_files,
+)
 from truthgpt_services.output import MARKER
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_LONGEST_SHOWN = 200
 _FORMATS = "a directory, a .gguf file, package:PACKAGE/FILE or a hub id"
 
 
@@ -93,10 +101,10 @@ class PackageSource(ModelSource):
             )
         for location in found.submodule_search_locations:
             root = Path(location).resolve()
-            path = (root / file).resolve()
-            if path.is_relative_to(root) and path.exists():
+            path = root / file
+            if _exists(path) and (path := path.resolve()).is_relative_to(root):
                 return replace(_on_disk(path, spec), kind=self.name)
-        models = sorted(path.name for path in root.iterdir() if path.suffix == ".gguf")
+        models = [name for name in _names(root) if name.endswith(".gguf")]
         has = f"It has {', '.join(models)}." if models else "It has no .gguf file."
         close = did_you_mean(file, models)
         raise ModelError(
@@ -113,15 +121,21 @@ class LocalSource(ModelSource):
     def claims(self, spec: str) -> bool:
         """Whether it exists, or can be nothing but a path."""
         looks_like_path = spec.startswith(("/", "./", "../", "~")) or spec.endswith(".gguf")
-        return looks_like_path or Path(spec).exists() or spec.count("/") > 1
+        return looks_like_path or _exists(Path(spec)) or spec.count("/") > 1
 
     def resolve(self, spec: str) -> ResolvedModel:
         """Look at the directory or file."""
-        path = Path(spec).expanduser()
-        if path.exists():
+        try:
+            path = Path(spec).expanduser()
+        except RuntimeError:
+            user = spec.partition("/")[0]
+            raise ModelError(f'There is no home directory of "{user:.80}"') from None
+        if _exists(path):
             return _on_disk(path.resolve(), spec)
-        siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ModelError(f'There is no model at "{spec}"', hint=did_you_mean(path.name, siblings))
+        shown = spec if len(spec) <= _LONGEST_SHOWN else f"{spec[:_LONGEST_SHOWN]}…"
+        raise ModelError(
+            f'There is no model at "{shown}"', hint=did_you_mean(path.name, _names(path.parent))
+        )
 
 
 class HubSource(ModelSource):
@@ -144,7 +158,7 @@ class HubSource(ModelSource):
         )
         from huggingface_hub.errors import RepositoryNotFoundError as NotFound
 
-        close = did_you_mean(spec, [path.name for path in Path().iterdir()])
+        close = did_you_mean(spec, _names(Path()))
         try:
             path = snapshot_download(
                 spec,
@@ -187,7 +201,7 @@ def resolve(spec: str, sources: DynamicFactory[Any]) -> ResolvedModel:
     for source in sorted(known, key=lambda source: source.rank):
         if source.claims(spec):
             return source.resolve(spec)
-    raise ModelError(f'"{spec}" names no model', hint=f"A model is {_FORMATS}.")
+    raise ModelError(f'"{spec:.{_LONGEST_SHOWN}}" names no model', hint=f"A model is {_FORMATS}.")
 
 
 def describe(directory: Path, spec: str) -> SourceModel:
@@ -200,15 +214,10 @@ def describe(directory: Path, spec: str) -> SourceModel:
     Raises:
         ModelError: its config.json cannot be read.
     """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise TypeError("it holds no object")
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{path} cannot be used: {error}") from error
-    architectures = config.get("architectures") or [config.get("model_type", "")]
-    return SourceModel(spec, str(architectures[0]), config, optimizations_of(directory))
+    config = read_object(directory / CONFIG)
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else config.get("model_type", "")
+    return SourceModel(spec, str(architecture), config, optimizations_of(directory))
 
 
 def optimizations_of(directory: Path) -> tuple[str, ...]:
@@ -216,13 +225,36 @@ def optimizations_of(directory: Path) -> tuple[str, ...]:
     try:
         marker = json.loads((directory / MARKER).read_text(encoding="utf-8"))
         return tuple(str(step["name"]) for step in marker["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ()
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # as of a name that is too long
+        return False
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except OSError:
+        return []
+
+
 def _on_disk(path: Path, spec: str) -> ResolvedModel:
+    try:
+        return _found(path, spec)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _found(path: Path, spec: str) -> ResolvedModel:
     if path.is_dir():
         return _directory(path, spec)
+    if not path.is_file():
+        raise ModelError(f"{path} is no model: it is not a regular file")
     if path.suffix == ".gguf":
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -231,8 +263,8 @@ def _on_disk(path: Path, spec: str) -> ResolvedModel:
                     hint="It may be damaged, or a pointer left by Git LFS.",
                 )
         return ResolvedModel(spec, "gguf", path, path.stat().st_size)
-    if any(path.match(pattern) for pattern in _PICKLES):
-        raise _pickle_error(path)
+    if is_pickle(path):
+        raise pickle_error(path)
     raise ModelError(f"{path} is no model", hint=f"A model is {_FORMATS}.")
 
 
@@ -240,19 +272,12 @@ def _directory(path: Path, spec: str) -> ResolvedModel:
     if not (path / "config.json").is_file():
         ggufs = sorted(each.name for each in path.glob("*.gguf"))
         hint = f"Name the file: {path / ggufs[0]}." if ggufs else f"A model is {_FORMATS}."
+        if (path / "adapter_config.json").exists():
+            hint = "It is a PEFT adapter: merge it into its model (merge_and_unload) and save that."
         raise ModelError(f"{path} has no config.json, so it is no transformers model", hint=hint)
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        pickles = [each for pattern in _PICKLES for each in path.glob(pattern)]
-        if pickles:
-            raise _pickle_error(pickles[0])
-        raise ModelError(f"{path} has no weights: there is no .safetensors file in it")
-    kind = "optimized" if optimizations_of(path) else "directory"
+    check_files(path)
+    optimized = bool(optimizations_of(path))
+    # The weights of what TruthGPT changed have a name of their own.
+    weights = list(path.glob("*.safetensors")) if optimized else weight_files(path)
+    kind = "optimized" if optimized else "directory"
     return ResolvedModel(spec, kind, path, sum(file.stat().st_size for file in weights))
-
-
-def _pickle_error(path: Path) -> ModelError:
-    return ModelError(
-        f"{path} is a pickle checkpoint, and loading a pickle runs whatever code is in it",
-        hint="Get the model as safetensors, or convert it on a machine that you can lose.",
-    )

@@ -30,6 +30,7 @@ from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.model_files import (
     CONFIG,
+    Shapes,
     check_files,
     numbers,
     read_object,
@@ -152,9 +153,6 @@ def refuse_random_weights(place: Path, model: Any, found: dict[str, Any]) -> Non
 def refuse_too_large(directory: Path, config: Any) -> None:
     """Refuse a configuration of a model that is much larger than its checkpoint.
 
-    transformers gives memory to what a checkpoint lacks before it says so; here the model is
-    built without any.
-
     Args:
         directory: with config.json and safetensors.
         config: from `load_config`.
@@ -163,15 +161,33 @@ def refuse_too_large(directory: Path, config: Any) -> None:
         ModelError: it asks for so much, it cannot be built, or a file is damaged.
     """
     shapes = stored_shapes(weight_files(directory))
+    packed = _NUMBERS_IN_ONE if getattr(config, "quantization_config", None) else 1
     with explained(f"{directory / CONFIG} cannot be used"), quiet():
-        with torch.device("meta"), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        tensors = {id(each): each for each in [*model.parameters(), *model.buffers()]}
-        wanted = sum(each.numel() for each in tensors.values())
-        there = numbers(shapes.values())
-        packed = _NUMBERS_IN_ONE if getattr(config, "quantization_config", None) else 1
-        if wanted <= there * packed * 2 + _SPARE_NUMBERS:
-            return
+        refuse_more_numbers(directory, config, numbers(shapes.values()) * packed, shapes)
+
+
+def refuse_more_numbers(place: Path, config: Any, most: int, shapes: Shapes | None = None) -> None:
+    """Refuse a configuration that asks for more than twice so many numbers.
+
+    transformers gives memory to what a checkpoint lacks before it says so; here the model is
+    built without any.
+
+    Args:
+        place: where the checkpoint is; for the message.
+        config: of the model.
+        most: how many numbers the checkpoint can hold.
+        shapes: of its tensors, to say which are missing.
+
+    Raises:
+        ModelError: it asks for more.
+    """
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    tensors = {id(each): each for each in [*model.parameters(), *model.buffers()]}
+    wanted = sum(each.numel() for each in tensors.values())
+    if wanted <= 2 * most + _SPARE_NUMBERS:
+        return
+    if shapes:
         own = {name: tuple(each.shape) for name, each in model.state_dict().items()}
         odd = {
             name: (shapes[name], shape)
@@ -179,10 +195,11 @@ def refuse_too_large(directory: Path, config: Any) -> None:
             if name in shapes and shapes[name] != shape
         }
         kind = type(model).__name__
-        refuse_incomplete(directory, kind, own.keys() - shapes, shapes.keys() - own, odd)
-        raise ModelError(
-            f"{directory / CONFIG} asks for {wanted:,} numbers, and the checkpoint has {there:,}"
-        )
+        refuse_incomplete(place, kind, own.keys() - shapes, shapes.keys() - own, odd)
+    raise ModelError(
+        f"The configuration of {place} asks for {wanted:,} numbers, and its weights can be "
+        f"{most:,} at most"
+    )
 
 
 def load_generation_config(directory: Path) -> Any:

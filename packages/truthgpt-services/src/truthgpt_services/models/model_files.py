@@ -109,7 +109,8 @@ def weight_files(directory: Path) -> list[Path]:
     directory = directory.resolve()
     named = read_object(directory / CONFIG).get("transformers_weights")
     if named is not None:
-        first = _inside(directory, named, f'"transformers_weights" of {directory / CONFIG}')
+        where = f'"transformers_weights" of {directory / CONFIG}'
+        first = _inside(directory, named, where, (".safetensors", ".safetensors.index.json"))
     else:
         first = next((directory / n for n in (ONE_FILE, INDEX) if (directory / n).is_file()), None)
     if any(_DISTRIBUTED.fullmatch(path.name) for path in directory.glob("shard-*.safetensors")):
@@ -302,7 +303,9 @@ def _no_weights(directory: Path) -> ModelError:
     return ModelError(f"{directory} has no weights: there is no {ONE_FILE} in it", hint=hint)
 
 
-def _inside(directory: Path, name: Any, where: str) -> Path:
+def _inside(
+    directory: Path, name: Any, where: str, endings: tuple[str, ...] = (".safetensors",)
+) -> Path:
     """Return the file that an index names, if it is one that may be read."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ModelError(f"{where} names {name!r:.80}, which is not the name of a file")
@@ -311,7 +314,7 @@ def _inside(directory: Path, name: Any, where: str) -> Path:
         raise pickle_error(directory / shown)
     if relative.is_absolute() or ".." in relative.parts:
         raise ModelError(f"{where} names {shown}, which is outside the model's directory")
-    if not name.endswith((".safetensors", ".safetensors.index.json")):
+    if not name.endswith(endings):
         raise ModelError(f"{where} names {shown}, which is not a safetensors file")
     path = directory / name
     try:

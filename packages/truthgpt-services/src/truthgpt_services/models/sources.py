@@ -6,7 +6,6 @@ component of the factory `model_source_factory`, so a plugin can add more.
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -223,10 +222,16 @@ def describe(directory: Path, spec: str) -> SourceModel:
 def optimizations_of(directory: Path) -> tuple[str, ...]:
     """Names of what TruthGPT has applied to a model; empty for an ordinary one."""
     try:
-        marker = json.loads((directory / MARKER).read_text(encoding="utf-8"))
-        return tuple(str(step["name"]) for step in marker["steps"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return tuple(str(step["name"]) for step in _marker(directory).get("steps", ()))
+    except (KeyError, TypeError):
         return ()
+
+
+def _marker(directory: Path) -> dict[str, Any]:
+    try:
+        return read_object(directory / MARKER)
+    except ModelError:  # it is not there, or loading says what is wrong with it
+        return {}
 
 
 def _exists(path: Path) -> bool:
@@ -276,7 +281,7 @@ def _directory(path: Path, spec: str) -> ResolvedModel:
             hint = "It is a PEFT adapter: merge it into its model (merge_and_unload) and save that."
         raise ModelError(f"{path} has no config.json, so it is no transformers model", hint=hint)
     check_files(path)
-    optimized = bool(optimizations_of(path))
+    optimized = _marker(path).get("kind") == "optimized"
     # The weights of what TruthGPT changed have a name of their own.
     weights = list(path.glob("*.safetensors")) if optimized else weight_files(path)
     kind = "optimized" if optimized else "directory"

@@ -147,19 +147,19 @@ def cached(tiny, root):
     for number, path in enumerate(sorted(tiny.iterdir())):
         shutil.copy(path, blobs / f"hash{number}")
         (snapshot / path.name).symlink_to(f"../../blobs/hash{number}")
-    return snapshot, blobs
+    return snapshot
 
 
 def test_the_links_of_the_hub_s_cache_are_followed(tiny, tmp_path):
     """Every model that was downloaded is made of them."""
-    snapshot, _ = cached(tiny, tmp_path)
+    snapshot = cached(tiny, tmp_path)
     load_model(snapshot)
     assert LocalSource().resolve(str(snapshot)).file_bytes > 0
 
 
 def test_a_link_out_of_the_hub_s_cache_is_refused(tiny, tmp_path):
     """What is excepted is the folder of contents, and not the form of the path."""
-    snapshot, blobs = cached(tiny, tmp_path)
+    snapshot = cached(tiny, tmp_path)
     blob = (snapshot / "model.safetensors").resolve()
     blob.unlink()
     blob.symlink_to(tiny / "model.safetensors")
@@ -189,7 +189,7 @@ def test_a_link_to_itself_is_one_line(tiny, tmp_path, name):
 
 
 def test_a_distributed_checkpoint_is_not_read_in_place_of_the_weights(tiny, tmp_path):
-    """transformers would prefer it, by another loader that checks less."""
+    """The library would prefer it, by another loader that checks less."""
     directory = shutil.copytree(tiny, tmp_path / "copy")
     name = "shard-00000-model-00001-of-00001.safetensors"
     shutil.copy(directory / "model.safetensors", directory / name)
@@ -207,7 +207,7 @@ def test_weights_that_a_configuration_names_are_checked_too(tiny, tmp_path, name
 
 
 def test_an_adapter_beside_a_model_is_not_loaded_in_passing(tiny, tmp_path):
-    """transformers would load it, from a pickle too, and from wherever it says."""
+    """The library would load it, from a pickle too, and from wherever it says."""
     directory = shutil.copytree(tiny, tmp_path / "copy")
     (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "../x"}')
     (directory / "adapter_model.bin").touch()

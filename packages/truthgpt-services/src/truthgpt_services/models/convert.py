@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.integrations.gguf import read_gguf_metadata
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from truthgpt_core.columns import harmless
 from truthgpt_core.optimization import Progress, no_progress
@@ -130,9 +130,10 @@ def _convert(gguf: Path, directory: Path) -> None:
             _refuse_too_many(gguf)
             config = AutoConfig.from_pretrained(alone, **how)
             refuse_more_numbers(gguf, config, gguf.stat().st_size * _NUMBERS_IN_A_BYTE)
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 alone, output_loading_info=True, ignore_mismatched_sizes=True, **how
             )
+            model, found = loaded
             refuse_random_weights(gguf, model, found)
             tokenizer: Any = AutoTokenizer.from_pretrained(alone, **how)
     with quiet():

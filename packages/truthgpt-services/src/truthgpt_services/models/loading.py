@@ -84,7 +84,7 @@ def load_config(directory: Path) -> Any:
         )
     refuse_impossible_numbers(directory, raw)
     with explained(f"{path} cannot be used"), quiet():
-        config = AutoConfig.from_pretrained(
+        config: Any = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
         if not isinstance(config.dtype, torch.dtype | None):
@@ -111,7 +111,7 @@ def load_model(
     config = load_config(directory)
     refuse_too_large(directory, config)
     with explained(f"The model in {directory} cannot be loaded"), quiet():
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
             dtype=dtype or "auto",
@@ -122,6 +122,7 @@ def load_model(
             # Refused below, where they are named.
             ignore_mismatched_sizes=True,
         )
+    model, found = loaded
     refuse_random_weights(directory, model, found)
     if device is not None:
         model.to(device)
@@ -182,13 +183,16 @@ def refuse_more_numbers(place: Path, config: Any, most: int, shapes: Shapes | No
         ModelError: it asks for more.
     """
     with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model.tie_weights()
     tensors = {id(each): each for each in [*model.parameters(), *model.buffers()]}
     wanted = sum(each.numel() for each in tensors.values())
     if wanted <= 2 * most + _SPARE_NUMBERS:
         return
     if shapes:
-        own = {name: tuple(each.shape) for name, each in model.state_dict().items()}
+        # What is tied has one name in a checkpoint, the first.
+        named = {id(each): name for name, each in [*model.state_dict(keep_vars=True).items()][::-1]}
+        own = {name: tuple(tensors[each].shape) for each, name in named.items() if each in tensors}
         odd = {
             name: (shapes[name], shape)
             for name, shape in own.items()
@@ -224,7 +228,7 @@ def load_tokenizer(directory: Path) -> Any:
     """
     check_files(directory)
     with explained(f"{directory} has no tokenizer that works"), quiet():
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer: Any = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
         with _no_panics_shown():
@@ -310,4 +314,5 @@ def _reason(error: BaseException) -> str:
         )
     # What these say is not a sentence without their names.
     plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
-    return harmless(lines[0] if plain else in_one_line(error))[:400]
+    said = lines[0] if plain else in_one_line(error).partition(" Exception raised from ")[0]
+    return harmless(said)[:400]

@@ -110,9 +110,12 @@ def weight_files(directory: Path) -> list[Path]:
     named = read_object(directory / CONFIG).get("transformers_weights")
     if named is not None:
         where = f'"transformers_weights" of {directory / CONFIG}'
-        first = _inside(directory, named, where, (".safetensors", ".safetensors.index.json"))
+        first: Path | None = _inside(
+            directory, named, where, (".safetensors", ".safetensors.index.json")
+        )
     else:
-        first = next((directory / n for n in (ONE_FILE, INDEX) if (directory / n).is_file()), None)
+        known = (directory / name for name in (ONE_FILE, INDEX))
+        first = next((path for path in known if path.is_file()), None)
     if any(_DISTRIBUTED.fullmatch(path.name) for path in directory.glob("shard-*.safetensors")):
         raise ModelError(
             f"{directory} holds a distributed checkpoint, which is not loaded",
@@ -148,8 +151,12 @@ def refuse_impossible_numbers(directory: Path, config: dict[str, Any]) -> None:
     """
     path = directory / CONFIG
     for key, value in config.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ModelError(f"{path} cannot be used: {harmless(key)[:80]} is larger than 2**63")
         if _SIZES.fullmatch(key) and isinstance(value, str | float | bool):
-            raise ModelError(f"{path} cannot be used: {key} is {value!r:.80}, and not an integer")
+            raise ModelError(
+                f"{path} cannot be used: {key} is {value!r:.80}, and must be an integer"
+            )
         if _SIZES.fullmatch(key) and isinstance(value, int) and value < 1:
             raise ModelError(f"{path} cannot be used: {key} is {value}, and must be at least 1")
     held = -1

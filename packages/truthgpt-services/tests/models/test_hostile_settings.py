@@ -105,10 +105,14 @@ def test_settings_of_a_tokenizer_of_a_wrong_type_are_one_line(copy, entries):
     one_line(load_tokenizer, copy, "has no tokenizer that works")
 
 
-@given(value=st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-                          lambda inner: st.lists(inner, max_size=2), max_leaves=3),
-       key=st.sampled_from(["num_attention_heads", "rope_parameters", "eos_token_id", "auto_map",
-                            "architectures", "dtype", "tie_word_embeddings", "id2label"]))  # fmt: skip
+KEYS = [
+    *("num_attention_heads", "rope_parameters", "eos_token_id", "auto_map", "architectures"),
+    *("dtype", "tie_word_embeddings", "id2label"),
+]
+PLAIN = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
+
+
+@given(value=PLAIN | st.lists(PLAIN, max_size=2), key=st.sampled_from(KEYS))
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_value_of_a_setting_ends_in_a_traceback(tiny, tmp_path, key, value):
     """A configuration loads or is refused, whatever is in it."""
@@ -123,13 +127,11 @@ def test_no_value_of_a_setting_ends_in_a_traceback(tiny, tmp_path, key, value):
         assert "\n" not in str(error)  # noqa: PT017 - it may also load
 
 
+FIRST = {"Sequence": {"id": "A", "type_id": 0}}
 TEMPLATE = {
     "type": "TemplateProcessing",
-    "single": [
-        {"SpecialToken": {"id": "X", "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-    ],
-    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "single": [{"SpecialToken": {"id": "X", "type_id": 0}}, FIRST],
+    "pair": [FIRST, {"Sequence": {"id": "B", "type_id": 1}}],
 }
 
 
@@ -149,24 +151,22 @@ def test_a_tokenizer_that_panics_is_refused_when_it_is_loaded(copy, part, capfd)
     assert capfd.readouterr().err == ""
 
 
-def test_a_tokenizer_that_panics_later_is_one_line(copy):
-    """Some texts are more than it can read."""
-    pattern = {"type": "Replace", "pattern": {"String": "zzz"}, "content": "zzzzzz"}
-    change(copy / "tokenizer.json", normalizer=pattern)
-    service = InferenceService()
-    service.configure(load_model(copy), load_tokenizer(copy))
-    tokenizer = service._tokenizer
-    panic = type("PanicException", (BaseException,), {})
+class Panics:
+    """A tokenizer that some texts are too much for."""
 
-    class Panics:
-        eos_token_id = tokenizer.eos_token_id
+    eos_token_id = None
 
-        def __call__(self, text):
-            raise panic("index out of bounds")
+    def __call__(self, text):
+        """Raise what pyo3 raises: no Exception, and of a module that cannot be imported."""
+        raise type("PanicException", (BaseException,), {})("index out of bounds")
 
-    service._tokenizer = Panics()
+
+def test_a_tokenizer_that_panics_at_a_prompt_is_one_line(model, bare_plugins):
+    """What it raises then is an error of ours too."""
+    service = InferenceService(bare_plugins)
+    service.configure(model, Panics())
     with pytest.raises(ModelError, match=r"The prompt cannot be encoded: .*index out of bounds"):
-        service.generate("zzz")
+        service.generate("any")
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_name_that_no_file_can_have_is_one_line(bare_plugins, spec):
     with pytest.raises(ModelError) as caught:
         resolve(spec, bare_plugins.factories["model_source_factory"])
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 6_000
+    assert len(str(caught.value)) < 600
 
 
 def test_links_in_a_circle_are_one_line(tmp_path):
@@ -228,10 +228,10 @@ def test_the_commands_say_one_line(beyond, truthgpt):
 
 def test_a_model_whose_tokenizer_has_more_tokens_is_not_trained(beyond, bare_plugins):
     """The error comes before the texts are prepared."""
-    from truthgpt_services.training.assemble import _refuse_unknown_tokens
+    from truthgpt_services.training.assemble import refuse_unknown_tokens
 
     service = ModelService(bare_plugins)
     tokenizer = service.load_tokenizer(str(beyond))
     tokenizer.add_tokens(["<one more>"])
     with pytest.raises(TruthGPTError, match="has the token 320, and the model knows 320 tokens"):
-        _refuse_unknown_tokens(service.load_model(str(beyond)), tokenizer)
+        refuse_unknown_tokens(service.load_model(str(beyond)), tokenizer)

@@ -20,8 +20,10 @@ from truthgpt_core.columns import harmless
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import cache_dir
 from truthgpt_services.errors import ModelError
+from truthgpt_services.models.layerwise import open_model
 from truthgpt_services.models.loading import (
     explained,
+    load_model,
     quiet,
     refuse_more_numbers,
     refuse_random_weights,
@@ -67,7 +69,8 @@ def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
     """Write a model from any source into `target` as an ordinary transformers directory.
 
     Raises:
-        ModelError: it cannot be converted, or TruthGPT has optimized it.
+        ModelError: it cannot be converted, its checkpoint is not complete, or TruthGPT has
+            optimized it.
         OutputError: the disk is full.
     """
     source = as_directory(resolved)
@@ -78,6 +81,9 @@ def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
             "and no ordinary one can be made of it",
             hint="Convert the model that it was made from; `truthgpt generate` runs this one.",
         )
+    # Without its weights in memory, if that can be; converting a GGUF file has looked already.
+    if not resolved.is_gguf and open_model(source) is None:
+        load_model(source)
     try:
         for file in sorted(source.iterdir()):
             if file.is_file() and file.name != MARKER:

@@ -90,13 +90,15 @@ class PackageSource(ModelSource):
         package, _, file = spec.removeprefix("package:").partition("/")
         if not package.isidentifier() or not file:
             raise ModelError(
-                f'"{spec}" does not name a file in a package', hint="Write package:PACKAGE/FILE."
+                f'"{_shown(spec)}" does not name a file in a package',
+                hint="Write package:PACKAGE/FILE.",
             )
         # PathFinder looks a top-level name up on sys.path and runs none of its code.
         found = PathFinder.find_spec(package)
         if found is None or not found.submodule_search_locations:
             raise ModelError(
-                f'No package "{package}" is installed', hint="Install the one that has the model."
+                f'No package "{_shown(package)}" is installed',
+                hint="Install the one that has the model.",
             )
         for location in found.submodule_search_locations:
             root = Path(location).resolve()
@@ -107,7 +109,8 @@ class PackageSource(ModelSource):
         has = f"It has {', '.join(models)}." if models else "It has no .gguf file."
         close = did_you_mean(file, models)
         raise ModelError(
-            f'Package "{package}" has no file "{file}"', hint=f"{close} {has}" if close else has
+            f'Package "{package}" has no file "{_shown(file)}"',
+            hint=f"{close} {has}" if close else has,
         )
 
 
@@ -131,9 +134,9 @@ class LocalSource(ModelSource):
             raise ModelError(f'There is no home directory of "{user:.80}"') from None
         if _exists(path):
             return _on_disk(path.resolve(), spec)
-        shown = spec if len(spec) <= _LONGEST_SHOWN else f"{spec[:_LONGEST_SHOWN]}…"
         raise ModelError(
-            f'There is no model at "{shown}"', hint=did_you_mean(path.name, _names(path.parent))
+            f'There is no model at "{_shown(spec)}"',
+            hint=did_you_mean(path.name, _names(path.parent)),
         )
 
 
@@ -166,21 +169,21 @@ class HubSource(ModelSource):
         except HFValidationError:
             # The hub's rules for names change; only the hub's own code knows all of them.
             raise ModelError(
-                f'"{spec}" is not on disk, and is no name that the hub allows',
+                f'"{_shown(spec)}" is not on disk, and is no name that the hub allows',
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except NotFound:
             raise ModelError(
-                f'There is no model "{spec}" on the hub, and nothing on disk by that name',
+                f'There is no model "{_shown(spec)}" on the hub, and nothing on disk by that name',
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except LocalEntryNotFoundError:
             raise ModelError(
-                f'"{spec}" is not on disk, and the hub cannot be reached to look for it there',
+                f'"{_shown(spec)}" is not on disk, and the hub cannot be reached to look for it there',
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except (HfHubHTTPError, OSError) as error:
-            raise ModelError(f'"{spec}" could not be downloaded: {error}') from error
+            raise ModelError(f'"{_shown(spec)}" could not be downloaded: {error}') from error
         return replace(_on_disk(Path(path), spec), kind=self.name)
 
 
@@ -200,7 +203,7 @@ def resolve(spec: str, sources: DynamicFactory[Any]) -> ResolvedModel:
     for source in sorted(known, key=lambda source: source.rank):
         if source.claims(spec):
             return source.resolve(spec)
-    raise ModelError(f'"{spec:.{_LONGEST_SHOWN}}" names no model', hint=f"A model is {_FORMATS}.")
+    raise ModelError(f'"{_shown(spec)}" names no model', hint=f"A model is {_FORMATS}.")
 
 
 def describe(directory: Path, spec: str) -> SourceModel:
@@ -241,10 +244,14 @@ def _exists(path: Path) -> bool:
         return False
 
 
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
 def _names(directory: Path) -> list[str]:
     try:
         return sorted(path.name for path in directory.iterdir())
-    except OSError:
+    except (OSError, ValueError):  # a null byte is a ValueError
         return []
 
 

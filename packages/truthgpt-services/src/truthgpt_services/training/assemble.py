@@ -87,7 +87,7 @@ def assemble(
     with backend.main_first():
         tokenizer = models.load_tokenizer(config.model.name_or_path)
         model = _model(config, models, tokenizer, device)
-        _refuse_unknown_tokens(model, tokenizer)
+        refuse_unknown_tokens(model, tokenizer)
         progress("Preparing the texts", 0, 0)
         train_loader, val_loader = _loaders(config, plugins, model, tokenizer, progress)
     training = config.training
@@ -224,7 +224,12 @@ def _model(config: ConfigManager, models: ModelService, tokenizer: Any, device: 
     return model
 
 
-def _refuse_unknown_tokens(model: Any, tokenizer: Any) -> None:
+def refuse_unknown_tokens(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that has more tokens than the model has embeddings.
+
+    Raises:
+        TrainingError: it has.
+    """
     known = getattr(model.config.get_text_config(), "vocab_size", None)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if isinstance(known, int) and largest >= known:

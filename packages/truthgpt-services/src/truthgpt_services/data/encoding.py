@@ -103,7 +103,9 @@ class TextEncoder:
             )["input_ids"]
         except TruthGPTError:
             raise
-        except Exception as error:  # whatever a tokenizer raises
+        except BaseException as error:  # whatever a tokenizer raises; a panic is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise DataError(f"The tokenizer cannot read a text: {in_one_line(error)}") from error
         if self._end is not None:
             for tokens in ids:

@@ -167,7 +167,11 @@ class Sequence:
 
         Returns:
             The logits after the last token, of shape (rows, vocabulary).
+
+        Raises:
+            GenerationError: a token is beyond the model's vocabulary.
         """
+        refuse_unknown_tokens(self._model, ids)
         ids = ids.to(self._device)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=self._device).expand_as(ids)
@@ -234,6 +238,25 @@ def stream(
         if made < max_new_tokens:
             with torch.inference_mode():
                 logits = sequence.step(token)
+
+
+def refuse_unknown_tokens(model: Any, tokens: list[int] | torch.Tensor) -> None:
+    """Refuse tokens that a model has no embedding for.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: their ids.
+
+    Raises:
+        GenerationError: one is beyond the model's vocabulary.
+    """
+    known = getattr(model.config.get_text_config(), "vocab_size", None)
+    largest = int(torch.as_tensor(tokens).max()) if len(tokens) else 0
+    if isinstance(known, int) and largest >= known:
+        raise GenerationError(
+            f"The tokenizer makes the token {largest:,}, and the model knows {known:,} tokens",
+            hint="Use the tokenizer that belongs to the model.",
+        )
 
 
 def context_of(model: Any) -> int | None:

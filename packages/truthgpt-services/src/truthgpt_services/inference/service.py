@@ -26,6 +26,7 @@ from truthgpt_services.inference.decoding import (
 )
 from truthgpt_services.inference.identity import Identity
 from truthgpt_services.inference.settings import InferenceSettings, read_settings
+from truthgpt_services.models.loading import explained
 
 _SAMPLING = tuple(field.name for field in fields(Sampling))
 _OPTIONS = ("max_new_tokens", *_SAMPLING)
@@ -176,7 +177,8 @@ class InferenceService:
     def _tokens(self, text: Any, name: str) -> _Tokens:
         if not isinstance(text, str):
             raise GenerationError(f"{name} is {text!r:.80}: it must be a text")
-        return tuple(self._tokenizer(text).input_ids)
+        with explained(f"{name} cannot be encoded"):
+            return tuple(self._tokenizer(text).input_ids)
 
     def _answer(self, prompt: _Tokens, request: _Request) -> Iterator[str]:
         with _told() as tally:

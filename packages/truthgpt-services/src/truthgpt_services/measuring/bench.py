@@ -11,10 +11,18 @@ import numpy as np
 import torch
 
 from truthgpt_core.hookspecs import Hooks
-from truthgpt_services.inference.decoding import Sampling, Sequence, choose, stop_tokens, stream
+from truthgpt_services.inference.decoding import (
+    Sampling,
+    Sequence,
+    choose,
+    refuse_unknown_tokens,
+    stop_tokens,
+    stream,
+)
 from truthgpt_services.measuring import memory
 from truthgpt_services.measuring.divergence import divergence
 from truthgpt_services.measuring.lens import NoLensError, States, divergence_by_layer, states
+from truthgpt_services.models.loading import explained
 from truthgpt_services.models.saved import weights_bytes
 
 _GREEDY = Sampling()
@@ -51,7 +59,9 @@ class Bench:
         """The first tokens of a text, `limit` at most."""
         # Eight characters a token are more than any text has, and tokenizing all of a
         # large one to use its beginning would take minutes.
-        ids: list[int] = self._tokenizer(text[: 8 * limit], verbose=False).input_ids
+        with explained("The text cannot be encoded"):
+            ids: list[int] = self._tokenizer(text[: 8 * limit], verbose=False).input_ids
+        refuse_unknown_tokens(self.model, ids)
         return ids[:limit]
 
     def warm_up(self, ids: list[int], new_tokens: int) -> float:

@@ -231,15 +231,19 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Serve on standard input and output, keeping everything else off the latter."""
+    """Serve on standard input and output, keeping everything else off both."""
     # Ctrl-C reaches the whole group; the process that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    # A library that asks a question is at the end of its input, and takes no request for an answer.
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - not a path of a user
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # Importing torch takes seconds; done now, it goes on while nobody waits for it yet.
     with importing():
         importlib.import_module("truthgpt_services.measuring.bench")
-    serve(sys.stdin, answers)
+    serve(requests, answers)
 
 
 if __name__ == "__main__":

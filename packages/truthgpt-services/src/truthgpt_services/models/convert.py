@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,12 +15,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
+from truthgpt_core.columns import harmless
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import cache_dir
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.loading import quiet
+from truthgpt_services.models.layerwise import open_model
+from truthgpt_services.models.loading import (
+    explained,
+    load_model,
+    quiet,
+    refuse_more_numbers,
+    refuse_random_weights,
+)
 from truthgpt_services.models.sources import ResolvedModel, optimizations_of
 from truthgpt_services.models.weights_file import file_sha256
 from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error, read_marker
@@ -27,6 +37,8 @@ from truthgpt_services.output import MARKER, StagedDirectory, explain_write_erro
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
+_NUMBERS_IN_A_BYTE = 8
+_ALWAYS_FINE = 1024
 
 
 def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> Path:
@@ -84,7 +96,8 @@ def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
     """Write a model from any source into `target` as an ordinary transformers directory.
 
     Raises:
-        ModelError: it cannot be converted, or TruthGPT has optimized it.
+        ModelError: it cannot be converted, its checkpoint is not complete, or TruthGPT has
+            optimized it.
         OutputError: the disk is full.
     """
     source = as_directory(resolved)
@@ -95,6 +108,9 @@ def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
             "and no ordinary one can be made of it",
             hint="Convert the model that it was made from; `truthgpt generate` runs this one.",
         )
+    # Without its weights in memory, if that can be; converting a GGUF file has looked already.
+    if not resolved.is_gguf and open_model(source) is None:
+        load_model(source)
     try:
         for file in sorted(source.iterdir()):
             if file.is_file() and file.name != MARKER:
@@ -134,18 +150,26 @@ def _bars_told_to(progress: Progress) -> Iterator[None]:
 
 
 def _convert(gguf: Path, directory: Path) -> None:
-    folder, name = str(gguf.parent), gguf.name
+    # Alone in a folder: transformers would read the settings and the adapters that lie beside it.
+    with tempfile.TemporaryDirectory(prefix="truthgpt-") as alone:
+        link = Path(alone, "model.gguf")
+        link.symlink_to(gguf.resolve())
+        how: dict[str, Any] = {
+            "gguf_file": str(link),
+            "local_files_only": True,
+            "trust_remote_code": False,
+        }
+        with explained(f"{gguf} cannot be converted"), quiet():
+            _refuse_too_many(gguf)
+            config = AutoConfig.from_pretrained(alone, **how)
+            refuse_more_numbers(gguf, config, gguf.stat().st_size * _NUMBERS_IN_A_BYTE)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                alone, output_loading_info=True, ignore_mismatched_sizes=True, **how
+            )
+            model, found = loaded
+            refuse_random_weights(gguf, model, found)
+            tokenizer: Any = AutoTokenizer.from_pretrained(alone, **how)
     with quiet():
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=name, local_files_only=True
-            )
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                folder, gguf_file=name, local_files_only=True
-            )
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"{gguf} cannot be converted: {lines[0]}") from error
         # What transformers leaves on a model that it has already dequantized makes
         # save_pretrained refuse it.
         if hasattr(model.config, "quantization_config"):
@@ -156,5 +180,17 @@ def _convert(gguf: Path, directory: Path) -> None:
             model.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
         except Exception as error:
-            explained = explain_write_error(error, directory)
-            raise explained or error from error
+            full = explain_write_error(error, directory)
+            raise full or error from error
+
+
+def _refuse_too_many(gguf: Path) -> None:
+    """Refuse a file that names more layers or experts than it can have tensors for."""
+    metadata, tensors = read_gguf_metadata(str(gguf))
+    for key, value in metadata.items():
+        counts = key.endswith("_count") and isinstance(value, int) and "." in key
+        if counts and not key.startswith("general.") and value > max(len(tensors), _ALWAYS_FINE):
+            raise ModelError(
+                f"{gguf} cannot be converted: {harmless(key)[:80]} is {value:,}, and it has "
+                f"{len(tensors):,} tensors"
+            )

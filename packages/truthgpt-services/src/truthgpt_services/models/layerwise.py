@@ -25,17 +25,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import WeightConverter
 
 from truthgpt_core.optimization import OptimizationError
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.loading import load_config, quiet
+from truthgpt_services.models.loading import (
+    load_config,
+    load_generation_config,
+    quiet,
+    refuse_too_large,
+)
+from truthgpt_services.models.model_files import weight_files
 
 logger = logging.getLogger(__name__)
 
-_ONE_FILE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _TRIM_EVERY = 2**24
 """Bytes that are read before memory that was freed is given back to the system."""
 
@@ -187,11 +191,15 @@ def open_model(
     """
     device = device or torch.device("cpu")
     config = load_config(directory)
+    refuse_too_large(directory, config)
+    generation = load_generation_config(directory)
     try:
         model, stored = _build(directory, config, _stored_tensors(directory), dtype)
     except _UnfitError as reason:
         logger.info("%s is loaded as a whole: %s", directory, reason)
         return None
+    if generation is not None:
+        model.generation_config = generation
     for module in model.modules():
         for key, buffer in module.named_buffers(recurse=False):
             if not buffer.is_meta:
@@ -215,12 +223,10 @@ def _build(
     with quiet():
         try:
             with torch.device("meta"):
-                kind = type(AutoModelForCausalLM.from_config(config))
+                kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
             model: Any = kind.from_pretrained(
                 None, config=config, state_dict=stand_ins, dtype=dtype
             )
-            if (directory / "generation_config.json").is_file():
-                model.generation_config = GenerationConfig.from_pretrained(directory)
         except Exception as error:  # loading it as a whole says what is wrong
             raise _UnfitError(f"it cannot be built without weights: {error}") from error
     model.config.name_or_path = model.name_or_path = str(directory)
@@ -248,16 +254,9 @@ def _build(
 
 def _stored_tensors(directory: Path) -> dict[str, _Stored]:
     """Find all tensors of a checkpoint, by name."""
-    if (directory / _ONE_FILE).is_file():
-        return _tensors_of(directory / _ONE_FILE)
-    try:
-        index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
-        files = sorted(set(index["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _UnfitError("its files have other names") from error
     stored: dict[str, _Stored] = {}
-    for file in files:
-        stored |= _tensors_of(directory / file)
+    for file in weight_files(directory):
+        stored |= _tensors_of(file)
     return stored
 
 

@@ -399,8 +399,7 @@ class ModelService:
 
     def _directory(self, name: str) -> Path:
         """Return the directory of a model, which may be one that TruthGPT saved."""
-        path = Path(name)
-        return path if saved.is_saved(path) else as_directory(self.resolve(name), self._progress)
+        return as_directory(self.resolve(name), self._progress)
 
     def _load(self, name: str, how: _Loading, *, run: bool = True) -> Any:
         directory = self._directory(name)

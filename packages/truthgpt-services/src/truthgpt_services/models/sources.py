@@ -6,7 +6,6 @@ component of the factory `model_source_factory`, so a plugin can add more.
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -18,10 +17,18 @@ from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.optimization import SourceModel
 from truthgpt_services.errors import ModelError
+from truthgpt_services.models.model_files import (
+    CONFIG,
+    check_files,
+    is_pickle,
+    pickle_error,
+    read_object,
+    weight_files,
+)
 from truthgpt_services.output import read_marker
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_LONGEST_SHOWN = 200
 _FORMATS = "a directory, a .gguf file, package:PACKAGE/FILE or a hub id"
 
 
@@ -83,24 +90,27 @@ class PackageSource(ModelSource):
         package, _, file = spec.removeprefix("package:").partition("/")
         if not package.isidentifier() or not file:
             raise ModelError(
-                f'"{spec}" does not name a file in a package', hint="Write package:PACKAGE/FILE."
+                f'"{_shown(spec)}" does not name a file in a package',
+                hint="Write package:PACKAGE/FILE.",
             )
         # PathFinder looks a top-level name up on sys.path and runs none of its code.
         found = PathFinder.find_spec(package)
         if found is None or not found.submodule_search_locations:
             raise ModelError(
-                f'No package "{package}" is installed', hint="Install the one that has the model."
+                f'No package "{_shown(package)}" is installed',
+                hint="Install the one that has the model.",
             )
         for location in found.submodule_search_locations:
             root = Path(location).resolve()
-            path = (root / file).resolve()
-            if path.is_relative_to(root) and path.exists():
+            path = root / file
+            if _exists(path) and (path := path.resolve()).is_relative_to(root):
                 return replace(_on_disk(path, spec), kind=self.name)
-        models = sorted(path.name for path in root.iterdir() if path.suffix == ".gguf")
+        models = [name for name in _names(root) if name.endswith(".gguf")]
         has = f"It has {', '.join(models)}." if models else "It has no .gguf file."
         close = did_you_mean(file, models)
         raise ModelError(
-            f'Package "{package}" has no file "{file}"', hint=f"{close} {has}" if close else has
+            f'Package "{package}" has no file "{_shown(file)}"',
+            hint=f"{close} {has}" if close else has,
         )
 
 
@@ -113,15 +123,21 @@ class LocalSource(ModelSource):
     def claims(self, spec: str) -> bool:
         """Whether it exists, or can be nothing but a path."""
         looks_like_path = spec.startswith(("/", "./", "../", "~")) or spec.endswith(".gguf")
-        return looks_like_path or Path(spec).exists() or spec.count("/") > 1
+        return looks_like_path or _exists(Path(spec)) or spec.count("/") > 1
 
     def resolve(self, spec: str) -> ResolvedModel:
         """Look at the directory or file."""
-        path = Path(spec).expanduser()
-        if path.exists():
+        try:
+            path = Path(spec).expanduser()
+        except RuntimeError:
+            user = spec.partition("/")[0]
+            raise ModelError(f'There is no home directory of "{user:.80}"') from None
+        if _exists(path):
             return _on_disk(path.resolve(), spec)
-        siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ModelError(f'There is no model at "{spec}"', hint=did_you_mean(path.name, siblings))
+        raise ModelError(
+            f'There is no model at "{_shown(spec)}"',
+            hint=did_you_mean(path.name, _names(path.parent)),
+        )
 
 
 class HubSource(ModelSource):
@@ -144,7 +160,7 @@ class HubSource(ModelSource):
         )
         from huggingface_hub.errors import RepositoryNotFoundError as NotFound
 
-        close = did_you_mean(spec, [path.name for path in Path().iterdir()])
+        close = did_you_mean(spec, _names(Path()))
         try:
             path = snapshot_download(
                 spec,
@@ -153,21 +169,21 @@ class HubSource(ModelSource):
         except HFValidationError:
             # The hub's rules for names change; only the hub's own code knows all of them.
             raise ModelError(
-                f'"{spec}" is not on disk, and is no name that the hub allows',
+                f'"{_shown(spec)}" is not on disk, and is no name that the hub allows',
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except NotFound:
             raise ModelError(
-                f'There is no model "{spec}" on the hub, and nothing on disk by that name',
+                f'There is no model "{_shown(spec)}" on the hub, and nothing on disk by that name',
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except LocalEntryNotFoundError:
             raise ModelError(
-                f'"{spec}" is not on disk, and the hub cannot be reached to look for it there',
+                f'"{_shown(spec)}" is not on disk, and the hub cannot be reached to look for it there',
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except (HfHubHTTPError, OSError) as error:
-            raise ModelError(f'"{spec}" could not be downloaded: {error}') from error
+            raise ModelError(f'"{_shown(spec)}" could not be downloaded: {error}') from error
         return replace(_on_disk(Path(path), spec), kind=self.name)
 
 
@@ -187,7 +203,7 @@ def resolve(spec: str, sources: DynamicFactory[Any]) -> ResolvedModel:
     for source in sorted(known, key=lambda source: source.rank):
         if source.claims(spec):
             return source.resolve(spec)
-    raise ModelError(f'"{spec}" names no model', hint=f"A model is {_FORMATS}.")
+    raise ModelError(f'"{_shown(spec)}" names no model', hint=f"A model is {_FORMATS}.")
 
 
 def describe(directory: Path, spec: str) -> SourceModel:
@@ -200,32 +216,61 @@ def describe(directory: Path, spec: str) -> SourceModel:
     Raises:
         ModelError: its config.json cannot be read.
     """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise TypeError("it holds no object")
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{path} cannot be used: {error}") from error
+    config = read_object(directory / CONFIG)
     method = config.get("quantization_config")
     if isinstance(method, dict) and method.get("quant_method") == "truthgpt":
         # Ours, which `optimizations_of` says better.
         del config["quantization_config"]
-    architectures = config.get("architectures") or [config.get("model_type", "")]
-    return SourceModel(spec, str(architectures[0]), config, optimizations_of(directory))
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else config.get("model_type", "")
+    return SourceModel(spec, str(architecture), config, optimizations_of(directory))
 
 
 def optimizations_of(directory: Path) -> tuple[str, ...]:
     """Names of what TruthGPT has applied to a model; empty for an ordinary one."""
     try:
-        return tuple(str(step["name"]) for step in read_marker(directory)["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return tuple(str(step["name"]) for step in _marker(directory).get("steps", ()))
+    except (KeyError, TypeError):
         return ()
 
 
+def _marker(directory: Path) -> dict[str, Any]:
+    try:
+        return read_marker(directory)
+    except (OSError, ValueError):  # it is not there, or loading says what is wrong with it
+        return {}
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # as of a name that is too long
+        return False
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except (OSError, ValueError):  # a null byte is a ValueError
+        return []
+
+
 def _on_disk(path: Path, spec: str) -> ResolvedModel:
+    try:
+        return _found(path, spec)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _found(path: Path, spec: str) -> ResolvedModel:
     if path.is_dir():
         return _directory(path, spec)
+    if not path.is_file():
+        raise ModelError(f"{path} is no model: it is not a regular file")
     if path.suffix == ".gguf":
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -234,8 +279,8 @@ def _on_disk(path: Path, spec: str) -> ResolvedModel:
                     hint="It may be damaged, or a pointer left by Git LFS.",
                 )
         return ResolvedModel(spec, "gguf", path, path.stat().st_size)
-    if any(path.match(pattern) for pattern in _PICKLES):
-        raise _pickle_error(path)
+    if is_pickle(path):
+        raise pickle_error(path)
     raise ModelError(f"{path} is no model", hint=f"A model is {_FORMATS}.")
 
 
@@ -243,19 +288,12 @@ def _directory(path: Path, spec: str) -> ResolvedModel:
     if not (path / "config.json").is_file():
         ggufs = sorted(each.name for each in path.glob("*.gguf"))
         hint = f"Name the file: {path / ggufs[0]}." if ggufs else f"A model is {_FORMATS}."
+        if (path / "adapter_config.json").exists():
+            hint = "It is a PEFT adapter: merge it into its model (merge_and_unload) and save that."
         raise ModelError(f"{path} has no config.json, so it is no transformers model", hint=hint)
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        pickles = [each for pattern in _PICKLES for each in path.glob(pattern)]
-        if pickles:
-            raise _pickle_error(pickles[0])
-        raise ModelError(f"{path} has no weights: there is no .safetensors file in it")
-    kind = "optimized" if optimizations_of(path) else "directory"
+    check_files(path)
+    optimized = _marker(path).get("kind") == "optimized"
+    # The weights of what TruthGPT changed have a name of their own.
+    weights = list(path.glob("*.safetensors")) if optimized else weight_files(path)
+    kind = "optimized" if optimized else "directory"
     return ResolvedModel(spec, kind, path, sum(file.stat().st_size for file in weights))
-
-
-def _pickle_error(path: Path) -> ModelError:
-    return ModelError(
-        f"{path} is a pickle checkpoint, and loading a pickle runs whatever code is in it",
-        hint="Get the model as safetensors, or convert it on a machine that you can lose.",
-    )

@@ -87,6 +87,7 @@ def assemble(
     with backend.main_first():
         tokenizer = models.load_tokenizer(config.model.name_or_path)
         model = _model(config, models, tokenizer, device)
+        refuse_unknown_tokens(model, tokenizer)
         progress("Preparing the texts", 0, 0)
         train_loader, val_loader = _loaders(config, plugins, model, tokenizer, progress)
     training = config.training
@@ -221,6 +222,21 @@ def _model(config: ConfigManager, models: ModelService, tokenizer: Any, device: 
             "in it.",
         )
     return model
+
+
+def refuse_unknown_tokens(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that has more tokens than the model has embeddings.
+
+    Raises:
+        TrainingError: it has.
+    """
+    known = getattr(model.config.get_text_config(), "vocab_size", None)
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if isinstance(known, int) and largest >= known:
+        raise TrainingError(
+            f"The tokenizer has the token {largest:,}, and the model knows {known:,} tokens",
+            hint="Use the tokenizer that belongs to the model.",
+        )
 
 
 def new_model(architecture: ArchitectureSection, vocabulary: int) -> Any:

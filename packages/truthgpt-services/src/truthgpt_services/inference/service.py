@@ -154,7 +154,7 @@ class InferenceService:
             return self._answer_all(prompts, request, tally)
 
     def stream(
-        self, prompt: str | Conversation, options: Mapping[str, Any] | None = None
+        self, prompt: str | Conversation | Prompt, options: Mapping[str, Any] | None = None
     ) -> TextStream:
         """Continue a prompt, yielding text as soon as it is known.
 
@@ -163,7 +163,7 @@ class InferenceService:
         Args:
             prompt: a text, at least one token, which is continued as it is; or the messages of
                 a conversation, each with `role` and `content`, which go through the chat
-                template of the tokenizer.
+                template of the tokenizer; or what `read_prompt` made of one of them.
             options: `max_new_tokens` (default 128), `temperature` (default 0, the
                 likeliest token), `top_k`, `top_p`, `seed` (default 0), `stop` (a text, or a
                 list of texts: what is generated ends before the first of them).
@@ -228,6 +228,7 @@ class InferenceService:
 
     def _answer(self, stream: TextStream, answer: AnswerText, request: _Request) -> Generator[str]:
         tokens = stream.prompt.tokens
+        began = perf_counter()
         with _told() as tally:
             key = self._key(tokens, request) if tokens else None
             known = self._known(key, request)
@@ -240,11 +241,14 @@ class InferenceService:
                 return
             for token in self._decoded(tokens, request):
                 tally.add(1)
+                if stream.first_token_seconds is None:
+                    stream.first_token_seconds = perf_counter() - began
                 yield answer.add(token)
                 if answer.stopped_by is not None:
                     break
-            yield answer.rest()
+            stream.seconds = perf_counter() - began
             stream.finish_reason = request.reason(answer)
+            yield answer.rest()
             # Between two pieces its consumer may have trained the model.
             if key is not None and key == self._key(tokens, request):
                 self._keep(key, answer, request)

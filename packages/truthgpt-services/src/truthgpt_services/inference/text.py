@@ -107,12 +107,17 @@ class TextStream(Iterator[str]):
         finish_reason: None until the end is read; then `eos_token` (the model ended the text),
             `length` (there are as many tokens as were asked for) or `stop_sequence`.
         cached: whether it came from the response cache.
+        first_token_seconds: from the first piece that was asked for to the first token; None
+            before, and if there is none.
+        seconds: the same to the end.
     """
 
     def __init__(self, prompt: Prompt, answer: AnswerText) -> None:
         self.prompt = prompt
         self.finish_reason: str | None = None
         self.cached = False
+        self.first_token_seconds: float | None = None
+        self.seconds = 0.0
         self._answer = answer
         self._pieces: Generator[str] | None = None
 

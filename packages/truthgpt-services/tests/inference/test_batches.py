@@ -155,9 +155,9 @@ def test_of_no_prompts_there_are_no_texts(service):
             ["a", "x " * 600, "b"],
             r"Prompt 2 of 3: Prompt and answer have \d+ tokens, and the model",
         ),
-        (5, "The prompt is 5: it must be a text or a list of texts"),
-        ({"a": "b"}, "it must be a text or a list of texts"),
-        (b"bytes", "it must be a text or a list of texts"),
+        (5, "The prompt is 5: it must be a text, a list of messages or a list"),
+        ({"a": "b"}, "it must be a text, a list of messages or a list"),
+        (b"bytes", "it must be a text, a list of messages or a list"),
     ],
 )
 def test_a_wrong_prompt_is_named_before_any_is_decoded(service, model, prompts, message):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import shutil
+import sys
 
 import pytest
 import torch
+import transformers
+from tokenizers import decoders, normalizers
 
 from truthgpt_core.event_system import EventType, on_event
 from truthgpt_core.hookspecs import hookimpl
@@ -37,13 +42,15 @@ def another(plugins, model, tokenizer, folder):
     return service
 
 
-def test_the_second_call_is_from_the_cache(service, model):
+def test_the_second_call_is_from_the_cache(service):
     """The model is not asked again, and the text is the same."""
     first = service.generate(PROMPT, SHORT)
-    model.register_forward_hook(lambda *_: pytest.fail("the model was called"))
+    heard = []
+    on_event(EventType.INFERENCE_FINISHED, lambda event: heard.append(event.data["tokens"]))
     assert service.generate(PROMPT, SHORT) == first
     assert "".join(service.stream(PROMPT, SHORT)) == first
     assert service.generate([PROMPT, PROMPT], SHORT) == [first, first]
+    assert heard == [0, 0, 0]
     assert service.cache_statistics == CacheStatistics(hits=3, misses=1)
 
 
@@ -93,16 +100,14 @@ def test_answers_outlive_the_process(service, bare_plugins, tiny, folder, tmp_pa
     assert later.cache_statistics == CacheStatistics(hits=1, misses=0)
 
 
-def test_a_batch_computes_only_what_the_cache_has_not(service, model):
+def test_a_batch_computes_only_what_the_cache_has_not(service):
     """Its texts and those of single calls are the same answers."""
     known = service.generate(PROMPT, SHORT)
-    rows = []
-    model.register_forward_pre_hook(
-        lambda _, __, given: rows.append(given["input_ids"].shape[0]), with_kwargs=True
-    )
+    heard = []
+    on_event(EventType.INFERENCE_FINISHED, lambda event: heard.append(event.data["tokens"]))
     texts = service.generate(["x", PROMPT, "The class statement"], SHORT)
     assert texts[1] == known
-    assert set(rows) == {2}
+    assert heard == [2 * 5]
     assert service.generate("x", SHORT) == texts[0]
     assert service.cache_statistics == CacheStatistics(hits=2, misses=3)
 
@@ -178,6 +183,36 @@ def end_elsewhere(model):
     model.generation_config.eos_token_id = [0, 7]
 
 
+def another_activation(model):
+    model.model.layers[0].mlp.act_fn = torch.nn.Tanh()
+
+
+def another_function(model):
+    del model.model.layers[0].mlp.act_fn
+    model.model.layers[0].mlp.act_fn = torch.nn.functional.relu
+
+
+def another_epsilon(model):
+    model.model.norm.variance_epsilon = 10.0
+
+
+def another_scaling(model):
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 5.0
+
+
+def another_rotation(model):
+    model.model.rotary_emb.inv_freq.mul_(3)
+
+
+def another_attention(model):
+    model.set_attn_implementation("eager")
+
+
+def tie(model):
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -189,8 +224,18 @@ def end_elsewhere(model):
         load_others,
         end_elsewhere,
         lambda model: model.bfloat16(),
+        another_activation,
+        another_function,
+        another_epsilon,
+        another_scaling,
+        another_rotation,
+        another_attention,
+        tie,
     ],
-    ids=["train", "fused", "foreach", "one weight", "module", "load", "end", "dtype"],
+    ids=[
+        *("train", "fused", "foreach", "one weight", "module", "load", "end", "dtype"),
+        *("activation", "function", "epsilon", "scaling", "rotation", "attention", "tied"),
+    ],
 )
 def test_a_model_that_was_changed_is_another_model(service, model, tokenizer, change):
     """No answer of before is given, and the answer is that of the model as it is."""
@@ -202,8 +247,140 @@ def test_a_model_that_was_changed_is_another_model(service, model, tokenizer, ch
     assert text == service.generate(PROMPT, SHORT)
 
 
-def test_a_plugin_that_takes_part_in_decoding_has_other_answers(service, bare_plugins):
-    """What it computes is not what was computed without it."""
+def hook(model):
+    model.model.layers[0].register_forward_hook(lambda module, given, made: made * -3)
+
+
+def hook_before(model):
+    model.model.layers[1].register_forward_pre_hook(lambda module, given: (given[0] * -3,))
+
+
+def replace_forward(model):
+    mlp = model.model.layers[0].mlp
+    mlp.forward = lambda hidden: hidden * 2
+
+
+def replace_forward_of_the_class(model):
+    class Doubled(type(model.model.layers[0].mlp)):
+        def forward(self, hidden):
+            return hidden * 2
+
+    model.model.layers[0].mlp.__class__ = Doubled
+
+
+def activate_by_hand(model):
+    del model.model.layers[0].mlp.act_fn
+    model.model.layers[0].mlp.act_fn = lambda hidden: hidden * 2
+
+
+def wrap_the_activation(model):
+    act = model.model.layers[0].mlp.act_fn
+    del model.model.layers[0].mlp.act_fn
+    model.model.layers[0].mlp.act_fn = functools.wraps(torch.relu)(lambda hidden: -act(hidden))
+
+
+def keep_in_a_list(model):
+    class Layers(torch.nn.Module):
+        def __init__(self, old):
+            super().__init__()
+            self.old = [old]
+
+        def forward(self, hidden):
+            return self.old[0](hidden) * 2
+
+    model.model.layers[0].mlp = Layers(model.model.layers[0].mlp)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        hook,
+        hook_before,
+        replace_forward,
+        replace_forward_of_the_class,
+        activate_by_hand,
+        wrap_the_activation,
+        keep_in_a_list,
+    ],
+)
+def test_code_that_has_no_version_is_not_cached(service, model, tokenizer, caplog, change):
+    """What a hook or a function of a script does cannot be seen: the model is asked each time."""
+    service.generate(PROMPT, SHORT)
+    change(model)
+    with caplog.at_level(logging.WARNING):
+        text = [service.generate(PROMPT, SHORT) for _ in range(2)]
+    assert service.cache_statistics == CacheStatistics(hits=0, misses=1)
+    (said,) = caplog.messages
+    assert said.startswith("Answers are not cached: ")
+    assert __name__ in said
+    service.configure(model, tokenizer)
+    assert text == [service.generate(PROMPT, SHORT)] * 2
+
+
+def test_a_hook_for_all_modules_is_not_cached(service, model):
+    """Nor one that PyTorch calls for every module of the process."""
+    before = service.generate(PROMPT, SHORT)
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, given, made: made * -1 if isinstance(module, torch.nn.Linear) else made
+    )
+    try:
+        assert service.generate(PROMPT, SHORT) != before
+    finally:
+        handle.remove()
+    assert service.generate(PROMPT, SHORT) == before
+    assert service.cache_statistics == CacheStatistics(hits=1, misses=1)
+
+
+def test_a_function_replaced_in_a_library_is_not_cached(service, monkeypatch):
+    """As packages with faster kernels do, for all models of a kind."""
+    before = service.generate(PROMPT, SHORT)
+    modeling = sys.modules["transformers.models.llama.modeling_llama"]
+    monkeypatch.setattr(modeling, "apply_rotary_pos_emb", lambda q, k, *_, **__: (q, k))
+    assert service.generate(PROMPT, SHORT) != before
+    monkeypatch.setattr(modeling.LlamaMLP, "forward", lambda self, hidden: hidden)
+    assert service.generate(PROMPT, SHORT) != before
+    assert service.cache_statistics == CacheStatistics(hits=0, misses=1)
+
+
+def test_an_attention_of_a_script_is_not_cached(service, model):
+    """Transformers calls by name what was registered, whoever did so."""
+    transformers.AttentionInterface.register(
+        "mine", lambda module, q, k, v, mask, **_: (q.transpose(1, 2), None)
+    )
+    service.generate(PROMPT, SHORT)
+    model.config._attn_implementation = "mine"
+    service.generate(PROMPT, SHORT)
+    assert service.cache_statistics == CacheStatistics(hits=0, misses=1)
+
+
+def past_pytorch(model):
+    weight = model.lm_head.weight.detach().numpy()
+    weight[:] = weight[::-1].copy()
+
+
+def through_data(model):
+    model.lm_head.weight.data.copy_(model.lm_head.weight.data.flip(0))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [past_pytorch, through_data],
+)
+@pytest.mark.parametrize("again", ["configure", "clear_cache"])
+def test_writes_past_pytorch_are_seen_when_asked(service, model, tokenizer, folder, write, again):
+    """They are not counted, so the next `configure` or `clear_cache` reads the weights again."""
+    before = service.generate(PROMPT, SHORT)
+    write(model)
+    if again == "configure":
+        service.configure(model, tokenizer, {"use_cache": True, "cache_dir": folder})
+    else:
+        service.clear_cache()
+        assert list(folder.iterdir()) == []
+    assert service.generate(PROMPT, SHORT) != before
+
+
+def test_a_plugin_registered_by_hand_that_decodes_is_not_cached(service, bare_plugins):
+    """Its code has no version: what it computes is neither kept nor taken from the cache."""
 
     class Always:
         @hookimpl
@@ -215,7 +392,7 @@ def test_a_plugin_that_takes_part_in_decoding_has_other_answers(service, bare_pl
     assert service.generate(PROMPT, SHORT) != before
     bare_plugins.deactivate("always")
     assert service.generate(PROMPT, SHORT) == before
-    assert service.cache_statistics == CacheStatistics(hits=1, misses=2)
+    assert service.cache_statistics == CacheStatistics(hits=1, misses=1)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -233,14 +410,52 @@ def test_switching_an_adapter_off_is_another_model(bare_plugins, model, tokenize
     assert service.cache_statistics == CacheStatistics(hits=1, misses=2)
 
 
-def test_another_tokenizer_has_other_answers(service, bare_plugins, model, tiny, folder):
-    """What tokens are written as is part of the answer."""
-    service.generate(PROMPT, SHORT)
-    others = load_tokenizer(tiny)
-    others.add_tokens(["<thing>"])
-    later = another(bare_plugins, model, others, folder)
-    later.generate(PROMPT, SHORT)
-    assert later.cache_statistics == CacheStatistics(hits=0, misses=1)
+def shout(tokenizer):
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(
+        [tokenizer.backend_tokenizer.decoder, decoders.Replace("e", "E")]
+    )
+
+
+def add_a_token(tokenizer):
+    tokenizer.add_tokens(["<thing>"])
+
+
+def clean_up(tokenizer):
+    tokenizer.clean_up_tokenization_spaces = True
+
+
+def lowercase(tokenizer):
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+@pytest.mark.parametrize("change", [shout, add_a_token, clean_up, lowercase])
+def test_an_answer_is_what_the_tokenizer_says_now(bare_plugins, model, tiny, folder, change):
+    """A tokenizer that was changed is obeyed, whatever was kept before."""
+    tokenizer = load_tokenizer(tiny)
+    service = another(bare_plugins, model, tokenizer, folder)
+    prompt, longer = "The IMPORT statement", {"max_new_tokens": 30}
+    service.generate(prompt, longer)
+    change(tokenizer)
+    said = service.generate(prompt, longer)
+    service.configure(model, tokenizer)
+    assert said == service.generate(prompt, longer)
+
+
+def test_a_stop_string_that_is_no_longer_there_is_asked_again(bare_plugins, model, tiny, folder):
+    """What another decoder cut short is not given for the whole."""
+    tokenizer = load_tokenizer(tiny)
+    service = another(bare_plugins, model, tokenizer, folder)
+    whole = service.generate(PROMPT, {"max_new_tokens": 30})
+    stop = next(character for character in whole[3:] if character.isalpha())
+    cut = service.generate(PROMPT, {"max_new_tokens": 30, "stop": stop})
+    assert whole.startswith(cut)
+    assert service.generate(PROMPT, {"max_new_tokens": 30, "stop": stop}) == cut
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(
+        [tokenizer.backend_tokenizer.decoder, decoders.Replace(stop, "#")]
+    )
+    said = service.generate(PROMPT, {"max_new_tokens": 30, "stop": stop})
+    service.configure(model, tokenizer)
+    assert said == service.generate(PROMPT, {"max_new_tokens": 30, "stop": stop}) != cut
 
 
 def test_an_event_says_what_came_from_the_cache(service):

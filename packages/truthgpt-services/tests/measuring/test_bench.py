@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from truthgpt_services.measuring.bench import Bench
+from truthgpt_services.models.loading import load_tokenizer
 
 TEXT = "The lambda expression yields a function object, which is é and 漢."
 
@@ -162,6 +163,15 @@ def test_the_sample_is_what_generation_gives(bench, model, tokenizer):
     )[0, ids.shape[1] :].tolist()
     theirs = theirs[: theirs.index(0)] if 0 in theirs else theirs
     assert bench.sample("The future", 12) == tokenizer.decode(theirs)
+
+
+def test_the_sample_of_a_chat_model_is_its_answer(bare_plugins, model, tiny):
+    """The prompt goes through the chat template, as `truthgpt generate` does it."""
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}Answer:"
+    continued = Bench(model, load_tokenizer(tiny), bare_plugins.hooks)
+    asked = Bench(model, tokenizer, bare_plugins.hooks)
+    assert asked.sample("Why", 8) == "\n" + continued.sample("<Why>Answer:", 8)
 
 
 def test_the_beginning_of_a_text_is_taken(bench, tokenizer):

@@ -2,41 +2,173 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
 import click
+
+from truthgpt_core.columns import harmless
+from truthgpt_services.commands.prompt_input import read_prompt_text
+
+if TYPE_CHECKING:
+    from truthgpt_services.inference.text import TextStream
+
+_SEEDS = click.IntRange(-(2**63), 2**64 - 1)
+
+
+class _Number(click.FloatRange):
+    """A number in a range that is one: NaN is below and above nothing."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 @click.command(short_help="Generate text with a model, streamed as it is made.")
 @click.argument("model")
-@click.argument("prompt")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="At most.")
+@click.argument("prompt", required=False)
+@click.option("-f", "--file", metavar="FILE", help="Read the prompt from FILE; - is stdin.")
+@click.option("--system", metavar="TEXT", help="A system message before the prompt.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is: no chat template.")
+@click.option("--stop", metavar="TEXT", multiple=True, help="End before TEXT; can be repeated.")
 @click.option(
-    "--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token."
+    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="At most."
 )
-@click.option("--top-k", type=int, default=0, show_default=True, help="0: all tokens.")
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--temperature",
+    type=_Number(min=0),
+    default=0.0,
+    show_default=True,
+    help="0: the likeliest token.",
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: all tokens."
+)
+@click.option("--top-p", type=_Number(min=0, max=1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=_SEEDS, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-def generate(model: str, prompt: str, device: str, **options: float) -> None:
-    """Continue PROMPT with MODEL, which may be one that `truthgpt optimize` made.
+@click.option("--json", "as_json", is_flag=True, help="Print text, tokens and timings as JSON.")
+def generate(
+    model: str,
+    prompt: str | None,
+    file: str | None,
+    system: str | None,
+    raw: bool,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer or continue PROMPT with MODEL, which may be one that `truthgpt optimize` made.
+
+    A model that was made for conversations is asked PROMPT through its chat template, and its
+    answer is printed. Any other continues PROMPT, and so does every model with --raw. PROMPT is
+    read from standard input if it is - or if there is none; with -f FILE it comes after the
+    text of FILE.
 
     \b
-      truthgpt generate build/demo "The future of AI is"
+      truthgpt generate build/demo "What is the capital of France?"
+      truthgpt generate build/demo --raw "The future of AI is"
+      truthgpt generate build/demo -f notes.txt "Summarize this."
+      cat question.txt | truthgpt generate build/demo --json
     """  # noqa: D301 - click wants the character, not its escape
+    if raw and system is not None:
+        raise click.UsageError("--system is part of a conversation, and --raw has none.")
+    if "" in options["stop"]:
+        raise click.UsageError("--stop is empty.")
+    asked = read_prompt_text(prompt, file)
     from truthgpt_services.commands.progress import shown_progress
     from truthgpt_services.importing import importing
 
     with importing():
+        from truthgpt_services.inference.prompts import as_conversation, check_length, read_prompt
         from truthgpt_services.inference.service import InferenceService
+        from truthgpt_services.models.convert import as_directory
+        from truthgpt_services.models.loading import load_config, pick_device
         from truthgpt_services.models.service import ModelService
 
+    began = perf_counter()
     with shown_progress() as progress:
         progress("Loading the model", 0, 0)
+        pick_device(device)
         models = ModelService(progress=progress)
-        loaded = models.load_model(model, {"device": device})
-        tokenizer = models.load_tokenizer(model)
+        directory = as_directory(models.resolve(model), progress)
+        tokenizer = models.load_tokenizer(str(directory))
+        # Before the weights are read, which may take long.
+        given = asked if raw else as_conversation(tokenizer, asked, system)
+        read = read_prompt(tokenizer, given)
+        check_length(read, load_config(directory), options["max_new_tokens"])
+        loaded = models.load_model(str(directory), {"device": device})
+    options["stop"] = list(options["stop"])
     service = InferenceService()
     service.configure(loaded, tokenizer)
-    click.echo(prompt, nl=False)
-    for piece in service.stream(prompt, options):
-        click.echo(piece, nl=False)
+    loading = perf_counter() - began
+    stream = service.stream(read, options)
+    if as_json:
+        text = "".join(stream)
+        _print_json(text, stream, model=model, loading=loading, options=options)
+    else:
+        text = _print_text(stream, asked)
+    if not text:
+        what = "Nothing was generated: the model ended the text at once."
+        if stream.stopped_by is not None:
+            what = f'Nothing was generated before "{harmless(stream.stopped_by)}".'
+        click.echo(f"truthgpt: {what}", err=True)
+
+
+def _print_text(stream: TextStream, asked: str) -> str:
+    terminal = _is_terminal()
+    if terminal and not stream.prompt.is_chat:
+        click.echo(_visible(asked), nl=False)
+    pieces = []
+    for piece in stream:
+        pieces.append(piece)
+        click.echo(_visible(piece) if terminal else piece, nl=False)
     click.echo()
+    return "".join(pieces)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _visible(text: str) -> str:
+    """Return a text of a model as a terminal may have it: only its lines and tabs are obeyed."""
+    return "\n".join("\t".join(map(harmless, line.split("\t"))) for line in text.split("\n"))
+
+
+def _print_json(
+    text: str, stream: TextStream, *, model: str, loading: float, options: dict[str, Any]
+) -> None:
+    import json
+
+    first, seconds = stream.first_token_seconds, stream.seconds
+    # The token that ends a text is decoded as well.
+    after_first = len(stream.tokens) - 1 + (stream.finish_reason == "eos_token")
+    rate = after_first / (seconds - first) if first is not None and after_first > 0 else None
+    shown = {
+        "model": model,
+        "text": text,
+        "finish_reason": stream.finish_reason,
+        "stopped_by": stream.stopped_by,
+        "chat_template": stream.prompt.is_chat,
+        "prompt": stream.prompt.text,
+        "tokens": {
+            "prompt": len(stream.prompt.tokens),
+            "generated": len(stream.tokens),
+            "prompt_ids": list(stream.prompt.tokens),
+            "generated_ids": stream.tokens,
+        },
+        "timings": {
+            "load_seconds": loading,
+            "first_token_seconds": first,
+            "seconds": seconds,
+            "tokens_per_second": rate,
+        },
+        "options": options,
+    }
+    click.echo(json.dumps(shown, ensure_ascii=False, indent=2))

@@ -13,9 +13,11 @@ import logging
 import os
 import re
 import secrets
+import stat
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,11 @@ _BLOCK = 4096
 # Each time this part of the limit was written, the directory is looked through, and as much
 # is made free. Then one process never goes beyond the limit, and few are looked through often.
 _PART = 16
+
+# Never through a link, and never waiting for the other end of a pipe.
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_READ = os.O_RDONLY | _NO_LINK | getattr(os, "O_NONBLOCK", 0)
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
 
 # After so many seconds nobody is still writing a file.
 _ABANDONED = 3600.0
@@ -77,14 +84,21 @@ class AnswerCache:
         with self._lock:
             return CacheStatistics(self._hits, self._misses)
 
-    def get(self, key: str) -> str | None:
-        """Return the text of a key; None if it is not there, or what is there is damaged."""
+    def get(self, key: str, usable: Callable[[str], bool] | None = None) -> str | None:
+        """Return the text of a key; None if it is not there, or what is there is damaged.
+
+        Args:
+            key: 64 hexadecimal digits.
+            usable: what is there counts as damaged if this is false of it.
+        """
         with self._lock:
             text = self._memory.get(key)
             if text is not None:
                 self._memory.move_to_end(key)
         if text is None and self._folder is not None:
             text = self._folder.read(key)
+        if text is not None and usable is not None and not usable(text):
+            text = None
         with self._lock:
             if text is None:
                 self._misses += 1
@@ -107,6 +121,14 @@ class AnswerCache:
                 self._warn(error)
         with self._lock:
             self._remember(key, text)
+
+    def clear(self) -> None:
+        """Forget every text, those of other processes in the directory included."""
+        with self._lock:
+            self._memory.clear()
+            self._in_memory = 0
+        if self._folder is not None:
+            self._folder.clear()
 
     def _remember(self, key: str, text: str) -> None:
         self._forget(key)
@@ -151,27 +173,40 @@ class _Folder:
         self._part = max_bytes // _PART
 
     def read(self, key: str) -> str | None:
-        path = self._file(key)
         try:
-            text = _unpacked(key, path.read_bytes())
+            file = os.open(self._file(key), _READ)
         except OSError:
             return None
-        if text is not None:
-            # The time of a file is when it was last used; in a directory that is read-only
-            # nothing is removed either.
-            with suppress(OSError):
-                os.utime(path)
-        return text
+        try:
+            facts = os.fstat(file)
+            # What others wrote there, if they may, is not an answer of ours.
+            mine = not hasattr(os, "geteuid") or facts.st_uid == os.geteuid()
+            if not stat.S_ISREG(facts.st_mode) or not mine or facts.st_size > self._allowed:
+                return None
+            with os.fdopen(file, "rb", closefd=False) as content:
+                text = _unpacked(key, content.read(facts.st_size + 1))
+            if text is not None and os.utime in os.supports_fd:
+                # The time of a file is when it was last used; in a directory that is read-only
+                # nothing is removed either.
+                with suppress(OSError):
+                    os.utime(file)
+            return text
+        except OSError:
+            return None
+        finally:
+            os.close(file)
 
     def write(self, key: str, text: str) -> None:
         content = _packed(key, text)
         size = _on_disk(len(content))
         if size > self._allowed:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
         aside = self.path / f".{key}-{secrets.token_hex(8)}{_SUFFIX}"
         try:
-            aside.write_bytes(content)
+            with os.fdopen(os.open(aside, _WRITE, 0o600), "wb") as file:
+                file.write(content)
             aside.replace(self._file(key))
         except BaseException:
             with suppress(OSError):
@@ -182,18 +217,24 @@ class _Folder:
             self._make_room()
             self._until_look = self._part
 
+    def clear(self) -> None:
+        with suppress(FileNotFoundError), os.scandir(self.path) as entries:
+            for entry in entries:
+                if _ANSWER.fullmatch(entry.name):
+                    with suppress(OSError):
+                        Path(entry).unlink()
+
     def _make_room(self) -> None:
         """Remove the least recently used until the rest takes what is allowed."""
         kept: list[tuple[int, int, Path]] = []
-        long_ago = time() - _ABANDONED
         with os.scandir(self.path) as entries:
             for entry in entries:
                 # Another process may be removing files as well.
                 with suppress(OSError):
                     if _ANSWER.fullmatch(entry.name):
-                        facts = entry.stat()
+                        facts = entry.stat(follow_symlinks=False)
                         kept.append((facts.st_mtime_ns, _on_disk(facts.st_size), Path(entry)))
-                    elif _PARTIAL.fullmatch(entry.name) and entry.stat().st_mtime < long_ago:
+                    elif _PARTIAL.fullmatch(entry.name) and _is_old(entry):
                         Path(entry).unlink()
         total = sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):
@@ -205,6 +246,10 @@ class _Folder:
 
     def _file(self, key: str) -> Path:
         return self.path / f"{key}{_SUFFIX}"
+
+
+def _is_old(entry: os.DirEntry[str]) -> bool:
+    return entry.stat(follow_symlinks=False).st_mtime < time() - _ABANDONED
 
 
 def _on_disk(size: int) -> int:
@@ -220,6 +265,13 @@ def _unpacked(key: str, content: bytes) -> str | None:
     checksum, _, body = content.partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode("ascii") != checksum:
         return None
+    # A checksum is no signature: what is below it may be anything. RecursionError: deep lists.
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
     # A file that was given another name is whole, and still not the answer.
-    answer = json.loads(body)
-    return str(answer["text"]) if answer["key"] == key else None
+    if not isinstance(answer, dict) or answer.get("key") != key:
+        return None
+    text = answer.get("text")
+    return text if isinstance(text, str) else None

@@ -20,6 +20,7 @@ def generate_rows(
     max_new_tokens: int,
     sampling: Sampling,
     stop: frozenset[int] = frozenset(),
+    ended: abc.Callable[[int, int], bool] | None = None,
 ) -> list[list[int]]:
     """Generate the tokens that follow each of some prompts.
 
@@ -34,6 +35,7 @@ def generate_rows(
         max_new_tokens: how many at most, for each.
         sampling: how to choose; each row draws from a generator of its own.
         stop: tokens that end a text; they are not returned.
+        ended: is told the number of a row and its next token; True ends the row with it.
 
     Raises:
         GenerationError: the model cannot hold the longest of them.
@@ -59,8 +61,10 @@ def generate_rows(
                     continue
                 if token in stop:
                     going.remove(row)
-                else:
-                    made[row].append(token)
+                    continue
+                made[row].append(token)
+                if ended is not None and ended(row, token):
+                    going.remove(row)
             if not going or number == max_new_tokens:
                 break
             # Rows that have ended go on unheard: to take them out of the cache would change

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+import logging
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from time import perf_counter
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 
@@ -24,15 +26,26 @@ from truthgpt_services.inference.decoding import (
     stop_tokens,
     stream,
 )
+from truthgpt_services.inference.fingerprint import UnseenError
 from truthgpt_services.inference.identity import Identity
+from truthgpt_services.inference.prompts import (
+    Prompt,
+    check_tokens,
+    is_conversation,
+    read_prompt,
+)
 from truthgpt_services.inference.settings import InferenceSettings, read_settings
-from truthgpt_services.models.loading import explained
+from truthgpt_services.inference.templates import Message
+from truthgpt_services.inference.text import AnswerText, TextStream
+
+logger = logging.getLogger(__name__)
 
 _SAMPLING = tuple(field.name for field in fields(Sampling))
-_OPTIONS = ("max_new_tokens", *_SAMPLING)
+_OPTIONS = ("max_new_tokens", "stop", *_SAMPLING)
 DEFAULT_NEW_TOKENS = 128
 
 _Tokens = tuple[int, ...]
+Conversation = list[Message] | tuple[Message, ...]
 
 
 class InferenceService:
@@ -49,16 +62,20 @@ class InferenceService:
         self._settings = InferenceSettings()
         self._answers: AnswerCache | None = None
         self._identity: Identity | None = None
+        self._warned = False
 
     def configure(
         self, model: Any, tokenizer: Any, config: Mapping[str, Any] | None = None
     ) -> None:
         """Say what to generate with, and how.
 
-        The cache gives what the model would say again: without a `seed`, sampling begins at
-        0 each time, so an answer depends on nothing but the request and the model. If the
-        model, its weights, the tokenizer, a plugin or a library is another one, or was
-        changed, no answer of before is given.
+        The response cache gives what the model would say again: without a `seed`, sampling
+        begins at 0 each time, so an answer depends on nothing but the request and the model.
+        If the model, its weights, its modules or their hooks, a plugin or a library is another
+        one or was changed, the model is asked. So it is where such a thing cannot be seen (a
+        hook or an activation that a notebook defines); a warning says so once. Weights that are
+        changed past PyTorch (through `.data`, NumPy or their address) are seen by the next
+        `configure`, or after `clear_cache`, and not before.
 
         Args:
             model: a causal language model of transformers.
@@ -77,24 +94,38 @@ class InferenceService:
         self._tokenizer = tokenizer
         self._settings = settings
         self._answers = self._identity = None
+        self._warned = False
         if settings.use_cache:
             self._answers = AnswerCache(settings.cache_dir, settings.max_cache_bytes)
-            self._identity = Identity(model, tokenizer, self._plugins)
+            self._identity = Identity(model, self._plugins)
 
     @property
     def cache_statistics(self) -> CacheStatistics:
         """How often the cache was asked since `configure`; never, if there is none."""
         return CacheStatistics() if self._answers is None else self._answers.statistics
 
-    @overload
-    def generate(self, prompt: str, options: Mapping[str, Any] | None = None) -> str: ...
+    def clear_cache(self) -> None:
+        """Forget every answer, those in `cache_dir` included, and read the weights anew.
+
+        For weights that were changed past PyTorch: through `.data`, NumPy or their address.
+        """
+        if self._answers is not None and self._identity is not None:
+            self._answers.clear()
+            self._identity.forget()
+
     @overload
     def generate(
-        self, prompt: list[str] | tuple[str, ...], options: Mapping[str, Any] | None = None
+        self, prompt: str | Conversation, options: Mapping[str, Any] | None = None
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...] | list[Conversation] | tuple[Conversation, ...],
+        options: Mapping[str, Any] | None = None,
     ) -> list[str]: ...
     def generate(
         self,
-        prompt: str | list[str] | tuple[str, ...],
+        prompt: str | Conversation | Sequence[Any],
         options: Mapping[str, Any] | None = None,
     ) -> str | list[str]:
         """Continue a prompt, or several, which are decoded together.
@@ -103,7 +134,8 @@ class InferenceService:
         `generate_rows`).
 
         Args:
-            prompt: a text, or a list of texts.
+            prompt: as for `stream`, or a list of such prompts. A list of messages is one
+                conversation.
             options: as for `stream`; they hold for each prompt.
 
         Returns:
@@ -114,27 +146,40 @@ class InferenceService:
         """
         if isinstance(prompt, str):
             return "".join(self.stream(prompt, options))
+        if is_conversation(prompt):
+            return "".join(self.stream(cast(Conversation, prompt), options))
         request = self._request(options)
         prompts = self._prompts(prompt, request)
         with _told() as tally:
             return self._answer_all(prompts, request, tally)
 
-    def stream(self, prompt: str, options: Mapping[str, Any] | None = None) -> Iterator[str]:
+    def stream(
+        self, prompt: str | Conversation | Prompt, options: Mapping[str, Any] | None = None
+    ) -> TextStream:
         """Continue a prompt, yielding text as soon as it is known.
 
         What the cache has comes in one piece.
 
         Args:
-            prompt: at least one token.
+            prompt: a text, at least one token, which is continued as it is; or the messages of
+                a conversation, each with `role` and `content`, which go through the chat
+                template of the tokenizer; or what `read_prompt` made of one of them.
             options: `max_new_tokens` (default 128), `temperature` (default 0, the
-                likeliest token), `top_k`, `top_p`, `seed` (default 0).
+                likeliest token), `top_k`, `top_p`, `seed` (default 0), `stop` (a text, or a
+                list of texts: what is generated ends before the first of them).
+
+        Returns:
+            An iterator over pieces of text, which also says the tokens and why it ended.
 
         Raises:
             GenerationError: nothing was configured, an option is unknown or out of
-                range, or the model cannot hold the text.
+                range, the chat template refuses the conversation, or the model cannot hold
+                the text.
         """
         request = self._request(options)
-        return self._answer(self._tokens(prompt, "The prompt"), request)
+        read = self._prompt(prompt, "The prompt")
+        stream = TextStream(read, answer := AnswerText(self._tokenizer, request.stop))
+        return stream.start(self._answer(stream, answer, request))
 
     def _request(self, options: Mapping[str, Any] | None) -> _Request:
         if self._model is None:
@@ -152,18 +197,20 @@ class InferenceService:
                 )
         max_new_tokens = sampling.pop("max_new_tokens", DEFAULT_NEW_TOKENS)
         check_new_tokens(max_new_tokens)
-        stop = stop_tokens(self._model, self._tokenizer)
-        return _Request(max_new_tokens, Sampling(**sampling), stop)
+        stop = _stop_strings(sampling.pop("stop", ()))
+        end = stop_tokens(self._model, self._tokenizer)
+        return _Request(int(max_new_tokens), Sampling(**sampling), end, stop)
 
-    def _prompts(self, texts: Any, request: _Request) -> list[_Tokens]:
-        if not isinstance(texts, Sequence) or isinstance(texts, bytes | bytearray):
+    def _prompts(self, given: Any, request: _Request) -> list[_Tokens]:
+        if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
             raise GenerationError(
-                f"The prompt is {texts!r:.80}: it must be a text or a list of texts"
+                f"The prompt is {given!r:.80}: it must be a text, a list of messages or a list "
+                "of such prompts"
             )
         prompts = []
-        for number, text in enumerate(texts, start=1):
-            name = f"Prompt {number} of {len(texts)}"
-            tokens = self._tokens(text, name)
+        for number, each in enumerate(given, start=1):
+            name = f"Prompt {number} of {len(given)}"
+            tokens = self._prompt(each, name).tokens
             if not tokens:
                 raise GenerationError(f"{name} is empty")
             try:
@@ -174,49 +221,62 @@ class InferenceService:
             prompts.append(tokens)
         return prompts
 
-    def _tokens(self, text: Any, name: str) -> _Tokens:
-        if not isinstance(text, str):
-            raise GenerationError(f"{name} is {text!r:.80}: it must be a text")
-        with explained(f"{name} cannot be encoded"):
-            return tuple(self._tokenizer(text).input_ids)
+    def _prompt(self, given: object, name: str) -> Prompt:
+        prompt = read_prompt(self._tokenizer, given, name)
+        check_tokens(prompt.tokens, vocabulary_of(self._model), name)
+        return prompt
 
-    def _answer(self, prompt: _Tokens, request: _Request) -> Iterator[str]:
+    def _answer(self, stream: TextStream, answer: AnswerText, request: _Request) -> Generator[str]:
+        tokens = stream.prompt.tokens
+        began = perf_counter()
         with _told() as tally:
-            key = self._key(prompt, request) if prompt else None
-            known = self._known(key)
+            key = self._key(tokens, request) if tokens else None
+            known = self._known(key, request)
             if known is not None:
-                yield known
+                stream.cached = True
+                # By the same tokenizer, so that is what it says of them now.
+                text = _whole(answer, known)
+                stream.finish_reason = request.reason(answer)
+                yield text
                 return
-            pieces = []
-            for piece in self._as_text(self._decoded(prompt, request), tally):
-                pieces.append(piece)
-                yield piece
+            for token in self._decoded(tokens, request):
+                tally.add(1)
+                if stream.first_token_seconds is None:
+                    stream.first_token_seconds = perf_counter() - began
+                yield answer.add(token)
+                if answer.stopped_by is not None:
+                    break
+            stream.seconds = perf_counter() - began
+            stream.finish_reason = request.reason(answer)
+            yield answer.rest()
             # Between two pieces its consumer may have trained the model.
-            if key is not None and key == self._key(prompt, request):
-                self._keep(key, "".join(pieces))
+            if key is not None and key == self._key(tokens, request):
+                self._keep(key, answer, request)
 
     def _answer_all(self, prompts: list[_Tokens], request: _Request, tally: _Tally) -> list[str]:
-        keys = [self._key(prompt, request) for prompt in prompts]
         # What is asked twice is answered once.
         missing: dict[_Tokens, str | None] = {}
-        known: dict[_Tokens, str] = {}
-        for prompt, key in zip(prompts, keys, strict=True):
-            if prompt in known or prompt in missing:
+        texts: dict[_Tokens, str] = {}
+        for prompt in prompts:
+            if prompt in texts or prompt in missing:
                 continue
-            text = self._known(key)
-            if text is None:
+            key = self._key(prompt, request)
+            known = self._known(key, request)
+            if known is None:
                 missing[prompt] = key
             else:
-                known[prompt] = text
+                texts[prompt] = _whole(AnswerText(self._tokenizer, request.stop), known)
         # Those of like length together: what is padded is computed for nothing.
         waiting = sorted(missing, key=len)
         size = self._settings.max_batch_size
         for begin in range(0, len(waiting), size):
             batch = waiting[begin : begin + size]
-            for prompt, tokens in zip(batch, self._decoded_together(batch, request), strict=True):
-                known[prompt] = "".join(self._as_text(iter(tokens), tally))
-                self._keep(missing[prompt], known[prompt])
-        return [known[prompt] for prompt in prompts]
+            for prompt, answer in zip(batch, self._decoded_together(batch, request), strict=True):
+                tally.add(len(answer.tokens))
+                again = AnswerText(self._tokenizer, request.stop)
+                texts[prompt] = _whole(again, answer.tokens)
+                self._keep(missing[prompt], again, request)
+        return [texts[prompt] for prompt in prompts]
 
     def _decoded(self, prompt: _Tokens, request: _Request) -> Iterator[int]:
         with _evaluating(self._model):
@@ -226,53 +286,70 @@ class InferenceService:
                 torch.tensor([prompt], dtype=torch.int64),
                 max_new_tokens=request.max_new_tokens,
                 sampling=request.sampling,
-                stop=request.stop,
+                stop=request.end,
             )
 
-    def _decoded_together(
-        self, prompts: list[_Tokens], request: _Request
-    ) -> Sequence[Iterable[int]]:
+    def _decoded_together(self, prompts: list[_Tokens], request: _Request) -> list[AnswerText]:
+        answers = [AnswerText(self._tokenizer, request.stop) for _ in prompts]
+
+        def ended(row: int, token: int) -> bool:
+            answers[row].add(token)
+            return answers[row].stopped_by is not None
+
         if len(prompts) == 1:
             # As it would be alone: the fastest steps of plugins take one row.
-            return [self._decoded(prompts[0], request)]
+            for token in self._decoded(prompts[0], request):
+                if ended(0, token):
+                    break
+            return answers
         with _evaluating(self._model):
-            return generate_rows(
+            generate_rows(
                 self._model,
                 self._plugins.hooks,
                 prompts,
                 max_new_tokens=request.max_new_tokens,
                 sampling=request.sampling,
-                stop=request.stop,
+                stop=request.end,
+                ended=ended,
             )
+        return answers
 
     def _key(self, prompt: _Tokens, request: _Request) -> str | None:
         if self._identity is None:
             return None
-        return self._identity.key(prompt, request.max_new_tokens, request.sampling, request.stop)
+        try:
+            return self._identity.key(
+                prompt, request.max_new_tokens, request.sampling, request.end, request.stop
+            )
+        except (UnseenError, RecursionError) as error:
+            if not self._warned:
+                self._warned = True
+                # Not warnings.warn: where warnings are errors, it would cost the answer.
+                logger.warning("Answers are not cached: %s", error)
+            return None
 
-    def _known(self, key: str | None) -> str | None:
-        return None if self._answers is None or key is None else self._answers.get(key)
+    def _known(self, key: str | None, request: _Request) -> list[int] | None:
+        """Return the tokens of an answer that is kept."""
+        if self._answers is None or key is None:
+            return None
+        found: list[int] = []
+        vocabulary = vocabulary_of(self._model)
 
-    def _keep(self, key: str | None, text: str) -> None:
+        def usable(kept: str) -> bool:
+            tokens = request.tokens_of(kept, vocabulary)
+            if tokens is None:
+                return False
+            answer = AnswerText(self._tokenizer, request.stop)
+            # Where the tokenizer is another one, the stop string may not be there.
+            _whole(answer, tokens)
+            found[:] = tokens
+            return kept == request.kept(answer)
+
+        return found if self._answers.get(key, usable) is not None else None
+
+    def _keep(self, key: str | None, answer: AnswerText, request: _Request) -> None:
         if self._answers is not None and key is not None:
-            self._answers.put(key, text)
-
-    def _as_text(self, tokens: Iterator[int], tally: _Tally) -> Iterator[str]:
-        tally.computed = True
-        made: list[int] = []
-        # Only a short tail is decoded each time. It begins a token before what is new,
-        # because a tokenizer writes a first token without the space before it.
-        start = done = 0
-        for token in tokens:
-            made.append(token)
-            tally.tokens += 1
-            known = self._tokenizer.decode(made[start:done])
-            text = self._tokenizer.decode(made[start:])
-            # A token can be a part of a character; the rest of it comes with the next.
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(known) :]
-                start, done = done, len(made)
-        yield self._tokenizer.decode(made[start:])[len(self._tokenizer.decode(made[start:done])) :]
+            self._answers.put(key, request.kept(answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +358,29 @@ class _Request:
 
     max_new_tokens: int
     sampling: Sampling
-    stop: frozenset[int]
+    end: frozenset[int]
+    stop: tuple[str, ...]
+
+    def reason(self, answer: AnswerText) -> str:
+        """Say why an answer that is whole ended."""
+        if answer.stopped_by is not None:
+            return "stop_sequence"
+        return "length" if len(answer.tokens) >= self.max_new_tokens else "eos_token"
+
+    def kept(self, answer: AnswerText) -> str:
+        """Return what the cache keeps of an answer."""
+        return json.dumps({"tokens": answer.tokens, "finish_reason": self.reason(answer)})
+
+    def tokens_of(self, kept: str, vocabulary: int) -> list[int] | None:
+        """Return the tokens of what `kept` returned; None for anything else."""
+        try:
+            found = json.loads(kept)["tokens"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        if not isinstance(found, list) or len(found) > self.max_new_tokens:
+            return None
+        whole = all(type(token) is int and 0 <= token < vocabulary for token in found)
+        return found if whole else None
 
 
 @dataclass(slots=True)
@@ -290,6 +389,29 @@ class _Tally:
 
     tokens: int = 0
     computed: bool = False
+
+    def add(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.computed = True
+
+
+def vocabulary_of(model: Any) -> int:
+    """How many tokens a model knows."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    return int(rows or model.config.get_text_config().vocab_size)
+
+
+def _whole(answer: AnswerText, tokens: Sequence[int]) -> str:
+    return "".join([*map(answer.add, tokens), answer.rest()])
+
+
+def _stop_strings(given: object) -> tuple[str, ...]:
+    listed = (given,) if isinstance(given, str) else given
+    if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
+        raise GenerationError(f"stop is {given!r:.80}: it must be a text or a list of texts")
+    if "" in listed:
+        raise GenerationError("stop has an empty text, which ends everything")
+    return tuple(listed)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from truthgpt_services.inference.decoding import (
     stop_tokens,
     stream,
 )
+from truthgpt_services.inference.prompts import as_conversation, read_prompt
 from truthgpt_services.measuring import memory
 from truthgpt_services.measuring.divergence import divergence
 from truthgpt_services.measuring.lens import NoLensError, States, divergence_by_layer, states
@@ -103,17 +104,21 @@ class Bench:
         return memory.available(self._device)
 
     def sample(self, prompt: str, new_tokens: int) -> str:
-        """The greedy continuation of a prompt."""
-        ids = self._tokenizer(prompt, return_tensors="pt").input_ids
+        """What the model says to a prompt, greedily.
+
+        A model with a chat template is asked the prompt, and its answer begins a line; any
+        other continues the prompt.
+        """
+        read = read_prompt(self._tokenizer, as_conversation(self._tokenizer, prompt))
         tokens = stream(
             self.model,
             self._hooks,
-            ids,
+            torch.tensor([read.tokens]),
             max_new_tokens=new_tokens,
             stop=stop_tokens(self.model, self._tokenizer),
         )
         text: str = self._tokenizer.decode(list(tokens))
-        return text
+        return f"\n{text}" if read.is_chat else text
 
     def write_reference(self, ids: list[int], path: str | None, *, prompt: int = 0) -> list[float]:
         """Predict each next token of a window; write all log-probabilities to a file.

@@ -1,0 +1,153 @@
+"""What a model is to continue: a text as it is, or a conversation through the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from truthgpt_core.errors import TruthGPTError, in_one_line
+from truthgpt_services.data.chat import Chat
+from truthgpt_services.inference.decoding import GenerationError
+from truthgpt_services.inference.templates import Message, has_template, render
+
+_FORM = 'A conversation is a list of messages like {"role": "user", "content": "..."}.'
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is to continue.
+
+    Attributes:
+        text: what the model reads, with the special tokens that a template writes.
+        tokens: of the text.
+        is_chat: whether a chat template made it.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    is_chat: bool
+
+
+def is_conversation(given: object) -> bool:
+    """Whether a prompt is meant as messages, be they right or not."""
+    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], dict)
+
+
+def as_conversation(tokenizer: Any, text: str, system: str | None = None) -> str | list[Message]:
+    """Return a text as what a user says, if the tokenizer has a chat template.
+
+    Args:
+        tokenizer: of transformers.
+        text: what is asked.
+        system: a system message before it.
+
+    Returns:
+        The messages; the text as it is if there is no template.
+
+    Raises:
+        GenerationError: there is a system message and no template.
+    """
+    if has_template(tokenizer):
+        begin = [] if system is None else [{"role": "system", "content": system}]
+        return [*begin, {"role": "user", "content": text}]
+    if system is not None:
+        raise GenerationError(
+            "The model has no chat template, so it cannot be given a system message",
+            hint="Write it into the prompt.",
+        )
+    return text
+
+
+def check_length(prompt: Prompt, config: Any, max_new_tokens: int) -> None:
+    """See that a model holds a prompt and its answer, before its weights are loaded.
+
+    Args:
+        prompt: the prompt.
+        config: of the model.
+        max_new_tokens: how many tokens the answer has at most.
+
+    Raises:
+        GenerationError: the prompt is empty, or too long, or has tokens that the model does
+            not know.
+    """
+    if not prompt.tokens:
+        raise GenerationError("The prompt is empty")
+    part = config.get_text_config()
+    limit, used = getattr(part, "max_position_embeddings", None), len(prompt.tokens)
+    if isinstance(limit, int) and used + max_new_tokens > limit:
+        room = limit - used
+        raise GenerationError(
+            f"The prompt has {used} tokens and the answer up to {max_new_tokens}, and the model "
+            f"holds {limit}",
+            hint=f"There is room for --max-new-tokens {room}." if room > 0 else "Shorten it.",
+        )
+    if isinstance(vocabulary := getattr(part, "vocab_size", None), int):
+        check_tokens(prompt.tokens, vocabulary)
+
+
+def read_prompt(tokenizer: Any, given: object, name: str = "The prompt") -> Prompt:
+    """Turn a text, or the messages of a conversation, into tokens.
+
+    Args:
+        tokenizer: of transformers.
+        given: a text; a list of messages, each with `role` and `content`; or what this
+            function returned.
+        name: what it is called in errors.
+
+    Raises:
+        GenerationError: it is neither, there is no chat template, or the template or the
+            tokenizer refuses it.
+    """
+    if isinstance(given, Prompt):
+        return given
+    if isinstance(given, str):
+        return Prompt(given, _tokens(tokenizer, given, name), is_chat=False)
+    if not is_conversation(given):
+        raise GenerationError(
+            f"{name} is {given!r:.80}: it must be a text or a list of messages", hint=_FORM
+        )
+    if not has_template(tokenizer):
+        raise GenerationError(
+            f"{name} is a conversation, and the tokenizer has no chat template",
+            hint="Give a text, or set the tokenizer's chat_template.",
+        )
+    try:
+        messages = Chat.of(given, name).messages
+    except TruthGPTError as error:
+        raise GenerationError(error.message, hint=error.hint) from None
+    text = render(tokenizer, messages)
+    # The template has written those that there are to be.
+    return Prompt(text, _tokens(tokenizer, text, name, add_special_tokens=False), is_chat=True)
+
+
+def check_tokens(tokens: Sequence[int], vocabulary: int, name: str = "The prompt") -> None:
+    """See that a model knows all tokens of a prompt.
+
+    Raises:
+        GenerationError: it does not: the tokenizer is that of another model.
+    """
+    beyond = [token for token in tokens if not 0 <= token < vocabulary]
+    if beyond:
+        raise GenerationError(
+            f"{name} has the token {beyond[0]}, and the model knows {vocabulary}",
+            hint="The tokenizer belongs to another model, or has tokens that were added to it.",
+        )
+
+
+def _tokens(tokenizer: Any, text: str, name: str, **options: bool) -> tuple[int, ...]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GenerationError(
+            f"{name} is not Unicode text: it has half a character at {error.start}",
+            hint="It was probably read in another encoding; UTF-8 is needed.",
+        ) from None
+    try:
+        return tuple(tokenizer(text, verbose=False, **options).input_ids)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the tokenizers library panics past Exception
+        raise GenerationError(
+            f"{name} is refused by the tokenizer: {in_one_line(error)}"
+        ) from error

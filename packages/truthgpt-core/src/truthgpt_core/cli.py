@@ -132,7 +132,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except TruthGPTError as error:
-        _fail(str(error), 1)
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:

@@ -45,7 +45,7 @@ def show(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     \b
       truthgpt config show train.yaml
-      truthgpt config show train.yaml --set training.epochs=3 --set "data.source=hf"
+      truthgpt config show train.yaml --set training.epochs=3 --set data.source=text
     """  # noqa: D301 - click wants the character, not its escape
     activate_plugins()
     from truthgpt_core.config import ConfigManager, render_resolved

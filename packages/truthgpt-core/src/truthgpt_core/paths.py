@@ -18,8 +18,9 @@ import errno
 import os
 import stat
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from truthgpt_core.errors import TruthGPTError
 
@@ -129,7 +130,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading bytes, and nothing else; never wait for one.
 
     Links are followed. A named pipe, a device, a socket and a directory are refused, by what

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from truthgpt_core.paths import UnusableFileError, expanded, shown_path
 from truthgpt_services.errors import OutputError
 
 MARKER = "truthgpt.json"
@@ -41,7 +42,7 @@ class StagedDirectory:
 
     def __init__(self, target: Path, *, overwrite: bool = False) -> None:
         # Not resolve(): a link given as the target would be followed and replaced elsewhere.
-        self.target = Path(os.path.abspath(target))  # noqa: PTH100
+        self.target = Path(os.path.abspath(_as_typed(target)))  # noqa: PTH100
         self.overwrite = overwrite
         self.path = self.target.parent / f".{self.target.name}.partial-{os.getpid()}"
         self._check()
@@ -128,6 +129,16 @@ class StagedDirectory:
                 sibling.rename(self.target)
             else:
                 shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _as_typed(target: Path) -> Path:
+    try:
+        return expanded(target)
+    except UnusableFileError as error:
+        raise OutputError(
+            f"{shown_path(target)} cannot be an output: {error.strerror}",
+            hint="Name another --output.",
+        ) from None
 
 
 def _is_running(pid: int) -> bool:

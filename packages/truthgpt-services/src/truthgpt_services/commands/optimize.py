@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from truthgpt_services.commands.values import fraction
+
 
 @click.command(short_help="Make a model faster and smaller, and measure whether it worked.")
 @click.argument("model", required=False)
@@ -32,8 +34,14 @@ import click
 @click.option("--seed", type=int, help="For whatever is random.")
 @click.option("--max-kl", type=float, help="Mean KL divergence a step may cost, nats per token.")
 @click.option("--max-perplexity-ratio", type=float, help="Perplexity a step may cost, as a ratio.")
-@click.option("--max-flips", type=float, help="Share of tokens that may flip [default: any].")
-@click.option("--min-gain", type=float, help="How much faster or smaller it must be; 0.02 is 2 %.")
+@click.option(
+    "--max-flips",
+    type=fraction,
+    help="Share of tokens that may flip, as 0.01 or 1% [default: any].",
+)
+@click.option(
+    "--min-gain", type=fraction, help="How much faster or smaller it must be, as 0.02 or 2%."
+)
 @click.option("--gain", help="What counts as a gain: any (default), speed or size.")
 @click.option(
     "--keep-all",
@@ -71,11 +79,12 @@ def optimize(
         said["model"] = model
     if output is not None:
         said["output"] = str(output)
-    request = read_request(config, said, applied_on_command_line(applied))
+    plugins = get_plugin_manager()
+    request = read_request(config, said, applied_on_command_line(applied, plugins))
     with shown_progress() as progress:
         report = run(
             request,
-            get_plugin_manager(),
+            plugins,
             overwrite=overwrite,
             command=["truthgpt", *sys.argv[1:]],
             progress=progress,

@@ -85,11 +85,9 @@ def test_a_device_that_is_not_there_is_named(device):
 
 
 def test_a_device_that_nobody_has_is_unknown():
-    """The line says what there is, and what was meant."""
-    with pytest.raises(DeviceError, match=r'^Unknown device "gpu"\. .*Available: cpu'):
+    """The line says what there is."""
+    with pytest.raises(DeviceError, match=r'^Unknown device "gpu"\. Available: cpu'):
         pick_device("gpu")
-    with pytest.raises(DeviceError, match=r'Did you mean "cpu"\?'):
-        pick_device("cpuu")
 
 
 @pytest.mark.parametrize("device", ["meta", "x" * 5000])

@@ -35,10 +35,7 @@ def pick_device(asked: str = "auto") -> torch.device:
     try:
         device = torch.device(asked)
     except (RuntimeError, ValueError, TypeError):
-        close = did_you_mean(shown, available)
-        raise DeviceError(
-            f'Unknown device "{shown}"', hint=f"{close} {have}" if close else have
-        ) from None
+        raise DeviceError(f'Unknown device "{shown}"', hint=have) from None
     if device.type not in {name.partition(":")[0] for name in available}:
         raise DeviceError(f'There is no device "{shown}" on this machine', hint=have)
     try:

@@ -60,6 +60,27 @@ def shown(result: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]
 # show
 
 
+def test_show_refuses_components_that_nothing_provides(truthgpt, site) -> None:
+    """A misspelled name is told with its place, before anything is loaded for it."""
+    site.install_plugin(
+        "books",
+        """
+        from truthgpt_core import hookimpl
+
+        @hookimpl
+        def register_components(factories):
+            factories["dataset_factory"].register("library_of_books", dict)
+        """,
+    )
+    result = truthgpt("config", "show", "train.yaml", "-s", "data.source=library_of_boks")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "data.source: should be " in result.stderr
+    assert 'Did you mean "library_of_books"?' in result.stderr
+    schema = json.loads(truthgpt("config", "schema").stdout)
+    choices = schema["$defs"]["DataSection"]["properties"]["source"]["anyOf"][0]["enum"]
+    assert "library_of_books" in choices
+
+
 def test_show_says_where_each_value_comes_from(truthgpt, monkeypatch) -> None:
     """Each value is printed with its path and file:line:column, variable, override or default."""
     monkeypatch.setenv("TRUTHGPT_CONFIG__training__epochs", "7")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
 from typing import Annotated
@@ -100,9 +101,14 @@ def test_nothing_is_refused_while_nothing_is_known(tmp_path) -> None:
 
 
 def test_a_component_of_a_distribution_that_is_missing_says_what_to_install(
-    load, factories
+    load, factories, monkeypatch
 ) -> None:
     """A backend that is known and not installed is no typing mistake."""
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
     factories["training_backend_factory"].register("local", type("Local", (_backend(),), {}))
     (said,) = problems(load, FILE, "training.backend=accelerate")
     assert "pip install truthgpt-plugin-accelerate" in said

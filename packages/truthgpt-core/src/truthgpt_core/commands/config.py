@@ -16,6 +16,7 @@ import click
 from truthgpt_core.columns import columns
 from truthgpt_core.commands.activating import activate_plugins
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.paths import expanded
 
 
 @click.group()
@@ -119,7 +120,7 @@ def _shown(value: object) -> str:
 
 def _write(output: str, text: str) -> None:
     # A link stays one: what it names is written.
-    target = Path(os.path.realpath(output))
+    target = Path(os.path.realpath(expanded(output)))
     if target.exists() and not target.is_file():
         raise TruthGPTError(f"{output} is not a file")
     aside = target.with_name(f".truthgpt-{secrets.token_hex(8)}.tmp")

@@ -145,6 +145,18 @@ def _either(names: list[str]) -> str:
 def _hint(factory: str, value: str, known: list[str]) -> str | None:
     kind = _CATALOGUE.get(factory)
     missing = catalogue.distribution_of(kind, value) if kind is not None else None
-    if missing is not None:
-        return f"It comes with {missing}: pip install {missing}."
-    return suggest(value, known)
+    if missing is None:
+        return suggest(value, known)
+    if _is_installed(missing):
+        return f"It comes with {missing}, which is not active: see truthgpt plugins."
+    return f"It comes with {missing}: pip install {missing}."
+
+
+def _is_installed(distribution: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -162,8 +162,9 @@ def test_instructions_in_alpacas_form_train_and_are_recognized(
         (["--device", "gpu"], 2, 'Unknown device "gpu". Available: cpu'),
         (["-s", "data={source: text, dataset: gone.txt}"], 1, "There is no data set at"),
         (["-s", "output_dir=~no-such-user/out"], 1, "there is no home directory"),
+        (["-s", "training.optimizer_options={betaz: [0.9, 0.95]}"], 1, 'Did you mean "betas"?'),
     ],
-    ids=["component", "device", "data", "output"],
+    ids=["component", "device", "data", "output", "option"],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(
     truthgpt, config, arguments, code, said

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from truthgpt_core.config import ConfigManager, plain_config
+from truthgpt_core.config.nodes import format_path
+from truthgpt_core.errors import did_you_mean
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import expanded
@@ -86,6 +88,8 @@ def assemble(
     device = backend.device(device)
     # What is wrong with these is known in a moment; loading a model takes a while.
     pick_device(device)
+    for kind in ("optimizer", "scheduler"):
+        _refuse_unknown_options(config, plugins, kind)
     texts, kept = _texts(config, plugins)
     note = _recognized(texts, kept)
     seed_all(config.seed)
@@ -292,6 +296,23 @@ def _with_lora(model: Any, lora: LoraSection, checkpointing: bool) -> nn.Module:
     except ValueError as error:
         raise TrainingError(f"The section lora does not fit this model: {error}") from error
     return made
+
+
+def _refuse_unknown_options(config: ConfigManager, plugins: PluginManager, kind: str) -> None:
+    """Refuse options that the optimizer or the schedule has no parameter for, with their place."""
+    name = getattr(config.training, kind)
+    options = getattr(config.training, f"{kind}_options")
+    component = plugins.factories[f"{kind}_factory"].get_class(name)
+    known = inspect.signature(component).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        return
+    for option in options:
+        if option not in known:
+            path = format_path(["training", f"{kind}_options", option])
+            raise TrainingError(
+                f'{config.origin(path)}: {path}: the {kind} "{name}" has no option of this name',
+                hint=did_you_mean(option[:100], known) or f"It has: {', '.join(known)}.",
+            )
 
 
 def _texts(config: ConfigManager, plugins: PluginManager) -> tuple[TextSource, TextSource | None]:

@@ -20,7 +20,7 @@ training:
 output_dir: runs/${data.dataset}
 """
 BASE_YAML = """\
-data: {source: hf, dataset: wiki}
+data: {source: text, dataset: wiki}
 """
 TRACKER = """
 from truthgpt_core import hookimpl
@@ -60,14 +60,35 @@ def shown(result: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]
 # show
 
 
+def test_show_refuses_components_that_nothing_provides(truthgpt, site) -> None:
+    """A misspelled name is told with its place, before anything is loaded for it."""
+    site.install_plugin(
+        "books",
+        """
+        from truthgpt_core import hookimpl
+
+        @hookimpl
+        def register_components(factories):
+            factories["dataset_factory"].register("library_of_books", dict)
+        """,
+    )
+    result = truthgpt("config", "show", "train.yaml", "-s", "data.source=library_of_boks")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "data.source: should be " in result.stderr
+    assert 'Did you mean "library_of_books"?' in result.stderr
+    schema = json.loads(truthgpt("config", "schema").stdout)
+    choices = schema["$defs"]["DataSection"]["properties"]["source"]["anyOf"][0]["enum"]
+    assert "library_of_books" in choices
+
+
 def test_show_says_where_each_value_comes_from(truthgpt, monkeypatch) -> None:
     """Each value is printed with its path and file:line:column, variable, override or default."""
     monkeypatch.setenv("TRUTHGPT_CONFIG__training__epochs", "7")
-    result = truthgpt("config", "show", "train.yaml", "--set", "seed=1", "-s", "data.source=disk")
+    result = truthgpt("config", "show", "train.yaml", "--set", "seed=1", "-s", "data.source=jsonl")
     found = shown(result)
     assert found["model.name_or_path"] == ('"gpt2"', "train.yaml:3:17")
-    assert found["data.dataset"] == ('"wiki"', "base.yaml:1:29")
-    assert found["data.source"] == ('"disk"', "override 2")
+    assert found["data.dataset"] == ('"wiki"', "base.yaml:1:31")
+    assert found["data.source"] == ('"jsonl"', "override 2")
     assert found["training.epochs"] == ("7", "environment TRUTHGPT_CONFIG__training__epochs")
     assert found["training.learning_rate"] == ("0.001", "train.yaml:5:18")
     assert found["training.max_grad_norm"] == (".inf", "train.yaml:6:18")
@@ -121,7 +142,7 @@ def test_show_names_files_from_here(truthgpt, folder) -> None:
     (folder / "whole.yaml").write_text(TRAIN_YAML.replace("base.yaml", str(base)))
     found = shown(truthgpt("config", "show", str(folder / "whole.yaml")))
     assert found["model.name_or_path"][1] == "whole.yaml:3:17"
-    assert found["data.dataset"][1] == "base.yaml:1:29"
+    assert found["data.dataset"][1] == "base.yaml:1:31"
 
 
 def test_show_does_not_name_a_file_the_longer_way(truthgpt, folder, monkeypatch) -> None:
@@ -146,7 +167,7 @@ def test_show_does_not_take_another_file_for_it(truthgpt, folder) -> None:
 
 def test_show_tells_all_errors_at_once(truthgpt, monkeypatch) -> None:
     """File, included file, environment and overrides: each mistake is a line with its place."""
-    Path("base.yaml").write_text("data: {source: hf, datset: wiki}\n")
+    Path("base.yaml").write_text("data: {source: text, datset: wiki}\n")
     Path("train.yaml").write_text(TRAIN_YAML.replace("learning_rate: 1e-3", "epochs: no"))
     monkeypatch.setenv("TRUTHGPT_CONFIG__training__eval_intervall", "2")
     result = truthgpt("config", "show", "train.yaml", "-s", "seed=x", "--set", "nonsense")
@@ -154,7 +175,7 @@ def test_show_tells_all_errors_at_once(truthgpt, monkeypatch) -> None:
     lines = result.stderr.removeprefix("truthgpt: ").splitlines()
     assert sorted(line.split(": ")[0] for line in lines) == [
         "base.yaml:1:1",
-        "base.yaml:1:20",
+        "base.yaml:1:22",
         "environment TRUTHGPT_CONFIG__training__eval_intervall",
         "override 1",
         "override 2",

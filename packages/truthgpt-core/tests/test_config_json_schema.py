@@ -26,7 +26,7 @@ from truthgpt_core.transaction import Transaction
 
 TRAIN_YAML = """\
 model: {name_or_path: gpt2}
-data: {source: hf, dataset: wikitext, max_seq_len: 128}
+data: {source: text, dataset: wikitext, max_seq_len: 128}
 training:
   epochs: 3
   learning_rate: 1e-3

@@ -11,7 +11,7 @@ from truthgpt_core.service_registry import ServiceContainer
 
 TRAIN_YAML = """\
 model: {name_or_path: gpt2}
-data: {source: hf, dataset: wikitext}
+data: {source: text, dataset: wikitext}
 """
 
 SECTION = """

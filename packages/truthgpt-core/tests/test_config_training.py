@@ -27,7 +27,7 @@ training:
   eval_batch_size: 2
   eval_interval: 1
 data:
-  source: hf
+  source: text
   dataset: wikitext
   max_seq_len: 128
 output_dir: runs/experiment
@@ -66,7 +66,7 @@ def test_the_seed_example(train_yaml):
     config = ConfigManager.load_config("configs/train.yaml")
     assert config.model.name_or_path == "gpt2"
     assert config.model.__dict__["name_or_path"] == "gpt2"
-    assert (config.data.source, config.data.dataset) == ("hf", "wikitext")
+    assert (config.data.source, config.data.dataset) == ("text", "wikitext")
     assert config.data.max_seq_len == 128
     assert config.training.epochs == 3
     assert (config.training.train_batch_size, config.training.eval_batch_size) == (4, 2)

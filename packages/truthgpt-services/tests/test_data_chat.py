@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truthgpt_services.data import DataError, DataLoaderFactory
-from truthgpt_services.data.file_sources import ChatLines
+from truthgpt_services.data.file_sources import ChatLines, JsonLines
 from truthgpt_services.testing import END
 
 TURN = "[{{ m.role }}]\n{{ m.content }}" + END + "\n"
@@ -140,3 +141,112 @@ def test_conversations_are_read_from_json_lines(tmp_path, tokenizer):
     assert [chat.messages for chat in source.texts()] == [CHAT, CHAT]
     found = learned(with_template(tokenizer, PLAIN), source)
     assert found == [[f"Hello there.{END}", f"No.{END}"]] * 2
+
+
+SHAREGPT = {
+    "id": "a",
+    "conversations": [
+        {"from": "human", "value": "Hello?"},
+        {"from": "gpt", "value": "Hello there."},
+    ],
+}
+ALPACA = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
+HELLO = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello there."}]
+ADDED = [{"role": "user", "content": "Add.\n\n1 + 1"}, {"role": "assistant", "content": "2"}]
+
+
+def messages(path: Path, **options) -> list:
+    return [chat.messages for chat in ChatLines(str(path), **options).texts()]
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "indented array"])
+def test_share_gpt_and_alpaca_files_are_read_as_they_are(tmp_path, form):
+    """As they are found: JSON Lines or one array; roles and fields become messages."""
+    rows = [SHAREGPT, ALPACA]
+    texts = {
+        "lines": "\n".join(map(json.dumps, rows)),
+        "array": json.dumps(rows),
+        "indented array": json.dumps(rows, indent=2),
+    }
+    path = tmp_path / "data.json"
+    path.write_text(texts[form])
+    assert messages(path) == [HELLO, ADDED]
+
+
+def test_what_was_recognized_is_said_in_a_line(tmp_path):
+    """So that nobody has to guess how a file was understood."""
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([ALPACA]))
+    assert "Alpaca instructions" in (ChatLines(str(path)).describe() or "")
+    path.write_text(json.dumps([SHAREGPT]))
+    said = ChatLines(str(path)).describe() or ""
+    assert "ShareGPT" in said
+    assert "\n" not in said
+
+
+def test_what_else_such_files_have_is_kept(tmp_path):
+    """System prompts, earlier turns, an instruction without input; a greeting is no answer."""
+    path = tmp_path / "data.jsonl"
+    rows = [
+        {**ALPACA, "input": "", "system": "Be short.", "history": [["Hi", "Hello."]]},
+        {**SHAREGPT, "conversations": [{"from": "gpt", "value": "Welcome!"}] * 2 + HELLO_SHAREGPT},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, second = messages(path)
+    assert [each["content"] for each in first] == ["Be short.", "Hi", "Hello.", "Add.", "2"]
+    assert [each["role"] for each in first] == ["system", *["user", "assistant"] * 2]
+    assert second == HELLO
+
+
+HELLO_SHAREGPT = SHAREGPT["conversations"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"conversations": [{"from": "hunan", "value": "x"}]}, 'Did you mean "human"'),
+        ({"conversations": [{"from": "human", "value": 3}]}, 'has no text as "value"'),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "no role that is known"),
+        ({"conversations": "x"}, 'field "conversations" is no list of messages'),
+        ({"instruction": "x", "output": None}, '"output" is no text'),
+        ({**ALPACA, "history": ["x"]}, '"history" is no list of pairs'),
+    ],
+)
+def test_a_wrong_conversation_of_theirs_is_named(tmp_path, row, said):
+    """The error has the file, the item, and what is wrong."""
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([SHAREGPT, row]))
+    with pytest.raises(DataError, match=f"data.json, item 1.*{said}"):
+        messages(path)
+
+
+@pytest.mark.parametrize("row", [SHAREGPT, ALPACA, {"messages": CHAT}])
+def test_another_source_says_which_one_reads_them(tmp_path, row):
+    """`source: jsonl` is what is tried first, and the hint is the one word to change."""
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(DataError, match=r'Set data\.source to "chat"'):
+        list(JsonLines(str(path)).texts())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[", '[{"text": "a"}', '[{"text": "a"},]', '[{"text": "a"}] x', '[{"text": "a"} 1]', "[1]"],
+)
+def test_an_array_that_is_not_whole_is_an_error(tmp_path, text):
+    """A download that broke off is not taken for a smaller data set."""
+    path = tmp_path / "data.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"data\.json"):
+        list(JsonLines(str(path)).texts())
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5),
+    st.sampled_from([None, 0, 3]),
+)
+def test_an_array_gives_back_what_was_written(tmp_path_factory, texts, indent):
+    """Brackets, commas, quotes and line ends in texts come through."""
+    path = tmp_path_factory.getbasetemp() / "array.json"
+    path.write_text(json.dumps([{"text": text} for text in texts], indent=indent))
+    assert list(JsonLines(str(path)).texts()) == texts

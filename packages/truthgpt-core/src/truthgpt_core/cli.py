@@ -160,7 +160,7 @@ def _run() -> None:
             import traceback
 
             traceback.print_exc()
-        _fail(str(error), 1)
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:

@@ -27,6 +27,9 @@ class TruthGPTError(Exception):
         hint: how to put it right, as one or more whole sentences.
     """
 
+    exit_code: int = 1
+    """What a command that it ends exits with."""
+
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -34,6 +37,12 @@ class TruthGPTError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}" if self.hint else self.message
+
+
+class UsageError(TruthGPTError):
+    """What was typed cannot be used: an option is missing, or has a wrong value."""
+
+    exit_code = 2
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:

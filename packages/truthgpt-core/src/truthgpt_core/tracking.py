@@ -24,6 +24,7 @@ from truthgpt_core.config.sections import Section
 from truthgpt_core.errors import in_one_line
 from truthgpt_core.event_system import Event, EventType, Subscription, emit_event, on_event
 from truthgpt_core.hookspecs import hookimpl
+from truthgpt_core.paths import read_regular_bytes
 from truthgpt_core.plugin_base import Plugin, PluginError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _ENDS = (EventType.TRAINING_FINISHED, EventType.TRAINING_FAILED)
 # After the others that listen, so that a note stands after the step that it comes with.
 _LAST = -100
 _MOST_WAITING = 10_000
+_LARGEST_KEY = 1 << 20
 
 # Each plugin manager of a process has a tracker of its own; a run is tracked by one.
 _tracked: dict[str, Event] = {}
@@ -316,8 +318,8 @@ def _row(event: Event) -> Row:
 
 
 def _read_key(file: Path) -> str | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(file.read_text(encoding="utf-8"))["key"])
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return str(json.loads(read_regular_bytes(file, limit=_LARGEST_KEY))["key"])
     return None
 
 

@@ -9,6 +9,12 @@ class ModelError(TruthGPTError):
     """A model cannot be found, read or saved."""
 
 
+class DeviceError(ModelError):
+    """There is no such device on this machine."""
+
+    exit_code = 2
+
+
 class OutputError(TruthGPTError):
     """An output directory cannot be written."""
 

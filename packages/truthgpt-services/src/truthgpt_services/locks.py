@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from truthgpt_core.paths import UnusableFileError
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """Open a file to lock it, made if it is not there; never wait for the other end of a pipe.
+
+    Raises:
+        OSError: it cannot be made, or something else is there.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnusableFileError(path, "it is not a regular file")
+    return os.fdopen(descriptor, "r+b")
 
 
 def share(file: IO[Any] | int) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from truthgpt_core.paths import UnusableFileError, expanded, shown_path
 from truthgpt_services.errors import OutputError
 
 MARKER = "truthgpt.json"
@@ -47,7 +48,7 @@ class StagedDirectory:
 
     def __init__(self, target: Path, *, overwrite: bool = False) -> None:
         # Not resolve(): a link given as the target would be followed and replaced elsewhere.
-        self.target = Path(os.path.abspath(target))  # noqa: PTH100
+        self.target = Path(os.path.abspath(_as_typed(target)))  # noqa: PTH100
         self.overwrite = overwrite
         self.path = self.target.parent / f".{self.target.name}.partial-{os.getpid()}"
         self._check()
@@ -173,6 +174,16 @@ def share_as_umask_says(directory: Path) -> None:
             mode = stat.S_IMODE(path.stat().st_mode)
             if mode | wanted != mode:
                 path.chmod(mode | wanted)
+
+
+def _as_typed(target: Path) -> Path:
+    try:
+        return expanded(target)
+    except UnusableFileError as error:
+        raise OutputError(
+            f"{shown_path(target)} cannot be an output: {error.strerror}",
+            hint="Name another --output.",
+        ) from None
 
 
 def _is_running(pid: int) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from click.testing import CliRunner
 
+from truthgpt_core import cli
 from truthgpt_services.commands.compare import compare
 from truthgpt_services.commands.convert import convert
 from truthgpt_services.commands.evaluate import evaluate
@@ -60,6 +63,36 @@ def test_convert_writes_a_directory_and_generate_runs_it(tiny, tmp_path, truthgp
     assert "The é" not in done.stdout
     # Some releases of torch and torchao add advice of their own.
     assert done.stderr.splitlines()[0] == "Loading the model ..."
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--min-gain", "x"), ("--max-flips", "200%"), ("--dtype", "int8"), ("--rounds", "1")],
+)
+def test_a_wrong_value_of_an_option_exits_with_2(main, options):
+    """As every command of the system does for what was typed wrong."""
+    code, err = main("optimize", "model", "-o", "out", *options)
+    assert code == 2
+    assert options[0] in err
+
+
+def test_a_percentage_is_taken_for_what_it_means(main):
+    """`--min-gain 2%` is read, and the next thing that is missing is named."""
+    code, err = main("optimize", "model", "--min-gain", "2%", "--max-flips", "1%")
+    assert (code, err) == (2, "truthgpt: No output directory is named. Add --output DIR.\n")
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """Run `truthgpt` in this process; return its exit code and what it wrote to standard error."""
+
+    def run(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["truthgpt", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().err
+
+    return run
 
 
 def test_what_goes_wrong_is_one_line_and_no_traceback(tiny, truthgpt):

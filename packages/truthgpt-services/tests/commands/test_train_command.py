@@ -129,6 +129,54 @@ def test_a_conversation_is_learned_by_its_answers(truthgpt, config, tmp_path, ti
     assert [row["step"] for row in rows(tmp_path / "out", "step")] == [1, 2]
 
 
+def test_instructions_in_alpacas_form_train_and_are_recognized(
+    truthgpt, config, tmp_path, tiny
+) -> None:
+    """A file as it is downloaded trains, and one line says how it was understood."""
+    model = tmp_path / "speaker"
+    shutil.copytree(tiny, model)
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    rows = [{"instruction": "Add.", "input": "1 + 1", "output": "It is two."}] * 8
+    file = tmp_path / "alpaca.json"
+    file.write_text(json.dumps(rows, indent=2))
+    values = {
+        "model.name_or_path": model,
+        "data.source": "chat",
+        "data.dataset": file,
+        "data.validation_fraction": "0%",
+        "training.precision": "fp32",
+        "training.max_steps": "1",
+    }
+    done = truthgpt("train", config, *(f"--set={name}={each}" for name, each in values.items()))
+    assert done.returncode == 0, done.stderr
+    assert f"{file}: Alpaca instructions: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["-s", "training.scheduler=cosin"], 2, 'Did you mean "cosine"?'),
+        (["--device", "gpu"], 2, 'Unknown device "gpu". Available: cpu'),
+        (["-s", "data={source: text, dataset: gone.txt}"], 1, "There is no data set at"),
+        (["-s", "output_dir=~no-such-user/out"], 1, "there is no home directory"),
+        (["-s", "training.optimizer_options={betaz: [0.9, 0.95]}"], 1, 'Did you mean "betas"?'),
+    ],
+    ids=["component", "device", "data", "output", "option"],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(
+    truthgpt, config, arguments, code, said
+) -> None:
+    """Here there is not even a model to load."""
+    refused = truthgpt("train", config, "-s", "model.name_or_path=/no/model", *arguments)
+    assert refused.returncode == code
+    assert said in refused.stderr
+    assert "/no/model" not in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_new_model_ends_where_its_tokenizer_says(truthgpt, config, tmp_path, tokenizer) -> None:
     """A Llama from nothing stops at the token that its texts ended with; no library warns."""
     done = truthgpt(

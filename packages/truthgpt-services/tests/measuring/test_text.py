@@ -33,5 +33,5 @@ def test_a_text_that_is_none_is_refused(tmp_path, content):
     file = tmp_path / "own.txt"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ModelError, match=r"own\.txt (is empty|cannot be read)"):
+    with pytest.raises(ModelError, match=r"own\.txt (is empty|is not UTF-8|cannot be read)"):
         evaluation_text(file)

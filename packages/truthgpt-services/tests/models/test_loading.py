@@ -10,7 +10,7 @@ import torch
 
 from truthgpt_core.config import ConfigManager
 from truthgpt_services import ModelService
-from truthgpt_services.errors import ModelError
+from truthgpt_services.errors import DeviceError, ModelError
 from truthgpt_services.inference.decoding import GenerationError
 from truthgpt_services.models.loading import load_model, load_tokenizer, pick_device
 
@@ -75,12 +75,34 @@ def test_a_dtype_that_is_none_lists_those_there_are(service, tiny):
         service.load_model(str(tiny), {"dtype": "int8"})
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x", ""])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x", "", "cuda:-1", f"cuda:{9**30}"])
 def test_a_device_that_is_not_there_is_named(device):
     """The reason is one line and not torch's page."""
-    with pytest.raises(ModelError, match="There is no device") as caught:
+    with pytest.raises(DeviceError, match=r"evice.*Available: cpu") as caught:
         pick_device(device)
     assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_device_that_nobody_has_is_unknown():
+    """The line says what there is."""
+    with pytest.raises(DeviceError, match=r'^Unknown device "gpu"\. Available: cpu'):
+        pick_device("gpu")
+
+
+@pytest.mark.parametrize("device", ["meta", "x" * 5000])
+def test_what_is_no_device_to_run_on_is_refused(device):
+    """Some of the devices that torch knows compute nothing."""
+    with pytest.raises(DeviceError) as caught:
+        pick_device(device)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("short", "dtype"), [("bf16", "bfloat16"), ("half", "float16")])
+def test_a_dtype_may_have_its_short_name(service, tiny, short, dtype):
+    """As everywhere else."""
+    model = service.load_model(str(tiny), {"dtype": short})
+    assert str(model.dtype) == f"torch.{dtype}"
 
 
 def test_damaged_weights_are_said_to_be_damaged(copy):

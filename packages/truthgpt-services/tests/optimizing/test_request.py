@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.errors import TruthGPTError, UsageError
 from truthgpt_core.optimization import OptimizationError
 from truthgpt_services.optimizing.request import (
     Applying,
@@ -116,9 +116,10 @@ def test_a_missing_file_is_named(tmp_path):
 )
 def test_a_wrong_option_is_called_as_it_was_typed(said, expected):
     """A person finds it again on the command line."""
-    with pytest.raises(TruthGPTError) as caught:
+    with pytest.raises(UsageError) as caught:
         read_request(None, SAID | said, HALVE)
     assert str(caught.value).startswith(expected)
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_a_wrong_option_is_called_as_it_was_typed(said, expected):
 )
 def test_what_is_missing_is_asked_for(said, applied, expected):
     """Each of the three things that have no default."""
-    with pytest.raises(TruthGPTError, match=expected):
+    with pytest.raises(UsageError, match=expected):
         read_request(None, said, applied)
 
 
@@ -149,3 +150,26 @@ def test_a_step_that_cannot_be_read_is_refused():
     """An option before any name belongs to nothing."""
     with pytest.raises(OptimizationError, match="begins with an option"):
         applied_on_command_line(["scheme=int8"])
+
+
+@pytest.mark.parametrize(("written", "expected"), [("2%", 0.02), ("0.5 %", 0.005), ("0.1", 0.1)])
+def test_fractions_in_a_file_may_be_percentages(file, written, expected):
+    """`min_gain: 2%` means 0.02, in YAML as on the command line."""
+    path = file(f"model: m\noutput: o\napply: [compile]\nmin_gain: {written}\nmax_flips: 1%\n")
+    gate = read_request(path, {}, []).gate
+    assert (gate.min_gain, gate.max_flips) == (pytest.approx(expected), 0.01)
+
+
+@pytest.mark.parametrize(("written", "expected"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_dtypes_may_have_their_short_names(file, written, expected):
+    """In a file and on the command line; the report has torch's name."""
+    path = file(f"model: m\noutput: o\napply: [compile]\ndtype: {written}\n")
+    assert read_request(path, {}, []).dtype == expected
+    assert read_request(None, SAID | {"dtype": written}, HALVE).dtype == expected
+
+
+@pytest.mark.parametrize("text", ["qauntize", "scheme=int8", "idle:no_such_option=1"])
+def test_what_cannot_be_applied_is_a_usage_error(text, plugins):
+    """A name, an option and a form that are wrong were typed wrong."""
+    with pytest.raises(UsageError):
+        applied_on_command_line([text], plugins)

@@ -16,6 +16,7 @@ import click
 from truthgpt_core.columns import columns
 from truthgpt_core.commands.activating import activate_plugins
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.paths import expanded
 
 
 @click.group()
@@ -45,7 +46,7 @@ def show(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     \b
       truthgpt config show train.yaml
-      truthgpt config show train.yaml --set training.epochs=3 --set "data.source=hf"
+      truthgpt config show train.yaml --set training.epochs=3 --set data.source=text
     """  # noqa: D301 - click wants the character, not its escape
     activate_plugins()
     from truthgpt_core.config import ConfigManager, render_resolved
@@ -119,7 +120,7 @@ def _shown(value: object) -> str:
 
 def _write(output: str, text: str) -> None:
     # A link stays one: what it names is written.
-    target = Path(os.path.realpath(output))
+    target = Path(os.path.realpath(expanded(output)))
     if target.exists() and not target.is_file():
         raise TruthGPTError(f"{output} is not a file")
     aside = target.with_name(f".truthgpt-{secrets.token_hex(8)}.tmp")

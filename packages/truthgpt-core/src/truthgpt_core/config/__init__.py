@@ -7,6 +7,7 @@ Nothing in a file names code to import.
 Importing this package costs pydantic's import; the rest of the core does without it.
 """
 
+from truthgpt_core.config.components import ComponentName
 from truthgpt_core.config.includes import MAX_FILES, MAX_INCLUDE_DEPTH
 from truthgpt_core.config.loading import (
     LoadedYaml,
@@ -32,6 +33,7 @@ from truthgpt_core.config.sections import (
     TrainingSection,
     register_section,
 )
+from truthgpt_core.config.values import DTYPE_ALIASES, Dtype, Fraction, dtype_name, fraction
 from truthgpt_core.config.yaml_source import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -40,6 +42,7 @@ from truthgpt_core.config.yaml_source import (
 )
 
 __all__ = [
+    "DTYPE_ALIASES",
     "ENVIRONMENT_PREFIX",
     "MAX_BYTES",
     "MAX_DEPTH",
@@ -49,11 +52,14 @@ __all__ = [
     "MAX_NODES",
     "MAX_PROBLEMS",
     "MAX_REFERENCE_DEPTH",
+    "ComponentName",
     "ConfigError",
     "ConfigManager",
     "ConfigSections",
     "CoreConfig",
     "DataSection",
+    "Dtype",
+    "Fraction",
     "LoadedYaml",
     "ModelSection",
     "Origin",
@@ -61,6 +67,8 @@ __all__ = [
     "ResolvedRow",
     "Section",
     "TrainingSection",
+    "dtype_name",
+    "fraction",
     "json_schema",
     "load_located",
     "load_yaml_model",

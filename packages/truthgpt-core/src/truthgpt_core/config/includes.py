@@ -9,6 +9,7 @@ from typing import Final
 from truthgpt_core.config.nodes import Node, merge
 from truthgpt_core.config.problems import Origin, ProblemLog, describe, shorten, suggest
 from truthgpt_core.config.yaml_source import MAX_BYTES, UnreadableError, parse_file_text
+from truthgpt_core.paths import open_regular
 
 INCLUDE: Final = "include"
 """The top-level key that names other files."""
@@ -68,7 +69,7 @@ class _Reader:
             if identity in (real for real, _ in chain):
                 names = " -> ".join([*(name for _, name in chain), path])
                 raise UnreadableError(asked_at, f"files include one another: {names}")
-            with open(path, "rb") as file:  # noqa: PTH123 - `path` may hold what is no path at all
+            with open_regular(path) as file:
                 data = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
             message, hint = _unreadable(path, error, is_included=bool(chain))

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
 from pydantic_core import core_schema
 
+from truthgpt_core.config.components import SCHEMA_KEY, Lookup, choices
 from truthgpt_core.config.includes import INCLUDE
 from truthgpt_core.config.model_shape import names_of
 
@@ -49,7 +50,7 @@ class _FileSchema(GenerateJsonSchema):
         return {**super().typed_dict_schema(schema), "additionalProperties": False}
 
 
-def file_schema(model: type[BaseModel]) -> dict[str, Any]:
+def file_schema(model: type[BaseModel], lookup: Lookup) -> dict[str, Any]:
     """Return the JSON Schema of the files that `load_yaml_model` reads as `model`.
 
     Every value may also be a text with a `${section.key}` reference, and `include` may name
@@ -58,8 +59,10 @@ def file_schema(model: type[BaseModel]) -> dict[str, Any]:
 
     Args:
         model: the type of the whole file.
+        lookup: finds the factories whose components are named.
     """
-    schema = _with_references(model.model_json_schema(schema_generator=_FileSchema))
+    generated = model.model_json_schema(schema_generator=_FileSchema)
+    schema = _with_references(_with_choices(generated, lookup))
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["$defs"] = {
         name: _with_references(definition) for name, definition in schema.get("$defs", {}).items()
@@ -74,6 +77,20 @@ def file_schema(model: type[BaseModel]) -> dict[str, Any]:
         ],
     }
     return schema
+
+
+def _with_choices(schema: Any, lookup: Lookup) -> Any:
+    """Return `schema` with the names of components where one of them is wanted."""
+    if isinstance(schema, list):
+        return [_with_choices(each, lookup) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _with_choices(each, lookup) for key, each in schema.items() if key != SCHEMA_KEY}
+    if SCHEMA_KEY in schema:
+        names = choices(schema[SCHEMA_KEY], lookup)
+        if names is not None:
+            found["enum"] = names
+    return found
 
 
 def _with_references(schema: dict[str, Any]) -> dict[str, Any]:

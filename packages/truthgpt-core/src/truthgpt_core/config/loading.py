@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from truthgpt_core.config.components import Factories, lookup_in
 from truthgpt_core.config.includes import INCLUDE, read_with_includes
 from truthgpt_core.config.model_shape import keys_at, names_of, unknown_keys
 from truthgpt_core.config.nodes import KeyPath, Node, format_path, parse_path
@@ -94,6 +95,8 @@ def load_yaml_model(
     model: type[ModelT],
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] = NO_ENVIRONMENT,
+    *,
+    factories: Factories | None = None,
 ) -> ModelT:
     """Read a YAML file into a pydantic model.
 
@@ -108,6 +111,8 @@ def load_yaml_model(
         overrides: `section.key=value` texts with YAML values, the later over the earlier.
         environment: variables, of which those named `TRUTHGPT_CONFIG__section__key` are read;
             none unless given.
+        factories: what names of components are checked against (see `ComponentName`); None for
+            the factories that this process has published.
 
     Returns:
         An instance of `model`.
@@ -117,7 +122,7 @@ def load_yaml_model(
         TruthGPTError: `overrides` is one text.
         ValueError: `model` has a field that is called `include`.
     """
-    return load_located(path, model, overrides, environment).value
+    return load_located(path, model, overrides, environment, factories=factories).value
 
 
 def load_located(
@@ -126,6 +131,7 @@ def load_located(
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] = NO_ENVIRONMENT,
     *,
+    factories: Factories | None = None,
     unknown_section_hint: str | None = None,
 ) -> LoadedYaml[ModelT]:
     """Do what `load_yaml_model` does, and keep where every value comes from.
@@ -135,6 +141,7 @@ def load_located(
         model: as for `load_yaml_model`.
         overrides: as for `load_yaml_model`.
         environment: as for `load_yaml_model`.
+        factories: as for `load_yaml_model`.
         unknown_section_hint: what to add to the error about an unknown top-level key.
 
     Returns:
@@ -164,7 +171,7 @@ def load_located(
         log.raise_if_any()
     root = resolve_references(root, model, log)
     _check_keys(root, model, log, unknown_section_hint)
-    value = validate(root, model, log)
+    value = validate(root, model, log, lookup_in(factories))
     log.raise_if_any()
     assert value is not None
     return LoadedYaml(value, root)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from truthgpt_core.config.components import Factories, lookup_in
 from truthgpt_core.config.json_schema import file_schema
 from truthgpt_core.config.loading import LoadedYaml, ResolvedRow, load_located
 from truthgpt_core.config.problems import suggest
@@ -41,6 +42,7 @@ class ConfigManager:
         overrides: Sequence[str] = (),
         *,
         environment: Mapping[str, str] | None = None,
+        factories: Factories | None = None,
     ) -> ConfigManager:
         """Read a training configuration.
 
@@ -51,6 +53,9 @@ class ConfigManager:
             path: the YAML file.
             overrides: `section.key=value` texts with YAML values, the later over the earlier.
             environment: the variables; those of the process unless given.
+            factories: what names of components, such as `training.scheduler`, are checked
+                against: `PluginManager.factories`. None for those that are published, which are
+                those of `get_plugin_manager()`. Where nothing is registered, any name passes.
 
         Returns:
             The configuration.
@@ -66,6 +71,7 @@ class ConfigManager:
                 config_model(),
                 overrides,
                 environment,
+                factories=factories,
                 unknown_section_hint=_UNKNOWN_SECTION,
             )
         )
@@ -146,14 +152,18 @@ def render_resolved(config: ConfigManager | LoadedYaml[Any]) -> Iterator[Resolve
     return loaded.rows()
 
 
-def json_schema(model: type[BaseModel] | None = None) -> dict[str, Any]:
+def json_schema(
+    model: type[BaseModel] | None = None, *, factories: Factories | None = None
+) -> dict[str, Any]:
     """Return the JSON Schema of a configuration file, for editors.
 
     Args:
         model: the type of the file; training configurations with the sections of the plugins
             that are active unless given.
+        factories: where names of components are looked up, as for `ConfigManager.load_config`;
+            those that are registered are the only ones that the schema allows.
 
     Returns:
         A schema of draft 2020-12, as plain dicts.
     """
-    return file_schema(config_model() if model is None else model)
+    return file_schema(config_model() if model is None else model, lookup_in(factories))

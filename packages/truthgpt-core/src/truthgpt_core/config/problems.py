@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from truthgpt_core.errors import TruthGPTError, did_you_mean
+from truthgpt_core.errors import TruthGPTError, UsageError, did_you_mean
 
 MAX_PROBLEMS = 100
 """Problems reported at once; what a person has not read by then is told by the next run."""
@@ -84,6 +84,9 @@ class ConfigError(TruthGPTError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
+        if self.problems and all(each.origin.text is not None for each in self.problems):
+            # Nothing is wrong but what was typed: the overrides of the command line.
+            self.exit_code = UsageError.exit_code
         super().__init__("\n".join(map(str, self.problems)))
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Problem, ...]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,9 @@ from pydantic import (
     create_model,
 )
 
+from truthgpt_core.config.components import ComponentName
 from truthgpt_core.config.includes import INCLUDE
+from truthgpt_core.config.values import Dtype, Fraction
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.transaction import record_undo
 
@@ -35,7 +37,7 @@ class ModelSection(Section):
     name_or_path: str = Field(
         min_length=1, description="A model's name on the Hugging Face hub, or its directory."
     )
-    torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+    torch_dtype: Dtype = Field(
         default="auto", description="The type of the weights; auto is the one they are saved in."
     )
     gradient_checkpointing: bool = Field(
@@ -46,8 +48,8 @@ class ModelSection(Section):
 class DataSection(Section):
     """Which texts to train and evaluate on."""
 
-    source: str = Field(
-        min_length=1, description="The kind of source, by the name it is registered under."
+    source: Annotated[str, Field(min_length=1), ComponentName("dataset_factory")] = Field(
+        description="The kind of source, by the name it is registered under."
     )
     dataset: str = Field(min_length=1, description="The data set's name or path in that source.")
     max_seq_len: int = Field(
@@ -64,7 +66,7 @@ class DataSection(Section):
         min_length=1,
         description="A data set of its own to validate with; without, a part of the texts is kept.",
     )
-    validation_fraction: float = Field(
+    validation_fraction: Fraction = Field(
         default=0.05,
         ge=0,
         lt=1,
@@ -129,7 +131,7 @@ class TrainingSection(Section):
         allow_inf_nan=False,
         description="The optimizer's decoupled weight decay.",
     )
-    warmup_ratio: float = Field(
+    warmup_ratio: Fraction = Field(
         default=0.0,
         ge=0,
         le=1,
@@ -144,30 +146,30 @@ class TrainingSection(Section):
     max_steps: int | None = Field(
         default=None, ge=1, description="Steps of the optimizer after which training ends."
     )
-    optimizer: str = Field(
-        default="adamw", min_length=1, description="The optimizer, by the name it is registered as."
+    optimizer: Annotated[str, Field(min_length=1), ComponentName("optimizer_factory")] = Field(
+        default="adamw", description="The optimizer, by the name it is registered as."
     )
     optimizer_options: dict[str, Any] = Field(
         default_factory=dict, description="What the optimizer takes besides, such as betas."
     )
-    scheduler: str = Field(
+    scheduler: Annotated[str, Field(min_length=1), ComponentName("scheduler_factory")] = Field(
         default="linear",
-        min_length=1,
         description="The learning-rate schedule, by the name it is registered as.",
     )
     scheduler_options: dict[str, Any] = Field(
         default_factory=dict, description="What the schedule takes besides warmup and all steps."
     )
-    backend: str = Field(
+    backend: Annotated[
+        str, Field(min_length=1), ComponentName("training_backend_factory", also=("auto",))
+    ] = Field(
         default="auto",
-        min_length=1,
         description="Where training runs, by the name it is registered as; auto is the one whose "
         "launcher started the process, else local.",
     )
     backend_options: dict[str, Any] = Field(
         default_factory=dict, description="What the backend takes, such as sharding."
     )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    precision: Dtype = Field(
         default="auto",
         description="The type that matrix products are computed in; auto is bfloat16 where the "
         "machine has instructions for it, else float32.",

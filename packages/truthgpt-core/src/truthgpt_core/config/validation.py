@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from truthgpt_core.config.components import UNKNOWN_COMPONENT, Lookup, validation_context
 from truthgpt_core.config.model_shape import ignored_keys, keys_at
 from truthgpt_core.config.nodes import KeyPath, Node, format_path
 from truthgpt_core.config.problems import Origin, ProblemLog, describe, suggest
@@ -46,16 +47,19 @@ _QUOTED = re.compile(r"'([^']*)'")
 _KEY = "[key]"
 
 
-def validate(root: Node, model: type[ModelT], log: ProblemLog) -> ModelT | None:
+def validate(root: Node, model: type[ModelT], log: ProblemLog, lookup: Lookup) -> ModelT | None:
     """Return the instance of `model` that the tree describes, or log why there is none.
 
     Args:
         root: the values, with no references left.
         model: the type of the whole file.
         log: takes what is wrong.
+        lookup: finds the factories that components are named of.
     """
     try:
-        value = model.model_validate_json(json.dumps(root.plain()), strict=True)
+        value = model.model_validate_json(
+            json.dumps(root.plain()), strict=True, context=validation_context(lookup)
+        )
     except ValidationError as error:
         _add_errors(error, root, model, log)
         return None
@@ -180,6 +184,9 @@ def _hint(kind: str, value: object, details: ErrorDetails) -> str | None:
         except ValueError:
             is_text = True
         return None if is_text else "Take the quotes away."
+    if kind == UNKNOWN_COMPONENT:
+        hint: str | None = details["ctx"]["hint"]
+        return hint
     if kind in {"literal_error", "enum"}:
         return suggest(value, _QUOTED.findall(str(details.get("ctx", {}).get("expected", ""))))
     return None

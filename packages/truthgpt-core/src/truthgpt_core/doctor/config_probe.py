@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from truthgpt_core.config import ConfigError, ConfigManager, render_resolved
 from truthgpt_core.diagnosis import Diagnosis
@@ -15,6 +15,9 @@ from truthgpt_core.doctor.findings import Area
 from truthgpt_core.doctor.probing import Report, serve
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.plugin_system import PluginManager
+
+if TYPE_CHECKING:
+    from truthgpt_core.config.components import Factories
 
 
 def probe(report: Report, request: Mapping[str, Any]) -> None:
@@ -27,17 +30,18 @@ def probe(report: Report, request: Mapping[str, Any]) -> None:
         except TruthGPTError:
             continue  # what is wrong with it is said elsewhere
     report.doing(f"reading {request['path']}")
-    report.found(Area.CONFIG, diagnose_file(request["path"]))
+    report.found(Area.CONFIG, diagnose_file(request["path"], manager.factories))
 
 
-def diagnose_file(path: str) -> Iterator[Diagnosis]:
+def diagnose_file(path: str, factories: Factories) -> Iterator[Diagnosis]:
     """Say what is wrong with a configuration file, a line for each thing.
 
     Args:
         path: the file.
+        factories: what names of components are checked against.
     """
     try:
-        values = list(render_resolved(ConfigManager.load_config(path)))
+        values = list(render_resolved(ConfigManager.load_config(path, factories=factories)))
     except ConfigError as error:
         for problem in error.problems:
             detail = str(replace(problem, hint=None))

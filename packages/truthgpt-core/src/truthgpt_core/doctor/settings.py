@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from truthgpt_core.diagnosis import Diagnosis
-from truthgpt_core.paths import CACHE, SETTINGS, cache_dir
+from truthgpt_core.paths import CACHE, SETTINGS, UnusableFileError, cache_dir
 from truthgpt_core.plugin_base import STRICT
 from truthgpt_core.plugin_switches import ALLOW, BLOCK
 
@@ -25,9 +25,11 @@ def examine() -> Iterator[Diagnosis]:
     """Look at the cache directory and the environment."""
     try:
         yield diagnose_cache(cache_dir())
-    except RuntimeError as error:
+    except UnusableFileError as error:
         # Of a home directory that cannot be found.
-        yield Diagnosis.failed("cache", f"{CACHE}: {error}", f"Set {CACHE} to a whole path.")
+        yield Diagnosis.failed(
+            "cache", f"{CACHE}: {error.strerror}", f"Set {CACHE} to a whole path."
+        )
     yield from diagnose_environment(os.environ)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from truthgpt_core.terminal import say
+from truthgpt_services.commands.values import fraction
 
 
 @click.command(short_help="Make a model faster and smaller, and measure whether it worked.")
@@ -44,12 +45,18 @@ from truthgpt_core.terminal import say
 @click.option("--seed", type=int, help="For whatever is random.")
 @click.option("--max-kl", type=float, help="Mean KL divergence a step may cost, nats per token.")
 @click.option("--max-perplexity-ratio", type=float, help="Perplexity a step may cost, as a ratio.")
-@click.option("--max-flips", type=float, help="Share of tokens that may flip [default: any].")
-@click.option("--min-gain", type=float, help="How much faster or smaller it must be; 0.02 is 2 %.")
+@click.option(
+    "--max-flips",
+    type=fraction,
+    help="Share of tokens that may flip, as 0.01 or 1% [default: any].",
+)
+@click.option(
+    "--min-gain", type=fraction, help="How much faster or smaller it must be, as 0.02 or 2%."
+)
 @click.option(
     "--max-slowdown",
-    type=float,
-    help="How much slower it may read prompts or decode, beyond noise; 0.05 is 5 %.",
+    type=fraction,
+    help="How much slower it may read prompts or decode, beyond noise, as 0.05 or 5%.",
 )
 @click.option("--gain", help="What counts as a gain: any (default), speed or size.")
 @click.option(
@@ -97,11 +104,12 @@ def optimize(
         said["model"] = model
     if output is not None:
         said["output"] = str(output)
-    request = read_request(config, said, applied_on_command_line(applied))
+    plugins = get_plugin_manager()
+    request = read_request(config, said, applied_on_command_line(applied, plugins))
     with shown_progress() as progress:
         report = run(
             request,
-            get_plugin_manager(),
+            plugins,
             overwrite=overwrite,
             command=["truthgpt", *sys.argv[1:]],
             progress=progress,

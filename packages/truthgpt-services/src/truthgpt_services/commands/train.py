@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.paths import expanded
 from truthgpt_core.terminal import say
 
 if TYPE_CHECKING:
@@ -72,10 +73,10 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
 
     plugins = get_plugin_manager()
     plugins.activate_all()
-    config = ConfigManager.load_config(path, overrides)
+    config = ConfigManager.load_config(path, overrides, factories=plugins.factories)
     with importing():
         from truthgpt_services.training.backends import choose_backend
-    _refuse_to_mix(Path(config.output_dir), resume)
+    _refuse_to_mix(expanded(config.output_dir), resume)
     with StopSignals() as signals:
         with signals.at_once():
             backend = choose_backend(config.training, plugins)
@@ -89,7 +90,7 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
         _save(config, assembled, backend, signals)
     backend.close()
     if backend.is_main:
-        _show_result(Path(config.output_dir))
+        _show_result(expanded(config.output_dir))
 
 
 def _assemble(
@@ -127,7 +128,7 @@ def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) 
         sample,
     )
 
-    output, service = Path(config.output_dir), assembled.service
+    output, service = expanded(config.output_dir), assembled.service
     # Before listeners write there: what is in it may be another run's, under way.
     service.open()
     listeners: list[Any] = []
@@ -165,7 +166,7 @@ def _save(
     from truthgpt_services.training.assemble import save_trained
     from truthgpt_services.training.checkpoints import CheckpointStore
 
-    output = Path(config.output_dir)
+    output = expanded(config.output_dir)
     last = CheckpointStore(output / "checkpoints").path_of(assembled.service.progress.step)
     with signals.at_once(saved=last):
         save_trained(
@@ -200,6 +201,8 @@ def _tell_run(assembled: Assembled, config: ConfigManager) -> None:
     from truthgpt_services.training.precision import choose_precision
     from truthgpt_services.training.summary import describe_run
 
+    if assembled.data_note is not None:
+        click.echo(f"{config.data.dataset}: {assembled.data_note}", err=True)
     device = next(assembled.model.parameters()).device
     lines = describe_run(
         assembled.model,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import weakref
@@ -26,7 +27,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from truthgpt_core.paths import CACHE
+from truthgpt_core.paths import CACHE, open_regular, read_regular_bytes
 from truthgpt_services.data.contract import DataError
 from truthgpt_services.data.keeping import hold, keep_within, most_bytes
 from truthgpt_services.errors import OutputError
@@ -34,6 +35,7 @@ from truthgpt_services.output import MARKER, StagedDirectory, explain_write_erro
 
 _FORMAT = 1
 _BLOCK = 1 << 20
+_LARGEST_MANIFEST = 1 << 20
 # What a directory is called while it is written, so that the next one written beside it
 # removes what a killed process left.
 _UNFINISHED = "arrays"
@@ -176,12 +178,12 @@ def read_arrays(directory: Path) -> Arrays | None:
     descriptor: int | None = None
     try:
         descriptor = hold(directory)
-        content = _unsealed((directory / MARKER).read_text(encoding="utf-8"))
+        content = _unsealed(read_regular_bytes(directory / MARKER, limit=_LARGEST_MANIFEST))
         for name, layout in content["arrays"].items():
-            _check(directory / f"{name}.bin", layout)
+            _check(directory, name, layout)
         dtypes = {name: layout["dtype"] for name, layout in content["arrays"].items()}
         return _map(directory, dtypes, content["facts"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if not directory.exists():
             return None
         _log.warning("%s is damaged (%s), and is made anew", directory, error)
@@ -206,11 +208,15 @@ def _map(directory: Path, dtypes: Mapping[str, str], facts: Mapping[str, Any]) -
     return mapped
 
 
-def _check(path: Path, layout: Mapping[str, Any]) -> None:
+def _check(directory: Path, name: str, layout: Mapping[str, Any]) -> None:
+    # Nothing outside of the directory, and no pointers to objects.
+    if not re.fullmatch(r"\w+", name) or np.dtype(layout["dtype"]).kind not in "biu":
+        raise ValueError(f"it has an array {name!r} of {layout['dtype']!r}")
+    path = directory / f"{name}.bin"
     if path.stat().st_size != layout["bytes"]:
         raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {layout['bytes']}")
     checksum, block = 0, bytearray(_BLOCK)
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while count := file.readinto(block):
             checksum = zlib.crc32(memoryview(block)[:count], checksum)
     if checksum != layout["crc32"]:
@@ -222,7 +228,7 @@ def _sealed(content: Mapping[str, Any]) -> str:
     return json.dumps({"content": text, "crc32": zlib.crc32(text.encode())})
 
 
-def _unsealed(text: str) -> dict[str, Any]:
+def _unsealed(text: bytes) -> dict[str, Any]:
     seal = json.loads(text)
     if zlib.crc32(seal["content"].encode()) != seal["crc32"]:
         raise ValueError("the checksum of its manifest is wrong")

@@ -48,6 +48,21 @@ class Fingerprinted(TextSource, Protocol):
         """
 
 
+@runtime_checkable
+class Described(TextSource, Protocol):
+    """A source that can say in one line what it has recognized."""
+
+    def describe(self) -> str | None:
+        """Say how the texts are read, where that is not what the configuration says.
+
+        Returns:
+            A sentence without its full stop; None if there is nothing to say.
+
+        Raises:
+            DataError: the data set cannot be read.
+        """
+
+
 def lacks(where: str, what: str, name: str, present: Iterable[str]) -> DataError:
     """Return the error for a column or field that is not there.
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from truthgpt_services.data.chat import Chat
+from truthgpt_services.data.chat_formats import MESSAGES, as_messages, messages_of, recognize
 from truthgpt_services.data.contract import DataError, lacks
 from truthgpt_services.data.files import find_files, fingerprint, read_lines
+from truthgpt_services.data.json_files import OBJECTS, read_json
 
 # Larger than any text. The csv module's own limit, 128 KiB, is less than a book has.
 _FIELD_LIMIT = 2**31 - 1
@@ -58,6 +59,8 @@ class TextFiles:
 class JsonLines:
     """JSON Lines: an object on each line, in UTF-8. Blank lines are passed over.
 
+    A file that begins with `[` is an array of such objects; one of them is in memory at a time.
+
     Args:
         dataset: a file, or a directory whose `.jsonl` files are taken, those in its
             subdirectories too, in the order of their paths.
@@ -77,37 +80,34 @@ class JsonLines:
             DataError: nothing is there; a file cannot be read or is not UTF-8; or a line,
                 which the error names, is no object with a text in the field.
         """
-        for path in find_files(self._dataset, ".jsonl"):
-            for number, line in enumerate(read_lines(path), start=1):
-                if not _is_blank(line):
-                    yield self._text(line, f"{path}:{number}")
+        for row, where in self._objects():
+            yield self._text(row, where)
 
     def fingerprint(self) -> str | None:
         """Return a text that is another one when a file or an option is."""
         return fingerprint(find_files(self._dataset, ".jsonl"), self._field)
 
-    def _text(self, line: str, where: str) -> str:
-        text = self._value(line, where)
+    def _objects(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Yield each object with what errors call it."""
+        for path in find_files(self._dataset, ".jsonl"):
+            for value, where in read_json(path):
+                if not isinstance(value, dict):
+                    raise DataError(f"{where} is {_kind(value)}, not an object", hint=OBJECTS)
+                yield value, where
+
+    def _text(self, row: dict[str, Any], where: str) -> str:
+        if self._field not in row:
+            form = recognize(row)
+            if form is not None:
+                raise DataError(
+                    f'{where} has no field "{self._field}": it has {form.name}',
+                    hint='Set data.source to "chat", which reads them.',
+                )
+            raise lacks(where, "field", self._field, row)
+        text = row[self._field]
         if not isinstance(text, str):
             raise DataError(f'{where}: field "{self._field}" is {_kind(text)}, not a text')
         return self._whole(text, where)
-
-    def _value(self, line: str, where: str) -> object:
-        form = "JSON Lines has one object on each line."
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where} is no JSON: {error.msg} at column {error.colno}", hint=form
-            ) from None
-        except (ValueError, RecursionError) as error:
-            # A number of thousands of digits; brackets in thousands of brackets.
-            raise DataError(f"{where} cannot be read: {error}", hint=form) from None
-        if not isinstance(value, dict):
-            raise DataError(f"{where} is {_kind(value)}, not an object", hint=form)
-        if self._field not in value:
-            raise lacks(where, "field", self._field, value)
-        return value[self._field]
 
     def _whole(self, text: str, where: str) -> str:
         try:
@@ -122,23 +122,45 @@ class JsonLines:
 
 
 class ChatLines(JsonLines):
-    """JSON Lines of conversations: an object on each line, with a list of messages.
+    """JSON Lines, or an array, of conversations: objects with messages.
 
-    A message is an object with a text as `role` and one as `content`.
+    The form of each object is recognized by its fields (see `chat_formats`): a list of messages
+    with `role` and `content`, ShareGPT's `from` and `value`, or Alpaca's instructions.
 
     Args:
         dataset: a file, or a directory whose `.jsonl` files are taken, those in its
             subdirectories too, in the order of their paths.
-        field: the objects' field that holds the messages.
+        field: the objects' field that holds the messages; None to recognize it.
     """
 
     name: ClassVar[str] = "chat"
 
-    def __init__(self, dataset: str, *, field: str = "messages") -> None:
-        super().__init__(dataset, field=field)
+    def __init__(self, dataset: str, *, field: str | None = None) -> None:
+        super().__init__(dataset, field=field or MESSAGES.fields[0])
+        self._given = field
 
-    def _text(self, line: str, where: str) -> str:
-        chat = Chat.of(self._value(line, where), f'{where}: field "{self._field}"')
+    def describe(self) -> str | None:
+        """Say which form the conversations have, by the first of them; None if there is none.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        for row, _ in self._objects():
+            form = recognize(row) if self._given is None else None
+            return None if form is None else f"{form.name}: {form.reading}"
+        return None
+
+    def _text(self, row: dict[str, Any], where: str) -> str:
+        form = recognize(row)
+        if self._given is None and form is not None:
+            messages = messages_of(row, form, where)
+            where = f'{where}: field "{form.fields[0]}"'
+        elif self._field in row:
+            where = f'{where}: field "{self._field}"'
+            messages = as_messages(row[self._field], where)
+        else:
+            raise lacks(where, "field", self._field, row)
+        chat = Chat.of(messages, where)
         self._whole(chat, where)
         return chat
 

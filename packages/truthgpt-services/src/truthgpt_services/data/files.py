@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from truthgpt_core.errors import did_you_mean
+from truthgpt_core.paths import expanded, open_regular, shown_path
 from truthgpt_services.data.contract import DataError
 
 # File systems keep time in steps, some of two seconds.
@@ -33,15 +34,14 @@ def find_files(dataset: str, suffix: str) -> list[Path]:
     if not dataset.strip():
         raise DataError("No data set is named", hint="Give the path of a file or a directory.")
     try:
-        path = Path(dataset).expanduser()
+        path = expanded(dataset)
         if not path.is_dir():
             _check_exists(path)
             return [path]
         found = _below(path, suffix)
     except OSError as error:
-        raise DataError(f'"{dataset}" cannot be read: {error.strerror}') from error
-    except (ValueError, RuntimeError) as error:  # a null character; an unknown home directory
-        raise DataError(f'"{dataset}" is no path: {error}') from error
+        shown = shown_path(dataset)
+        raise DataError(f'"{shown}" cannot be read: {error.strerror}') from error
     if not found:
         raise DataError(f"The directory {path} has no {suffix} file in it")
     return found
@@ -56,7 +56,7 @@ def read_lines(path: Path) -> Iterator[str]:
     """
     offset = 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             # In bytes: no byte of another character's encoding is a line feed.
             for number, raw in enumerate(file, start=1):
                 mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) and not offset else 0

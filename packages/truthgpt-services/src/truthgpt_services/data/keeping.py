@@ -16,6 +16,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from truthgpt_core.paths import open_regular, read_regular_bytes
 from truthgpt_services.data.contract import DataError
 from truthgpt_services.locks import share, try_alone
 from truthgpt_services.output import MARKER
@@ -24,6 +25,7 @@ LIMIT = "TRUTHGPT_TOKENS_GB"
 """The variable of the environment that says how many gigabytes are kept."""
 
 _GIGABYTES = 20.0
+_LARGEST_NOTE = 1 << 20
 _REMOVED = re.compile(r"\..+\.removed-\d+")
 
 _log = logging.getLogger(__name__)
@@ -55,11 +57,12 @@ def hold(directory: Path) -> int:
         What to give to `os.close` when it is not used any more.
 
     Raises:
-        OSError: it has no manifest.
+        OSError: it has no manifest, or one that is not a regular file.
     """
     path = directory / MARKER
     while True:
-        descriptor = os.open(path, os.O_RDONLY)
+        with open_regular(path) as file:
+            descriptor = os.dup(file.fileno())
         try:
             share(descriptor)
             # It may have been removed or replaced while we waited.
@@ -100,7 +103,7 @@ def keep_within(folder: Path, most: int) -> None:
 
 def _remove(path: Path) -> bool:
     grave = path.with_name(f".{path.name}.removed-{os.getpid()}")
-    with suppress(OSError), (path / MARKER).open("rb") as file:
+    with suppress(OSError), open_regular(path / MARKER) as file:
         if not try_alone(file):
             return False
         path.rename(grave)
@@ -114,8 +117,9 @@ def _forget(folder: Path) -> None:
     for note in folder.glob("known/*"):
         with suppress(OSError):
             try:
-                gone = not (folder / str(json.loads(note.read_text("utf-8"))["key"])).is_dir()
-            except (ValueError, KeyError, TypeError):
+                known = json.loads(read_regular_bytes(note, limit=_LARGEST_NOTE))
+                gone = not (folder / str(known["key"])).is_dir()
+            except (ValueError, KeyError, TypeError, RecursionError):
                 gone = True
             if gone:
                 note.unlink()

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from truthgpt_core.errors import in_one_line
+from truthgpt_core.paths import open_regular
+from truthgpt_services.data.chat import Chat
+from truthgpt_services.data.chat_formats import messages_of, recognize
 from truthgpt_services.data.contract import DataError, lacks
 from truthgpt_services.data.files import find_files, fingerprint
 
@@ -53,9 +56,17 @@ class ParquetFiles:
         return fingerprint(find_files(self._dataset, ".parquet"), self._column)
 
     def _read(self, path: Path) -> Iterator[str]:
+        # pyarrow would wait for a named pipe.
+        open_regular(path).close()
         with self._parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if self._column not in columns:
+                form = recognize(dict.fromkeys(columns))
+                if form is not None:
+                    raise DataError(
+                        f'{path} has no column "{self._column}": it has {form.name}',
+                        hint='Write them as JSON Lines, which the source "chat" reads.',
+                    )
                 raise lacks(str(path), "column", self._column, columns)
             batches = file.iter_batches(_ROWS_AT_ONCE, columns=[self._column])
             values = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
@@ -73,7 +84,8 @@ class HubDataset:
         config: which of its configurations, as "wikitext-103-raw-v1"; its default one if
             None.
         split: which of its splits.
-        field: the field that holds the text.
+        field: the field that holds the text; None for `text` or, in a row without it that is
+            recognized as a conversation (see `chat_formats`), what that is made of.
         revision: a branch, tag or commit on the hub; the newest if None.
 
     Raises:
@@ -88,12 +100,13 @@ class HubDataset:
         *,
         config: str | None = None,
         split: str = "train",
-        field: str = "text",
+        field: str | None = None,
         revision: str | None = None,
     ) -> None:
         self._dataset = dataset
         self._options = {"name": config, "split": split, "revision": revision}
-        self._field = field
+        self._given = field
+        self._field = field or "text"
         self._library = _import("datasets", source=self.name)
 
     def texts(self) -> Iterator[str]:
@@ -106,6 +119,10 @@ class HubDataset:
         for number, row in enumerate(self._rows()):
             where = f'"{self._dataset}", row {number}'
             if self._field not in row:
+                form = recognize(row) if self._given is None else None
+                if form is not None:
+                    yield Chat.of(messages_of(row, form, where), where)
+                    continue
                 raise lacks(where, "field", self._field, row)
             yield _text(row[self._field], f'{where}: field "{self._field}"')
 

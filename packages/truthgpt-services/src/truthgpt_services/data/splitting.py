@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from truthgpt_services.data.contract import DataError, Fingerprinted, TextSource
+from truthgpt_services.data.contract import DataError, Described, Fingerprinted, TextSource
 
 _KEYS = 1 << 128
 
@@ -71,6 +71,10 @@ class SplitTexts:
             return None
         kind = type(self._source).__qualname__
         return f"{self._fraction} {self._seed} {self._validation} {kind} {told}"
+
+    def describe(self) -> str | None:
+        """Return what the source says of itself, if it does."""
+        return self._source.describe() if isinstance(self._source, Described) else None
 
     def _none(self, texts: int) -> DataError:
         if not texts:

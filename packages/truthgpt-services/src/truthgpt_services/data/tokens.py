@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truthgpt_core.optimization import Progress
-from truthgpt_core.paths import cache_dir
+from truthgpt_core.paths import cache_dir, read_regular_bytes
 from truthgpt_services.data.arrays import ArrayLists, Arrays, Sink, read_arrays, write_arrays
 from truthgpt_services.data.chat import Chat
 from truthgpt_services.data.contract import DataError, Fingerprinted, TextSource
@@ -41,6 +41,7 @@ IN_MEMORY = 4_000_000
 _CHUNK = 500_000
 _MOST_PROCESSES = 8
 _FORMAT = "1"
+_LARGEST_NOTE = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -192,9 +193,9 @@ class _Opening:
 
     def _content_of(self, fingerprint: str) -> str | None:
         try:
-            known = json.loads(self._note(fingerprint).read_text(encoding="utf-8"))
+            known = json.loads(read_regular_bytes(self._note(fingerprint), limit=_LARGEST_NOTE))
             key = known["key"] if known["fingerprint"] == fingerprint else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return key if isinstance(key, str) and re.fullmatch("[0-9a-f]+", key) else None
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.optimization import OptimizationError, Progress, no_progress
-from truthgpt_services.errors import ModelError, OutputError, WorkerError
+from truthgpt_services.errors import DeviceError, ModelError, OutputError, WorkerError
 
 _ERRORS: Mapping[str, type[TruthGPTError]] = {
-    kind.__name__: kind for kind in (ModelError, OptimizationError, OutputError, TruthGPTError)
+    kind.__name__: kind
+    for kind in (DeviceError, ModelError, OptimizationError, OutputError, TruthGPTError)
 }
 _SECONDS_TO_END = 10.0
 

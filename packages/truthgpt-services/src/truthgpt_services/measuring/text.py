@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from truthgpt_core.paths import expanded, read_regular_bytes, shown_path
 from truthgpt_services.errors import ModelError
 
 DEFAULT_NAME = "pydoc_data.topics"
@@ -40,9 +41,16 @@ def evaluation_text(path: Path | None) -> EvaluationText:
         topics: dict[str, str] = import_module(DEFAULT_NAME).topics
         return EvaluationText(DEFAULT_NAME, "\n\n".join(topics[key] for key in sorted(topics)))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"The text {path} cannot be read: {error}") from error
+        text = read_regular_bytes(expanded(path)).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"The text {path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+            f"{error.start}",
+            hint="Convert it to UTF-8.",
+        ) from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ModelError(f"The text {shown_path(path)} cannot be read: {why}") from error
     if not text.strip():
         raise ModelError(f"The text {path} is empty")
     return EvaluationText(str(path), text)

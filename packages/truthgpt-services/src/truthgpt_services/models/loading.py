@@ -26,8 +26,9 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from truthgpt_core.columns import harmless
-from truthgpt_core.errors import TruthGPTError, in_one_line
-from truthgpt_services.errors import ModelError
+from truthgpt_core.config.values import DTYPE_ALIASES, dtype_name
+from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
+from truthgpt_services.errors import DeviceError, ModelError
 from truthgpt_services.models.model_files import (
     CONFIG,
     Shapes,
@@ -41,6 +42,7 @@ from truthgpt_services.models.model_files import (
 )
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LONGEST_DEVICE = 60
 
 _NUMBERS_IN_ONE = 16
 """Most numbers that a format of quantized weights packs into one: two bits in 32."""
@@ -53,17 +55,59 @@ def pick_device(asked: str = "auto") -> torch.device:
     """Return the device to run on: the one asked for, or the first GPU, or the CPU.
 
     Raises:
-        ModelError: there is no such device on this machine.
+        DeviceError: there is no such device on this machine; it names those that there are.
     """
     if asked == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    available = _available_devices()
+    have = f"Available: {', '.join(available)}."
+    shown = asked if len(asked) <= _LONGEST_DEVICE else f"{asked[:_LONGEST_DEVICE]}…"
     try:
         device = torch.device(asked)
+    except (RuntimeError, ValueError, TypeError):
+        raise DeviceError(f'Unknown device "{shown}"', hint=have) from None
+    if device.type not in {name.partition(":")[0] for name in available}:
+        raise DeviceError(f'There is no device "{shown}" on this machine', hint=have)
+    try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f'There is no device "{asked}" here: {reason}') from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DeviceError(
+            f'The device "{shown}" cannot be used: {in_one_line(error)}', hint=have
+        ) from None
     return device
+
+
+def _available_devices() -> list[str]:
+    """Return the names of the devices that models can run on."""
+    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    for name in ("mps", "xpu"):
+        kind = getattr(torch.backends if name == "mps" else torch, name, None)
+        if kind is not None and kind.is_available():
+            found.append(name)
+    return found
+
+
+def parse_dtype(given: Any) -> torch.dtype | None:
+    """Return the dtype of weights that is asked for, or None for the one they are stored in.
+
+    Args:
+        given: a dtype, its name in torch or a short one (`bf16`, `fp16`, `half`, `fp32`); `auto`
+            or None for the one of the checkpoint.
+
+    Raises:
+        ModelError: it is not the dtype of weights.
+    """
+    if given is None or given == "auto" or isinstance(given, torch.dtype):
+        return given if isinstance(given, torch.dtype) else None
+    name = dtype_name(str(given))
+    if name not in DTYPES:
+        known = f"Known: {', '.join(DTYPES)}."
+        close = did_you_mean(name[:_LONGEST_DEVICE], [*DTYPES, *DTYPE_ALIASES])
+        raise ModelError(
+            f'There is no dtype "{given!s:.60}" for weights',
+            hint=f"{close} {known}" if close else known,
+        )
+    return DTYPES[name]
 
 
 def load_config(directory: Path) -> Any:

@@ -26,7 +26,7 @@ from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models import applying, layerwise, saved, sources
 from truthgpt_services.models.convert import as_directory
-from truthgpt_services.models.loading import DTYPES, load_model, load_tokenizer, pick_device
+from truthgpt_services.models.loading import load_model, load_tokenizer, parse_dtype, pick_device
 from truthgpt_services.models.rollback import undone_if_it_fails
 from truthgpt_services.models.saved import Recipe, SavedStep
 from truthgpt_services.models.sources import ResolvedModel
@@ -455,7 +455,7 @@ def _as_loading(options: Mapping[str, Any] | None) -> _Loading:
                 hint=did_you_mean(option, _LOAD_OPTIONS) or f"Known: {', '.join(_LOAD_OPTIONS)}.",
             )
     return _Loading(
-        _as_dtype(options.get("dtype") or options.get("torch_dtype")),
+        parse_dtype(options.get("dtype") or options.get("torch_dtype")),
         pick_device(str(options.get("device") or "auto")),
         bool(options.get("gradient_checkpointing")),
     )
@@ -468,14 +468,3 @@ def _loaded(model: Any, name: str, how: _Loading) -> Any:
         (enable or model.gradient_checkpointing_enable)()
     emit_event(EventType.MODEL_LOADED, {"model": name, "device": str(how.device)})
     return model
-
-
-def _as_dtype(given: Any) -> torch.dtype | None:
-    if given is None or given == "auto" or isinstance(given, torch.dtype):
-        return given if isinstance(given, torch.dtype) else None
-    name = str(given).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ModelError(
-            f'There is no dtype "{given}" for weights', hint=f"Known: {', '.join(DTYPES)}."
-        )
-    return DTYPES[name]

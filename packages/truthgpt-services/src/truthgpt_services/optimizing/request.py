@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from truthgpt_core.config import load_yaml_model
-from truthgpt_core.errors import TruthGPTError, did_you_mean
-from truthgpt_core.optimization import Optimization, parse_applied
+from truthgpt_core.config import Dtype, Fraction, load_yaml_model
+from truthgpt_core.errors import TruthGPTError, UsageError, did_you_mean
+from truthgpt_core.optimization import Optimization, OptimizationError, parse_applied
+from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.measuring.gate import DEFAULT_GATE
 from truthgpt_services.measuring.speed import Plan
 from truthgpt_services.report.schema import Gate
@@ -85,7 +86,7 @@ class OptimizeFile(BaseModel):
     apply: list[Annotated[Applying, BeforeValidator(_applying)]] = []
     output: Path | None = None
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     text: Path | None = None
     seed: int = 0
     rounds: int = Field(Plan.rounds, ge=2)
@@ -95,11 +96,11 @@ class OptimizeFile(BaseModel):
     quick: bool = False
     max_kl: float = Field(DEFAULT_GATE.max_kl, ge=0)
     max_perplexity_ratio: float = Field(DEFAULT_GATE.max_perplexity_ratio, gt=0)
-    min_gain: float = Field(DEFAULT_GATE.min_gain, ge=0)
+    min_gain: Fraction = Field(DEFAULT_GATE.min_gain, ge=0)
     gain: Literal["any", "speed", "size"] = DEFAULT_GATE.gain
-    max_flips: float | None = Field(DEFAULT_GATE.max_flips, ge=0, le=1)
+    max_flips: Fraction | None = Field(DEFAULT_GATE.max_flips, ge=0, le=1)
     keep_all: bool = DEFAULT_GATE.keep_all
-    max_slowdown: float = Field(DEFAULT_GATE.max_slowdown or 0.0, ge=0)
+    max_slowdown: Fraction = Field(DEFAULT_GATE.max_slowdown or 0.0, ge=0)
 
     @property
     def gate(self) -> Gate:
@@ -140,18 +141,18 @@ def read_request(
 
     Raises:
         ConfigError: the file is wrong; all of it, with lines and columns.
-        TruthGPTError: the command line is wrong, or something is missing.
+        UsageError: the command line is wrong, or something is missing.
     """
     request = OptimizeFile() if file is None else load_yaml_model(file, OptimizeFile)
     request = read_measuring(said, request)
     if applied:
         request = request.model_copy(update={"apply": list(applied)})
     if request.model is None:
-        raise TruthGPTError("No model is named", hint="Write truthgpt optimize MODEL.")
+        raise UsageError("No model is named", hint="Write truthgpt optimize MODEL.")
     if request.output is None:
-        raise TruthGPTError("No output directory is named", hint="Add --output DIR.")
+        raise UsageError("No output directory is named", hint="Add --output DIR.")
     if not request.apply:
-        raise TruthGPTError(
+        raise UsageError(
             "No optimization is named", hint="Add, for instance, --apply quantize,compile."
         )
     return request
@@ -165,17 +166,17 @@ def read_measuring(said: Mapping[str, Any], request: OptimizeFile | None = None)
         request: what was asked for so far; the command line goes before it.
 
     Raises:
-        TruthGPTError: the command line is wrong.
+        UsageError: the command line is wrong.
     """
     known = {} if request is None else request.model_dump()
     try:
         return OptimizeFile.model_validate(known | dict(said))
     except ValidationError as error:
         wrong = [
-            f"--{str(each['loc'][0]).replace('_', '-')} {each['input']}: {each['msg']}"
+            f"--{str(each['loc'][0]).replace('_', '-')} {each['input']!s:.60}: {each['msg']}"
             for each in error.errors()
         ]
-        raise TruthGPTError("; ".join(wrong)) from None
+        raise UsageError("; ".join(wrong)) from None
 
 
 def request_from_python(
@@ -215,10 +216,27 @@ def request_from_python(
         raise TruthGPTError("; ".join(wrong)) from None
 
 
-def applied_on_command_line(texts: Sequence[str]) -> list[Applying]:
+def applied_on_command_line(
+    texts: Sequence[str], plugins: PluginManager | None = None
+) -> list[Applying]:
     """Read what was typed after `--apply`.
 
+    Args:
+        texts: of each `--apply`.
+        plugins: where the optimizations come from, to refuse those that cannot be made; None
+            to read them alone.
+
     Raises:
-        OptimizationError: it cannot be read.
+        UsageError: an optimization cannot be had, or an option of it is wrong.
+        OptimizationError: it cannot be read, and `plugins` is None.
     """
-    return [Applying(name=name, options=options) for name, options in parse_applied(texts)]
+    try:
+        applied = parse_applied(texts)
+        if plugins is not None:
+            for name, options in applied:
+                plugins.make_optimization(name, options)
+    except OptimizationError as error:
+        if plugins is None:
+            raise
+        raise UsageError(error.message, hint=error.hint) from error
+    return [Applying(name=name, options=options) for name, options in applied]

@@ -19,6 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.paths import expanded, read_regular_bytes
 from truthgpt_services.report.schema import SCHEMA_VERSION, Report
 
 JSON_NAME = "report.json"
@@ -59,11 +60,11 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     Raises:
         ReportError: there is none, it is not JSON, or not a report that this version reads.
     """
-    file = Path(path)
+    file = expanded(path)
     if file.is_dir():
         file /= JSON_NAME
     try:
-        data = json.loads(file.read_bytes())
+        data = json.loads(read_regular_bytes(file))
     except FileNotFoundError:
         raise ReportError(
             f"There is no report at {file}", hint="`truthgpt optimize` writes one beside the model."

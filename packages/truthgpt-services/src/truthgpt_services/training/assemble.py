@@ -16,11 +16,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from truthgpt_core.config import ConfigManager, plain_config
+from truthgpt_core.config.nodes import format_path
+from truthgpt_core.errors import did_you_mean
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import Progress, no_progress
+from truthgpt_core.paths import expanded
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.training_backend import TrainingBackend
-from truthgpt_services.data import DataError, DataLoaderFactory, DatasetManager
+from truthgpt_services.data import DataError, DataLoaderFactory, DatasetManager, TextSource
+from truthgpt_services.data.contract import Described, Fingerprinted
 from truthgpt_services.models.loading import pick_device, quiet
 from truthgpt_services.models.service import ModelService
 from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error
@@ -46,6 +50,7 @@ class Assembled:
         train_loader: batches to train on.
         val_loader: batches to evaluate on, if some texts are kept for that.
         total_steps: how many steps there will be at most.
+        data_note: what the source of texts has recognized, in a sentence; None for nothing.
     """
 
     service: TrainingService
@@ -54,6 +59,7 @@ class Assembled:
     train_loader: Any
     val_loader: Any
     total_steps: int | None
+    data_note: str | None = None
 
 
 def assemble(
@@ -80,6 +86,12 @@ def assemble(
     """
     backend = backend or choose_backend(config.training, plugins)
     device = backend.device(device)
+    # What is wrong with these is known in a moment; loading a model takes a while.
+    pick_device(device)
+    for kind in ("optimizer", "scheduler"):
+        _refuse_unknown_options(config, plugins, kind)
+    texts, kept = _texts(config, plugins)
+    note = _recognized(texts, kept)
     seed_all(config.seed)
     progress("Loading the model", 0, 0)
     models = ModelService(plugins, progress=progress)
@@ -89,7 +101,7 @@ def assemble(
         model = _model(config, models, tokenizer, device)
         refuse_unknown_tokens(model, tokenizer)
         progress("Preparing the texts", 0, 0)
-        train_loader, val_loader = _loaders(config, plugins, model, tokenizer, progress)
+        train_loader, val_loader = _loaders(config, texts, kept, model, tokenizer, progress)
     training = config.training
     optimizers = plugins.factories["optimizer_factory"]
     groups = parameter_groups(model, training.weight_decay)
@@ -112,14 +124,14 @@ def assemble(
         optimizer=optimizer,
         scheduler=make_scheduler(config, plugins, optimizer, total),
         device=device,
-        output_dir=config.output_dir,
+        output_dir=expanded(config.output_dir),
         backend=backend,
         whole_config=plain_config(config),
     )
     if backend.rank > 0:
         # The weights begin the same; what is dropped out does not.
         seed_all((config.seed + backend.rank) % 2**32)
-    return Assembled(service, model, tokenizer, train_loader, val_loader, total)
+    return Assembled(service, model, tokenizer, train_loader, val_loader, total, note)
 
 
 def make_scheduler(
@@ -302,10 +314,26 @@ def _with_lora(model: Any, lora: LoraSection, checkpointing: bool) -> nn.Module:
     return made
 
 
-def _loaders(
-    config: ConfigManager, plugins: PluginManager, model: Any, tokenizer: Any, progress: Progress
-) -> tuple[Any, Any]:
-    data, training = config.data, config.training
+def _refuse_unknown_options(config: ConfigManager, plugins: PluginManager, kind: str) -> None:
+    """Refuse options that the optimizer or the schedule has no parameter for, with their place."""
+    name = getattr(config.training, kind)
+    options = getattr(config.training, f"{kind}_options")
+    component = plugins.factories[f"{kind}_factory"].get_class(name)
+    known = inspect.signature(component).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        return
+    for option in options:
+        if option not in known:
+            path = format_path(["training", f"{kind}_options", option])
+            raise TrainingError(
+                f'{config.origin(path)}: {path}: the {kind} "{name}" has no option of this name',
+                hint=did_you_mean(option[:100], known) or f"It has: {', '.join(known)}.",
+            )
+
+
+def _texts(config: ConfigManager, plugins: PluginManager) -> tuple[TextSource, TextSource | None]:
+    """Return the texts to train on and those to validate with."""
+    data = config.data
     own = data.validation_dataset
     texts, kept = DatasetManager.stream_dataset(
         data.source,
@@ -324,6 +352,26 @@ def _loaders(
             plugins=plugins,
             **data.options,
         )
+    return texts, kept
+
+
+def _recognized(*sources: TextSource | None) -> str | None:
+    """Look for the files of the sources, and return what the first of them has recognized."""
+    for source in sources:
+        if isinstance(source, Fingerprinted):
+            source.fingerprint()
+    return sources[0].describe() if isinstance(sources[0], Described) else None
+
+
+def _loaders(
+    config: ConfigManager,
+    texts: TextSource,
+    kept: TextSource | None,
+    model: Any,
+    tokenizer: Any,
+    progress: Progress,
+) -> tuple[Any, Any]:
+    data, training = config.data, config.training
     common: dict[str, Any] = {
         "tokenizer": tokenizer,
         "max_length": data.max_seq_len,

@@ -19,9 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
+from truthgpt_core.errors import in_one_line
+from truthgpt_core.paths import UnusableFileError, open_regular, read_regular_bytes
 from truthgpt_services.locks import share, try_alone
 from truthgpt_services.output import exchange, explain_write_error
 from truthgpt_services.training.errors import CheckpointError
@@ -32,6 +35,7 @@ MODEL = "model.safetensors"
 TRAINING = "training.safetensors"
 _FORMAT = 1
 _BLOCK = 1 << 20
+_LARGEST_MANIFEST = 1 << 20
 
 
 @dataclass
@@ -142,21 +146,42 @@ def read_manifest(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, damaged, or of another format.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular_bytes(path / MANIFEST, limit=_LARGEST_MANIFEST))
         claimed = manifest.pop("sha256")
         intact = claimed == _digest_of(manifest)
+    except UnusableFileError as error:
+        raise CheckpointError(error.message) from None
     except FileNotFoundError:
         raise CheckpointError(f"{path} has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
         raise CheckpointError(f"{path / MANIFEST} is damaged")
-    if manifest["format"] != _FORMAT:
+    if manifest.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{path} has the format {manifest['format']}, and this version reads {_FORMAT}",
+            f"{path} has the format {manifest.get('format')!r:.40}, and this version reads "
+            f"{_FORMAT}",
             hint="Use the version of truthgpt-services that wrote it.",
         )
+    if wrong := _wrong_key(manifest):
+        raise CheckpointError(f'{path / MANIFEST} is damaged: "{wrong}" is missing or wrong')
     return dict(manifest)
+
+
+def _wrong_key(manifest: Mapping[str, Any]) -> str | None:
+    """Return which key of a manifest does not have what every manifest has, or None."""
+    step, metric, files = (manifest.get(key) for key in ("step", "metric", "files"))
+    if type(step) is not int or step < 0:
+        return "step"
+    if metric is not None and type(metric) not in (int, float):
+        return "metric"
+    if not isinstance(files, dict) or files.keys() != {MODEL, TRAINING, STATE}:
+        return "files"
+    for each in files.values():
+        sized = isinstance(each, dict) and type(each.get("bytes")) is int
+        if not (sized and isinstance(each.get("sha256"), str)):
+            return "files"
+    return None
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
@@ -194,20 +219,26 @@ def read_checkpoint(path: Path) -> Contents:
     """
     with in_use(path):
         manifest = verify_checkpoint(path)
-        return Contents(
-            step=manifest["step"],
-            state=json.loads((path / STATE).read_text(encoding="utf-8")),
-            model=safetensors.torch.load_file(path / MODEL),
-            training=safetensors.torch.load_file(path / TRAINING),
-            metric=manifest["metric"],
-        )
+        try:
+            state = json.loads(read_regular_bytes(path / STATE))
+            if not isinstance(state, dict):
+                raise ValueError("it holds no object")
+            return Contents(
+                step=manifest["step"],
+                state=state,
+                model=safetensors.torch.load_file(path / MODEL),
+                training=safetensors.torch.load_file(path / TRAINING),
+                metric=manifest["metric"],
+            )
+        except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read: {in_one_line(error)}") from error
 
 
 @contextmanager
 def in_use(path: Path) -> Iterator[None]:
     """Keep every process from removing a checkpoint while the block runs."""
     try:
-        file = (path / MANIFEST).open("rb")
+        file = open_regular(path / MANIFEST)
     except OSError:
         # Whoever reads on will say what is wrong.
         yield
@@ -224,7 +255,7 @@ def remove_checkpoint(path: Path) -> bool:
         Whether it was removed.
     """
     grave = path.with_name(f".{path.name}.removed-{os.getpid()}")
-    with suppress(OSError), (path / MANIFEST).open("rb") as file:
+    with suppress(OSError), open_regular(path / MANIFEST) as file:
         if not try_alone(file):
             return False
         # Under its name there is never a part of a checkpoint.
@@ -245,7 +276,7 @@ def flush(path: Path) -> None:
 
 def _measure(file: Path) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         while block := opened.read(_BLOCK):
             digest.update(block)
             size += len(block)

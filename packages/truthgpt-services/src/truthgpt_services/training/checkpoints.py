@@ -20,7 +20,7 @@ from typing import IO
 
 import torch
 
-from truthgpt_services.locks import try_for_process
+from truthgpt_services.locks import open_lock, try_for_process
 from truthgpt_services.training.checkpoint_files import (
     Contents,
     in_use,
@@ -75,7 +75,7 @@ class CheckpointStore:
         self._keep_last = keep_last
         self._keep_best = keep_best
         self._background = background
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[Path] | None = None
         # Copies are made into the same memory each time: touching new memory takes longer.
@@ -93,7 +93,7 @@ class CheckpointStore:
             return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            lock = (self.directory / ".lock").open("a", encoding="utf-8")
+            lock = open_lock(self.directory / ".lock")
         except OSError as error:
             raise CheckpointError(
                 f"Checkpoints cannot be written into {self.directory}: {error.strerror or error}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from truthgpt_core.errors import in_one_line
 from truthgpt_core.training_backend import TrainingBackend
 from truthgpt_services.training import trees
 from truthgpt_services.training.checkpoint_files import Contents
@@ -137,14 +139,15 @@ class TrainingState:
         Raises:
             CheckpointError: it is of another model, optimizer or schedule.
         """
-        state = self._load(contents)
-        known = Progress.__dataclass_fields__
-        self.progress = Progress(**{k: v for k, v in state["progress"].items() if k in known})
-        self.guard = state["guard"]
-        self.compiled = state.get("compiled")
-        self.position = state["position"]
-        if self.backend.rank < len(state["random"]):
-            set_random_state(state["random"][self.backend.rank])
+        with _as_damage():
+            state = self._load(contents)
+            known = Progress.__dataclass_fields__
+            self.progress = Progress(**{k: v for k, v in state["progress"].items() if k in known})
+            self.guard = state["guard"]
+            self.compiled = state.get("compiled")
+            self.position = state["position"]
+            if self.backend.rank < len(state["random"]):
+                set_random_state(state["random"][self.backend.rank])
 
     def roll_back(self, contents: Contents) -> None:
         """Take weights, optimizer, schedule and scaler from a checkpoint, and go on from here.
@@ -154,7 +157,8 @@ class TrainingState:
         Raises:
             CheckpointError: it is of another model, optimizer or schedule.
         """
-        self._load(contents)
+        with _as_damage():
+            self._load(contents)
 
     def _load(self, contents: Contents) -> dict[str, Any]:
         state: dict[str, Any] = trees.decode(contents.state, contents.training)
@@ -234,6 +238,18 @@ class TrainingState:
             for number, values in optimizer["state"].items()
         }
         return {**optimizer, "state": parts}
+
+
+@contextmanager
+def _as_damage() -> Iterator[None]:
+    """Say of a state that is not made as every state is that the checkpoint is damaged."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        raise CheckpointError(
+            f"The checkpoint's state is not what a checkpoint holds: {in_one_line(error)}",
+            hint="Remove it, to resume from the one before.",
+        ) from error
 
 
 def whole_weights(model: nn.Module, backend: TrainingBackend) -> dict[str, torch.Tensor] | None:

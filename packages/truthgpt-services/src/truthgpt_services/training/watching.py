@@ -21,6 +21,7 @@ import torch
 
 from truthgpt_core.columns import harmless
 from truthgpt_core.event_system import Event, EventEmitter, EventType, Subscription
+from truthgpt_core.paths import read_regular_bytes
 from truthgpt_services.measuring.memory import peak
 from truthgpt_services.models.loading import quiet
 from truthgpt_services.report.formatting import number, seconds, shortened, size
@@ -70,10 +71,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read what a `MetricsFile` wrote; a line that was not written to its end is passed over."""
     rows = []
     with suppress(FileNotFoundError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
+        for line in read_regular_bytes(path).decode("utf-8", "replace").splitlines():
+            with suppress(ValueError, RecursionError):
                 row = json.loads(line)
-                if isinstance(row, dict) and "step" in row:
+                if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row:
                     rows.append(row)
     return rows
 

@@ -299,7 +299,7 @@ def _label(row: Row) -> str:
 def _ratio(cell: Cell) -> str:
     ends = f" ({cell.ratio_interval})" if cell.ratio_interval else ""
     remark = f" {cell.remark}" if cell.remark else ""
-    return f"{cell.ratio}{ends}{remark}"
+    return f"{cell.ratio}{ends}{remark}".strip()
 
 
 def _lines(cell: Cell, *, stacked: bool) -> list[str]:

@@ -179,7 +179,8 @@ class HubSource(ModelSource):
             ) from None
         except LocalEntryNotFoundError:
             raise ModelError(
-                f'"{_shown(spec)}" is not on disk, and the hub cannot be reached to look for it',
+                f'"{_shown(spec)}" is not on disk, and the hub cannot be reached to look for it '
+                "there",
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except (HfHubHTTPError, OSError) as error:

@@ -69,6 +69,7 @@ def test_an_active_plugin_is_ok(doctor, site) -> None:
     ("code", "requires", "said"),
     [
         ("raise OSError('two\\nlines')", ("truthgpt-core>=0.1,<0.2",), "OSError: two lines"),
+        ("raise KeyboardInterrupt", ("truthgpt-core>=0.1,<0.2",), "KeyboardInterrupt"),
         ("", ("truthgpt-core>=9",), "written for truthgpt-core>=9"),
     ],
 )
@@ -154,6 +155,7 @@ def test_no_plugin_is_a_warning(doctor) -> None:
     [
         (f"import os, signal; {KILL}", "activating it: killed by SIGSEGV"),
         ("import os; os._exit(3)", "activating it: exit code 3"),
+        ("import os; os._exit(0)", "activating it: exit code 0"),
         (DIAGNOSING.format(body=KILL), "diagnose of deadly: killed by SIGSEGV"),
     ],
 )
@@ -202,9 +204,10 @@ def test_plugins_that_die_together_are_a_failure(doctor, site, tmp_path) -> None
     assert status == 1
 
 
-def test_a_plugin_that_hangs_is_a_failure(doctor, site) -> None:
+@pytest.mark.parametrize("body", ["import time; time.sleep(600)", "while True: pass"])
+def test_a_plugin_that_hangs_is_a_failure(doctor, site, body: str) -> None:
     """Nothing waits for a plugin for ever."""
-    site.install_plugin("slow", "import time; time.sleep(600)")
+    site.install_plugin("slow", body)
     code, findings = doctor("--timeout", "2")
     assert any(
         each["status"] == "failed" and "no answer within 2 s" in each["detail"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 
 import pytest
@@ -114,3 +116,35 @@ def test_progress_that_is_not_on_a_terminal_is_a_line_for_each_piece(capsys):
             progress("Reading", done, 100)
         progress("Writing", 0, 0)
     assert capsys.readouterr().err == "Reading ...\nWriting ...\n"
+
+
+HOSTILE = "x\x1b]0;owned\x07\x9b2J\u202e"
+
+
+@pytest.mark.parametrize("command", ["generate", "optimize", "eval", "convert", "train"])
+def test_a_hostile_name_reaches_no_terminal(tiny, tmp_path, truthgpt, command):
+    """What is in truthgpt.json, and the name of a model or a file, is written as escapes."""
+    saved = tmp_path / "saved"
+    shutil.copytree(tiny, saved)
+    recipe = {"format": 1, "kind": "optimized", "source": "x", "dtype": HOSTILE, "steps": []}
+    (saved / "truthgpt.json").write_text(json.dumps(recipe))
+    arguments = {
+        "generate": [saved, "hello"],
+        "optimize": [saved, "--apply", "torch_compile", "-o", tmp_path / "out"],
+        "eval": [tmp_path / HOSTILE],
+        "convert": [tiny, tmp_path / HOSTILE],
+        "train": [tmp_path / HOSTILE],
+    }
+    done = truthgpt(command, *arguments[command])
+    said = done.stdout + done.stderr
+    for harmful in ("\x1b", "\x07", "\x9b", "\u202e"):
+        assert harmful not in said
+    assert "x\\x1b]0;owned\\x07\\x9b2J\\u202e" in said
+
+
+def test_the_options_of_an_optimization_are_listed(truthgpt):
+    """`--apply NAME:help` needs no model, and an alias is fine."""
+    done = truthgpt("optimize", "--apply", "compile:help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "max_recompilations  integer, at least 0  default 6" in done.stdout
+    assert "How often a model may be compiled again" in done.stdout

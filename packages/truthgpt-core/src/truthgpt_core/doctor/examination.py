@@ -78,7 +78,8 @@ def examine_plugins(
         else:
             # That it was active before it died is no news.
             findings += (each for each in alone.findings if each.subject != name)
-            deaths.append(alone.death.as_diagnosis(name, fix.format(name=name)))
+            fixes = " ".join(filter(None, (alone.death.fix, fix.format(name=name))))
+            deaths.append(Diagnosis.failed(name, alone.death.how, fixes))
     if not deaths:
         what = f"{together.death.how}; each alone works"
         deaths.append(Diagnosis.failed("plugins together", what, together.death.fix or _DISABLE))

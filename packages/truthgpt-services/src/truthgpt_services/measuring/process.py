@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,6 +49,7 @@ class WorkerProcess:
         self.name = name
         self._progress = progress
         self._seconds = step_timeout
+        self._timer = threading.Timer(0, self._expire)
         self._expired = False
         self._log = new_log(logs, name)
         with self._log.open("ab") as log:
@@ -79,6 +79,11 @@ class WorkerProcess:
     ) -> None:
         self.end(at_once=kind is not None)
 
+    @property
+    def process(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
     def call(self, request: str, **arguments: Any) -> Any:
         """Ask for something and wait for the answer.
 
@@ -91,14 +96,31 @@ class WorkerProcess:
                 is a plugin's own, of the nearest class that it is derived from.
             WorkerError: it crashed, was killed, or did not answer in time.
         """
+        self.ask(request, **arguments)
+        return self.answer(request)
+
+    def ask(self, request: str, **arguments: Any) -> None:
+        """Ask for something without waiting; `answer` has to be called next.
+
+        Raises:
+            WorkerError: it crashed or was killed before.
+        """
         assert self._process.stdin is not None
+        if self._seconds is not None:
+            # Killing it ends whatever here waits for it.
+            self._timer = threading.Timer(self._seconds, self._expire)
+            self._timer.daemon = True
+            self._timer.start()
+        try:
+            self._process.stdin.write(json.dumps({"do": request, "with": arguments}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._gone(request) from None
+
+    def answer(self, request: str) -> Any:
+        """Wait for the answer to what was asked; raises what `call` raises."""
         assert self._process.stdout is not None
-        with self._limited():
-            try:
-                self._process.stdin.write(json.dumps({"do": request, "with": arguments}) + "\n")
-                self._process.stdin.flush()
-            except BrokenPipeError:
-                raise self._gone(request) from None
+        try:
             for line in self._process.stdout:
                 if not line.endswith("\n"):
                     break  # killed while it wrote
@@ -117,9 +139,12 @@ class WorkerProcess:
                         worker=self.name,
                     )
             raise self._gone(request)
+        finally:
+            self._timer.cancel()
 
     def end(self, *, at_once: bool = False) -> None:
         """End the process and what it started, and wait until it has ended."""
+        self._timer.cancel()
         if at_once:
             self._kill()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -127,20 +152,6 @@ class WorkerProcess:
                 with contextlib.suppress(OSError):
                     pipe.close()
         self._wait()
-
-    @contextmanager
-    def _limited(self) -> Iterator[None]:
-        """Kill the process if the time is up; that ends whatever here waits for it."""
-        if self._seconds is None:
-            yield
-            return
-        timer = threading.Timer(self._seconds, self._expire)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
     def _expire(self) -> None:
         self._expired = True

@@ -97,6 +97,7 @@ def comparison(key, note="fine", perplexity=math.inf):
         ),
         baseline=quality,
         launches={"baseline": [Turns(prompts=[0.1, 1], slices=[0.2])]},
+        peaks={"baseline": 1},
         notes={"multiplying": "Halves were multiplied."},
         weights="abc",
         load=Load(before=None, median=0.1, highest=0.2, cores=2),
@@ -105,7 +106,7 @@ def comparison(key, note="fine", perplexity=math.inf):
 
 def test_what_was_finished_is_there_for_the_next_run(folder, store):
     """With all its figures, those included that JSON has no numbers for."""
-    key = store.key([STEP], ["baseline", "halve"])
+    key = store.key([STEP])
     store.put(comparison(key))
     found = Comparisons(GIVEN, folder).get(key)
     assert found.step.options == {"note": "fine"}
@@ -124,22 +125,20 @@ def test_only_its_owner_can_read_it(folder, store):
 
 
 @pytest.mark.parametrize(
-    ("given", "step", "measured"),
+    ("given", "steps"),
     [
-        (GIVEN | {"versions": {"torch": "2.14"}}, STEP, ["baseline", "halve"]),
-        (GIVEN | {"machine": {"cpu": "y"}}, STEP, ["baseline", "halve"]),
-        (GIVEN | {"request": {"rounds": 4}}, STEP, ["baseline", "halve"]),
-        (GIVEN, STEP | {"options": {"note": "mine"}}, ["baseline", "halve"]),
-        (GIVEN, STEP | {"distribution": "truthgpt-example 1.1"}, ["baseline", "halve"]),
-        (GIVEN, STEP, ["baseline", "control", "halve"]),
+        (GIVEN | {"versions": {"torch": "2.14"}}, [STEP]),
+        (GIVEN | {"machine": {"cpu": "y"}}, [STEP]),
+        (GIVEN | {"request": {"rounds": 4}}, [STEP]),
+        (GIVEN, [STEP | {"options": {"note": "mine"}}]),
+        (GIVEN, [STEP | {"distribution": "truthgpt-example 1.1"}]),
+        (GIVEN, [STEP | {"name": "ruin"}, STEP]),
     ],
 )
-def test_another_question_is_another_key(store, given, step, measured):
-    """Machine, versions, options, and what it was measured beside."""
-    assert Comparisons(given).key([step], measured) != store.key([STEP], ["baseline", "halve"])
-    assert Comparisons(dict(reversed(GIVEN.items()))).key([STEP], measured) == store.key(
-        [STEP], measured
-    )
+def test_another_question_is_another_key(store, given, steps):
+    """Machine, versions, options, and the steps before it."""
+    assert Comparisons(given).key(steps) != store.key([STEP])
+    assert Comparisons(dict(reversed(GIVEN.items()))).key([STEP]) == store.key([STEP])
 
 
 def test_a_run_that_ends_measures_again_the_next_time(folder, store):

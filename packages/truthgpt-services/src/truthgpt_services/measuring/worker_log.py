@@ -7,10 +7,12 @@ libraries and plugins print, which has no limit; what is put together has one.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.paths import cache_dir
 
 NAME = "worker.log"
@@ -81,6 +83,19 @@ def keep(folder: Path) -> Path | None:
         with suppress(OSError):
             old.unlink()
     return path
+
+
+@contextmanager
+def kept_on_failure(folder: Path) -> Iterator[None]:
+    """Keep what workers have printed if the run fails, and say in the error where."""
+    try:
+        yield
+    except TruthGPTError as error:
+        path = keep(folder)
+        if path is not None:
+            said = f"What its processes printed is in {path}."
+            error.hint = f"{error.hint} {said}" if error.hint else said
+        raise
 
 
 def _read(log: Path) -> tuple[str, str]:

@@ -57,6 +57,7 @@ class Comparison(BaseModel):
         variant: the model with it.
         baseline: the quality of the baseline.
         launches: for each model that took turns, by name, what each of its processes measured.
+        peaks: the highest memory of each of them, in bytes.
         notes: what the step noted while the model ran, by what they are about.
         weights: `digest` of the saved model's weight files.
         load: what other programs did meanwhile.
@@ -71,6 +72,7 @@ class Comparison(BaseModel):
     variant: Variant
     baseline: Quality
     launches: dict[str, list[Turns]]
+    peaks: dict[str, int]
     notes: dict[str, str]
     weights: str
     load: Load
@@ -89,14 +91,9 @@ class Comparisons:
         self._folder = folder or cache_dir("comparisons")
         self._seen: set[str] = set()
 
-    def key(self, steps: Sequence[Mapping[str, Any]], measured: Sequence[str]) -> str:
-        """Return the key of a comparison.
-
-        Args:
-            steps: those that the model is made with, the one that is judged last.
-            measured: the names of all models that take turns.
-        """
-        parts = {"format": FORMAT, "given": self._given, "steps": steps, "measured": measured}
+    def key(self, steps: Sequence[Mapping[str, Any]]) -> str:
+        """Return the key of the comparison of a model with these steps, the last one judged."""
+        parts = {"format": FORMAT, "given": self._given, "steps": steps}
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
@@ -212,13 +209,15 @@ def _read(path: Path) -> bytes | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         return None
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+    try:
         facts = os.fstat(descriptor)
         ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
         recent = facts.st_mtime > time.time() - DAYS * 86400
         if not ours or facts.st_mode & 0o022 or facts.st_size > _MOST_BYTES or not recent:
             return None
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read(_MOST_BYTES)
-        except OSError:
-            return None
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,16 @@ def depends_on(
         "text": text,
         "machine": machine.model_dump(),
         "versions": dict(versions),
-        "installed": sorted(f"{each.metadata['Name']} {each.version}" for each in distributions()),
+        "installed": _installed(),
         "sources": sources({*_OURS, *modules}),
         "environment": environment(),
     }
+
+
+def _installed() -> list[str]:
+    # The names of their folders have their versions, whatever is damaged in them.
+    folders = [Path(each) for each in sys.path if each]
+    return sorted({path.name for folder in folders for path in folder.glob("*.dist-info")})
 
 
 def finished(

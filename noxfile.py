@@ -29,6 +29,7 @@ TRACKERS = tuple(PACKAGES / f"truthgpt-plugin-{name}" for name in ("wandb", "mlf
 COMPUTING = (QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)
 WHEELS = ROOT / ".nox" / "wheels"
+DIST = ROOT / "dist"
 
 PYTHON = "3.11"
 CORE_PYTHONS = ("3.11", "3.12", "3.13")
@@ -57,13 +58,19 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
 
+def build(folder: Path) -> None:
+    """Build the wheels of this workspace into a folder, in place of those that are there."""
+    for wheel in folder.glob("truthgpt_*.whl"):
+        wheel.unlink()
+    command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder)
+    subprocess.run([*command, *ALL, *TRACKERS], check=True)
+
+
 @cache
 def built() -> dict[str, Path]:
     """Build the wheels of this workspace, once; return each under the name of its folder."""
-    shutil.rmtree(WHEELS, ignore_errors=True)
-    command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", WHEELS)
     packages = (*ALL, *TRACKERS)
-    subprocess.run([*command, *packages], check=True)
+    build(WHEELS)
     names = {each.name: each.name.replace("-", "_") for each in packages}
     return {name: next(WHEELS.glob(f"{stem}-*.whl")) for name, stem in names.items()}
 
@@ -105,6 +112,13 @@ def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
         *session.posargs,
         env=environment,
     )
+
+
+@nox.session(python=False, default=False)
+def wheels(session: nox.Session) -> None:
+    """The wheels of all packages, in dist/."""
+    build(DIST)
+    session.log("%s", "\n".join(["Built:", *sorted(map(str, DIST.glob("truthgpt_*.whl")))]))
 
 
 @nox.session(python=PYTHON)

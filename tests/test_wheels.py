@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import email
+import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from configparser import ConfigParser
@@ -19,9 +22,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-
-# One worker makes what they share.
-pytestmark = pytest.mark.xdist_group("wheels")
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("core", "services", "plugin-quantize", "plugin-compile")
@@ -35,9 +35,13 @@ def can_build() -> bool:
         return False
 
 
-pytestmark = pytest.mark.skipif(
-    not can_build(), reason="setuptools>=77 is not installed, and building off line needs it"
-)
+pytestmark = [
+    # One worker makes what they share.
+    pytest.mark.xdist_group("wheels"),
+    pytest.mark.skipif(
+        not can_build(), reason="setuptools>=77 is not installed, and building off line needs it"
+    ),
+]
 
 
 def run(*command: object, **options: str) -> subprocess.CompletedProcess[str]:
@@ -269,3 +273,86 @@ def test_the_core_alone_says_what_to_install(wheels: dict[str, Path], tmp_path: 
         'truthgpt: The command "optimize" is not installed. It comes with truthgpt-services: '
         "pip install truthgpt-services.\n",
     )
+
+
+# The README's lines
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def requirements_of(beginning: str) -> list[str]:
+    """What a line of the README's install section names, which begins with this."""
+    section = README.partition("## Install")[2].partition("\n## ")[0]
+    (line,) = re.findall(rf"^ *(?:\.venv/bin/)?pip install ({beginning}.*)$", section, re.MULTILINE)
+    return shlex.split(line)
+
+
+def installed(environment: Environment) -> set[str]:
+    """Distributions of this workspace that an environment has."""
+    found = environment.site.glob("truthgpt_*.dist-info")
+    return {path.name.partition("-")[0].replace("_", "-") for path in found}
+
+
+ASKED = {f"truthgpt-{name}" for name in NAMES}
+
+
+def test_the_line_for_a_checkout_works_without_an_index(tmp_path: Path) -> None:
+    """One line names core, services and plugins: pip resolves them among themselves.
+
+    Not with --no-deps: what they require of each other and of others is looked up, too.
+    """
+    ignored = shutil.ignore_patterns("build", "*.egg-info", "__pycache__", ".*", "tests")
+    shutil.copytree(ROOT / "packages", tmp_path / "packages", ignore=ignored)
+    made = Environment(tmp_path / "venv")
+    named = [tmp_path / each for each in requirements_of(r"\./packages")]
+    # pip builds in an environment of its own, with what it takes from an index.
+    made.pip("install", "--no-index", "--no-build-isolation", *named)
+    assert installed(made) == ASKED
+    assert set(made.plugins()) == {"quantize", "services", "torch_compile"}
+
+
+def test_the_line_for_wheels_works_without_an_index(
+    wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    """Each pattern of the line is one wheel, and the wheels satisfy each other."""
+    folder = wheels["core"].parent
+    named = [folder.glob(each.removeprefix("dist/")) for each in requirements_of("dist/")]
+    made = Environment(tmp_path / "venv")
+    made.pip("install", "--no-index", *(wheel for (wheel,) in map(tuple, named)))
+    assert installed(made) == ASKED
+
+
+def test_the_line_for_an_index_names_what_brings_the_rest(
+    wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    """Services and plugins by name, from a folder that stands for an index, bring the core."""
+    (line,) = re.findall(r"Once published, and not before: `pip install (.*?)`", README, re.DOTALL)
+    made = Environment(tmp_path / "venv")
+    made.pip("install", "--no-index", "--find-links", wheels["core"].parent, *line.split())
+    assert installed(made) == ASKED
+
+
+def test_every_package_requires_versions_that_are_here() -> None:
+    """Of those that no line names, too: what they require of this workspace is in it."""
+    projects = {
+        project["name"]: project
+        for path in ROOT.glob("packages/*/pyproject.toml")
+        for project in [tomllib.loads(path.read_text(encoding="utf-8"))["project"]]
+    }
+    for project in projects.values():
+        extras = project.get("optional-dependencies", {}).values()
+        for each in itertools.chain(project["dependencies"], *extras):
+            needed = Requirement(each)
+            if needed.name.startswith("truthgpt"):
+                assert needed.specifier.contains(projects[needed.name]["version"]), each
+
+
+def test_every_package_that_the_readme_names_is_there() -> None:
+    """With each of its extras."""
+    named = re.findall(r"\./packages/([\w-]+)(?:\[(\w+)\])?", README)
+    assert len(named) > 8
+    for name, extra in named:
+        path = ROOT / "packages" / name / "pyproject.toml"
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        assert not extra or extra in project["optional-dependencies"]

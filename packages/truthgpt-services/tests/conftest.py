@@ -221,10 +221,15 @@ def example_distribution(once: Once, examples: ModuleType) -> Path:
     return once("example-distribution", fill)
 
 
+def before_others(directory: Path) -> str:
+    """PYTHONPATH with a directory before those that are in it already."""
+    return os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @pytest.fixture
 def example_installed(example_distribution: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the processes that a test starts find the example distribution."""
-    monkeypatch.setenv("PYTHONPATH", str(example_distribution))
+    monkeypatch.setenv("PYTHONPATH", before_others(example_distribution))
 
 
 COMMAND = (sys.executable, "-P", "-c", "from truthgpt_core.cli import main; main()")
@@ -278,7 +283,10 @@ def optimized(once: Once, tiny: Path, example_distribution: Path, truthgpt: Run)
                 "cpu",
             ),
             env=os.environ
-            | {"PYTHONPATH": str(example_distribution), "TRUTHGPT_CACHE": str(directory / "cache")},
+            | {
+                "PYTHONPATH": before_others(example_distribution),
+                "TRUTHGPT_CACHE": str(directory / "cache"),
+            },
         )
         for name in ("stdout", "stderr"):
             (directory / name).write_text(getattr(done, name))

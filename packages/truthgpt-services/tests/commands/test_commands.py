@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import suppress
 
 import pytest
 from click.testing import CliRunner
@@ -56,7 +57,7 @@ def test_convert_writes_a_directory_and_generate_runs_it(tiny, tmp_path, truthgp
     out = tmp_path / "out"
     done = truthgpt("convert", tiny, out)
     assert (done.returncode, done.stdout) == (0, f"Wrote {out}\n"), done.stderr
-    assert done.stderr.splitlines()[0] == f"Converting {tiny} ..."
+    assert done.stderr.splitlines()[0].startswith(f"Converting {tiny} ... ")
     done = truthgpt(
         *("generate", out, "The é ", "--max-new-tokens", 5, "--temperature", 0.8, "--top-k", 9)
     )
@@ -64,7 +65,7 @@ def test_convert_writes_a_directory_and_generate_runs_it(tiny, tmp_path, truthgp
     assert len(done.stdout) > len("\n")
     assert "The é" not in done.stdout
     # Some releases of torch and torchao add advice of their own.
-    assert done.stderr.splitlines()[0] == "Loading the model ..."
+    assert done.stderr.splitlines()[0].startswith("Loading the model ... ")
 
 
 @pytest.mark.parametrize(
@@ -109,13 +110,22 @@ def test_what_goes_wrong_is_one_line_and_no_traceback(tiny, truthgpt):
     assert "Traceback" not in done.stderr
 
 
-def test_progress_that_is_not_on_a_terminal_is_a_line_for_each_piece(capsys):
-    """A log file gets one line, and not one for every percent."""
+def test_progress_that_is_not_on_a_terminal_is_a_line_for_each_phase(capsys):
+    """A log file gets one line with the seconds it took, and not one for every percent."""
     with shown_progress() as progress:
         for done in range(100):
-            progress("Reading", done, 100)
+            progress(f"Reading: round {done}", done, 100)
         progress("Writing", 0, 0)
-    assert capsys.readouterr().err == "Reading ...\nWriting ...\n"
+    assert capsys.readouterr().err == "Reading ... 0 s\nWriting ... 0 s\n"
+
+
+def test_an_error_does_not_stand_in_the_line_of_a_phase(capsys):
+    """What is printed after it begins a line."""
+    with suppress(ValueError), shown_progress() as progress:
+        progress("Reading", 0, 0)
+        assert capsys.readouterr().err == "Reading ..."
+        raise ValueError
+    assert capsys.readouterr().err.endswith(" s\n")
 
 
 HOSTILE = "x\x1b]0;owned\x07\x9b2J\u202e"

@@ -13,7 +13,6 @@ from truthgpt_core.optimization import (
     Stage,
 )
 from truthgpt_services.measuring.worker import Worker
-from truthgpt_services.measuring.worker_log import write_worker_log
 
 
 class Boast(Optimization[Options]):
@@ -196,27 +195,3 @@ def test_what_weights_are_made_of_needs_no_proof(worker, build):
     (_, directory) = build("flip")
     worker.open(directory, "auto", "cpu")
     assert worker.was_used("flip", {}) is True
-
-
-def test_what_workers_printed_is_in_one_file(tmp_path):
-    """Each under its name, empty ones left out, and of endless ones the end."""
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    (logs / "baseline.log").write_bytes(b"")
-    (logs / "halve.log").write_bytes(b"warning: \xff\n")
-    (logs / "endless.log").write_bytes(b"x" * 3_000_000 + b" the end\n")
-    path = write_worker_log(logs, tmp_path)
-    assert path == tmp_path / "worker.log"
-    content = path.read_bytes()
-    assert b"==> halve <==\nwarning: \xff\n" in content
-    assert b"==> endless, its last 1,048,576 bytes <==\n" in content
-    assert b"the end\n" in content
-    assert b"baseline" not in content
-    assert len(content) < 1_100_000
-
-
-def test_no_file_is_written_if_no_worker_printed(tmp_path):
-    """A report alone is the usual case."""
-    (tmp_path / "baseline.log").touch()
-    assert write_worker_log(tmp_path, tmp_path) is None
-    assert not (tmp_path / "worker.log").exists()

@@ -207,6 +207,7 @@ def test_the_output_holds_the_model_and_the_report_and_nothing_else(optimized):
         "tokenizer_config.json",
         "truthgpt.json",
         "weights.safetensors",
+        "worker.log",
     ]
     assert not [path for path in optimized.iterdir() if path.name.startswith(".")]
 
@@ -226,8 +227,8 @@ def test_the_command_shows_what_it_does_and_what_came_of_it(optimized):
     for word in ("halve", "idle", "rejected", "not applied", "failed"):
         assert word in said
     assert said.rstrip().endswith(f"report.html are in {optimized / 'out'}")
-    for line in ("Loading baseline ...", "Making halve ...", "Timing baseline, halve ..."):
-        assert line in progress.splitlines()
+    for line in ("Loading baseline ...", "Making halve ...", "Timing baseline, "):
+        assert any(each.startswith(line) for each in progress.splitlines())
     assert "Traceback" not in progress
 
 
@@ -303,17 +304,44 @@ def test_all_steps_are_kept_if_a_person_says_so(tiny, tmp_path, truthgpt, exampl
     assert "kept anyway" in done.stdout
 
 
-def running(group):
-    """Processes of a group that are still at work."""
+def running(scratch):
+    """Processes at work that have this directory for their temporary files."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, pgrp, *_ = path.read_text().rpartition(")")[2].split()
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            variables = (path / "environ").read_bytes().split(b"\0")
         except (OSError, ValueError):
             continue
-        if int(pgrp) == group and state != "Z":
-            found.append(path.parent.name)
+        if f"TMPDIR={scratch}".encode() in variables and state != "Z":
+            found.append(int(path.name))
     return found
+
+
+def interrupted(truthgpt, arguments, scratch, what):
+    """Run `truthgpt optimize` and press Ctrl-C when it says what it does now.
+
+    Returns the code it ended with, what it printed, and how many processes there were.
+    """
+    scratch.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [*truthgpt.command, "optimize", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(scratch)},
+        # Tests that run in the background of a shell inherit that Ctrl-C is ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    seen = ""
+    while what not in seen and (character := process.stderr.read(1)):
+        seen += character
+    count = len(running(scratch))
+    os.killpg(process.pid, signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    return process.returncode, said, seen + errors, count
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -321,32 +349,55 @@ def test_ctrl_c_ends_it_with_one_line_and_leaves_nothing(
     tiny, tmp_path, truthgpt, example_installed
 ):
     """In the middle of the work, with two workers busy: no output and no process is left."""
-    (tmp_path / "scratch").mkdir()
-    process = subprocess.Popen(
-        [*truthgpt.command, "optimize", str(tiny), "--apply", "halve", "-o", str(tmp_path / "out")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"TMPDIR": str(tmp_path / "scratch")},
-        # Tests that run in the background of a shell inherit that Ctrl-C is ignored.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    scratch = tmp_path / "scratch"
+    code, said, errors, count = interrupted(
+        truthgpt, [tiny, "--apply", "halve", "-o", tmp_path / "out"], scratch, "Making halve"
     )
-    for line in process.stderr:
-        if line.startswith("Making halve"):
-            break
-    assert len(running(process.pid)) >= 3
-    os.killpg(process.pid, signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said == ""
-    assert errors.strip() == "truthgpt: interrupted"
+    assert count >= 3
+    assert (code, said) == (130, "")
+    assert errors.splitlines()[-1] == "truthgpt: interrupted"
     deadline = time.monotonic() + 20
-    while running(process.pid) and time.monotonic() < deadline:
+    while running(scratch) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert running(process.pid) == []
+    assert running(scratch) == []
     assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
-    assert list((tmp_path / "scratch").iterdir()) == []
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_after_ctrl_c_the_same_command_goes_on_with_what_was_finished(
+    tiny, tmp_path, truthgpt, example_installed, cache
+):
+    """The finished comparison is taken over and says so; the one cut short is measured.
+
+    Once it has come to its end nothing is left to take over.
+    """
+    out = tmp_path / "out"
+    command = [
+        *(tiny, "--apply", "halve,ruin", "-o", out, "--rounds", 2),
+        *("--launches", 1, "--max-launches", 1, "--min-gain", 0.3, "--max-slowdown", 100),
+    ]
+    code, *_ = interrupted(truthgpt, command, tmp_path / "scratch", "Making halve + ruin")
+    assert code == 130
+    assert len(list((cache / "comparisons").iterdir())) == 1
+    # Not on the time of day, which the report of another run would have, too.
+    done = truthgpt("optimize", *command, env=os.environ | {"TMPDIR": str(tmp_path / "scratch")})
+    assert done.returncode == 0, done.stderr
+    assert "Timing baseline, control, halve ..." not in done.stderr
+    report = read_report(out)
+    halve, ruin = report.steps
+    assert (halve.outcome, ruin.outcome) == (Outcome.ACCEPTED, Outcome.REJECTED)
+    assert halve.reused
+    assert "Measured in an earlier run, on 2" in halve.reason
+    assert not ruin.reused
+    assert "Halves were multiplied." in halve.notes
+    assert [each.name for each in report.variants] == ["baseline", "halve", "halve + ruin"]
+    launches = [each.measured.decode_tokens_per_second.launches for each in report.variants]
+    assert launches == [[2, 2], [2], [2]]
+    assert report.result.steps == ["halve"]
+    assert list((cache / "comparisons").iterdir()) == []
+    log = (out / "worker.log").read_text()
+    assert "== making halve, started 2" in log
 
 
 def test_a_full_disk_in_the_middle_ends_the_run_and_leaves_nothing(

@@ -19,6 +19,12 @@ import click
 @click.option("--rounds", type=int, help="How many times it is timed in each launch.")
 @click.option("--launches", type=int, help="How many processes time it, one after the other.")
 @click.option("--quick", is_flag=True, default=None, help="Measure less, in a single launch.")
+@click.option(
+    "--step-timeout",
+    type=float,
+    help="Seconds that loading or one run of a model may take before it has failed "
+    "[default: 7200].",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, and nothing else.")
 def evaluate(model: str, as_json: bool, **given: Any) -> None:
     """Measure MODEL as it is, as `truthgpt optimize` measures its baseline.

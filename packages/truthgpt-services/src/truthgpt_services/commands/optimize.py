@@ -42,6 +42,12 @@ from truthgpt_services.commands.values import fraction
     default=None,
     help="Measure so little that no gain in speed is claimed.",
 )
+@click.option(
+    "--step-timeout",
+    type=float,
+    help="Seconds that making, loading or one run of a model may take before it has failed "
+    "[default: 7200].",
+)
 @click.option("--seed", type=int, help="For whatever is random.")
 @click.option("--max-kl", type=float, help="Mean KL divergence a step may cost, nats per token.")
 @click.option("--max-perplexity-ratio", type=float, help="Perplexity a step may cost, as a ratio.")

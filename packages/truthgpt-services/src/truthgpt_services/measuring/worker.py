@@ -2,8 +2,8 @@
 
 Run as `python -m truthgpt_services.measuring.worker`. Requests and answers are
 lines of JSON on standard input and output; what libraries print goes to standard
-error, which `WorkerProcess` keeps in a file. It ends when its input ends, so it
-does not outlive the process that started it.
+error, which `WorkerProcess` keeps in a file. It ends when its input ends, whatever it is
+busy with, so it does not outlive the process that started it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,6 +30,8 @@ from truthgpt_services.importing import importing
 
 PROGRESS_EVERY = 0.1
 """Seconds between two lines of progress; more would only be drawn over."""
+
+_SECONDS_TO_END = 5.0
 
 
 class Worker:
@@ -240,10 +244,43 @@ def main() -> None:
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - not a path of a user
         os.dup2(nothing.fileno(), sys.stdin.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    _keep_from_forks(answers.fileno())
+    _end_after_input(requests.fileno())
     # Importing torch takes seconds; done now, it goes on while nobody waits for it yet.
     with importing():
         importlib.import_module("truthgpt_services.measuring.bench")
     serve(requests, answers)
+
+
+def _keep_from_forks(descriptor: int) -> None:
+    """Let processes that are forked here have a null device instead.
+
+    They would keep the pipe open after this one has died, and nobody would see that it has.
+    """
+    if hasattr(os, "register_at_fork"):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.register_at_fork(after_in_child=lambda: os.dup2(null, descriptor, inheritable=False))
+
+
+def _end_after_input(descriptor: int) -> None:
+    """Kill this process and what it has started some seconds after its input has ended.
+
+    It ends by itself when it comes to read again, which what a plugin does may never let it.
+    """
+    if not hasattr(select, "poll"):
+        return
+    ended = select.poll()
+    # The end is told without being asked for; that there is something to read is not.
+    ended.register(descriptor, 0)
+
+    def watch() -> None:
+        ended.poll()
+        time.sleep(_SECONDS_TO_END)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -30,12 +30,17 @@ class AskedStep:
 
 @dataclass
 class MadeVariant:
-    """A variant: how it was made, where it is saved, and the worker that holds it."""
+    """A variant: how it was made, where it is saved, and the worker that holds it.
+
+    Attributes:
+        cold: the worker has not loaded it, since it was measured in an earlier run.
+    """
 
     contestant: Contestant
     steps: list[AskedStep] = field(default_factory=list)
     directory: Path | None = None
     build_peak: int = 0
+    cold: bool = False
 
     @property
     def name(self) -> str:

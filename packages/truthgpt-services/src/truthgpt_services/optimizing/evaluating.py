@@ -11,6 +11,7 @@ from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.optimization import Progress
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.measuring.text import evaluation_text
+from truthgpt_services.measuring.worker_log import kept_on_failure
 from truthgpt_services.models.sources import ResolvedModel, optimizations_of, resolve
 from truthgpt_services.optimizing.pipeline import WEIGHT_FILES, Job
 from truthgpt_services.optimizing.request import OptimizeFile
@@ -51,6 +52,7 @@ def evaluate(
         resolved = resolve(request.model, plugins.factories["model_source_factory"])
     with tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
         place = Path(scratch)
+        stack.enter_context(kept_on_failure(place))
         job = Job(request, resolved, text, place, place, stack, progress)
         job.start()
         return job.report(command)

@@ -43,9 +43,15 @@ from truthgpt_services.measuring.process import WorkerProcess
 from truthgpt_services.measuring.speed import DECODE, METRICS, PREFILL, Plan, undecided
 from truthgpt_services.measuring.statistics import CONFIDENCE
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
+from truthgpt_services.measuring.worker_log import NAME as LOG_NAME
+from truthgpt_services.measuring.worker_log import collected, kept_on_failure
 from truthgpt_services.models.sources import ResolvedModel, describe, resolve
+from truthgpt_services.optimizing import phases
 from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
+from truthgpt_services.optimizing.comparisons import Comparison, Comparisons, digest
 from truthgpt_services.optimizing.request import Applying, OptimizeFile
+from truthgpt_services.optimizing.reuse import depends_on, earlier_launches, finished, marked
+from truthgpt_services.optimizing.schedule import Schedule
 from truthgpt_services.optimizing.summary import summary
 from truthgpt_services.optimizing.timing import Timing
 from truthgpt_services.output import StagedDirectory
@@ -69,7 +75,7 @@ from truthgpt_services.report.schema import (
 )
 from truthgpt_services.report.storage import write_report
 
-BASELINE = "baseline"
+BASELINE = phases.BASELINE
 SAMPLE_PROMPT = "The future of AI is"
 WEIGHT_FILES = "*.safetensors"
 
@@ -112,10 +118,12 @@ def optimize(
         assert request.model is not None
         source = resolve(request.model, plugins.factories["model_source_factory"])
     with staged, tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
+        stack.enter_context(kept_on_failure(Path(scratch)))
         job = Job(request, source, text, staged.path, Path(scratch), stack, progress)
         if warning := job.timing.meter.look():
             warn(warning)
         job.start([each.optimization for each in asked])
+        job.reuse()
         for step in asked:
             job.take(step)
         report = job.report(command)
@@ -123,7 +131,9 @@ def optimize(
         write_report(report, staged.path)
         # Ends the workers before what they may still read is moved.
         stack.close()
+        (staged.path / LOG_NAME).write_text(collected(Path(scratch)), encoding="utf-8")
         staged.commit()
+        job.forget()
     return report
 
 
@@ -160,12 +170,14 @@ class Job:
         self._output = output
         self._scratch = scratch
         self._stack = stack
-        self._progress = progress
+        self._progress = Schedule(progress)
+        self._progress.expect(phases.beginning())
+        self._comparisons: Comparisons | None = None
         self._variants: list[Variant] = []
         self._steps: list[Step] = []
         self._noted: dict[str, dict[str, str]] = {}
         self._control: Contestant | None = None
-        self.timing = Timing(self._plan, request.device, self._worker, progress)
+        self.timing = Timing(self._plan, request.device, self._worker, self._progress)
 
     def start(self, optimizations: Iterable[Optimization[Any]] = ()) -> None:
         """Convert the model if need be, and load the baseline.
@@ -176,6 +188,11 @@ class Job:
         Raises:
             OptimizationError: one of them cannot be applied to this model; nothing is loaded then.
         """
+        self._to_come = list(optimizations)
+        later = phases.of_steps((), self._to_come, self._plan)
+        if not self._to_come:
+            later = phases.of_evaluation(self._plan)
+        self._progress.expect([*phases.beginning(), *later])
         self._progress("Starting the baseline", 0, 0)
         worker = self._worker(BASELINE)
         resolved = self._resolved
@@ -188,7 +205,7 @@ class Job:
             device=self._request.device,
         )
         self._directory: str = found["directory"]
-        refuse_impossible(optimizations, describe(Path(self._directory), resolved.spec))
+        refuse_impossible(self._to_come, describe(Path(self._directory), resolved.spec))
         self._architecture: str = found["architecture"]
         self._versions: dict[str, str] = found["versions"]
         self._machine = Machine(**found["machine"])
@@ -207,8 +224,28 @@ class Job:
             )
         self._warm_up(self._baseline.contestant)
 
+    def reuse(self) -> None:
+        """Take over what an earlier run of the same command has finished and was cut short."""
+        given = depends_on(
+            self._request,
+            Path(self._directory),
+            self._text.sha256,
+            self._machine,
+            self._versions,
+            self._to_come,
+        )
+        self._comparisons = Comparisons(given)
+
+    def forget(self) -> None:
+        """Let the same command measure again: its run has come to its end."""
+        if self._comparisons is not None:
+            self._comparisons.forget()
+
     def take(self, step: AskedStep) -> None:
-        """Try one step: make the model with it, measure it, keep it or not."""
+        """Try one step: make the model with it, measure it, accept it or not."""
+        accepted = [each.name for each in self._kept.steps]
+        self._progress.expect(phases.of_steps(accepted, self._to_come, self._plan))
+        self._to_come = self._to_come[1:]
         verdict = step.optimization.check(self._machine.device)
         if not verdict.ok:
             reason = f"{verdict.reason}. {verdict.fix}".strip().rstrip(".") + "."
@@ -220,7 +257,8 @@ class Job:
         steps = [*self._kept.steps, step]
         name = " + ".join(each.name for each in steps)
         try:
-            self._try(name, step, steps)
+            if not self._take_over(name, step, steps):
+                self._try(name, step, steps)
         except (ModelError, OptimizationError, WorkerError) as error:
             # ModelError: what was saved does not load. The baseline was loaded long ago.
             if isinstance(error, WorkerError) and error.worker not in (name, _builder(name)):
@@ -230,11 +268,77 @@ class Job:
             )
             self._note(step, Outcome.FAILED, str(error))
 
+    def _key(self, steps: Sequence[AskedStep]) -> str:
+        assert self._comparisons is not None
+        return self._comparisons.key([each.for_worker() for each in steps])
+
+    def _take_over(self, name: str, step: AskedStep, steps: list[AskedStep]) -> bool:
+        """Take a comparison over from an earlier run, if it was finished there."""
+        found = self._comparisons and self._comparisons.get(self._key(steps))
+        if not found or (found.step.name, found.variant.name) != (step.name, name):
+            return False
+        accepted = found.step.outcome is Outcome.ACCEPTED
+        made = None
+        if accepted:
+            made = self._made_again(found, steps)
+            if made is None:
+                return False
+        baseline = self._baseline.contestant
+        baseline.quality = found.baseline
+        if "control" in found.launches and self._control is None:
+            self._control = replace(baseline, name="control", launches={})
+        took_turns = [baseline, *([self._control] if self._control else [])]
+        if self._kept is not self._baseline:
+            took_turns.append(self._kept.contestant)
+        if made is not None:
+            took_turns.append(made.contestant)
+        self.timing.take_over(took_turns, earlier_launches(found))
+        for each in took_turns:
+            each.peak = max(each.peak, found.peaks.get(each.name, 0))
+        self._variants.append(found.variant)
+        self._steps.append(marked(found))
+        self._noted[step.name] = dict(found.notes)
+        if made is not None:
+            self._accept(made)
+        kind = EventType.OPTIMIZATION_FINISHED if accepted else EventType.OPTIMIZATION_REVERTED
+        emit_event(kind, {"optimization": step.name, "reason": self._steps[-1].reason})
+        return True
+
+    def _made_again(self, found: Comparison, steps: list[AskedStep]) -> MadeVariant | None:
+        """Make the files of a variant again; None if they are not those that were measured."""
+        name, measured = found.variant.name, found.variant.measured
+        directory = self._new_directory()
+        self._build(name, steps, directory)
+        if digest(directory) != found.weights:
+            shutil.rmtree(directory)
+            return None
+        contestant = Contestant(
+            name,
+            self._worker(name),
+            {"load_seconds": measured.load_seconds, "weights_bytes": measured.weights_bytes},
+            str(directory),
+            warmup_seconds=measured.warmup_seconds,
+            quality=measured.quality,
+            layers=found.variant.layers,
+            layers_missing=found.variant.layers_missing,
+            sample=measured.sample,
+        )
+        peak = measured.build_peak_memory_bytes
+        return MadeVariant(contestant, steps, directory, peak, cold=True)
+
+    def _accept(self, made: MadeVariant) -> None:
+        before, self._kept = self._kept, made
+        if before is not self._baseline:
+            before.contestant.worker.end()
+            assert before.directory is not None
+            shutil.rmtree(before.directory)
+
     def _try(self, name: str, step: AskedStep, steps: list[AskedStep]) -> None:
         # Started first, so that it imports torch while the model is being made.
         worker = self._worker(name)
         directory = self._new_directory()
         made: MadeVariant | None = None
+        against, first = self._kept, self.timing.launches
         try:
             built = self._build(name, steps, directory)
             candidate = self._open(worker, name, str(directory))
@@ -255,6 +359,21 @@ class Job:
             used = self._time(made, step, built["steps"][-1]["settings"])
             self._judge(step, made, built["steps"][-1], used=used)
             self._collect_notes(made, [step])
+            if self._comparisons is not None:
+                took_turns = [self._baseline.contestant, against.contestant, made.contestant]
+                took_turns += [self._control] if self._control is not None else []
+                self._comparisons.put(
+                    finished(
+                        self._key(steps),
+                        self._steps[-1],
+                        self._variants[-1],
+                        took_turns,
+                        first,
+                        self._noted.get(step.name, {}),
+                        directory,
+                        self.timing.meter.found(),
+                    )
+                )
         finally:
             if made is None or self._kept is not made:
                 (worker if made is None else made.contestant.worker).end(at_once=True)
@@ -267,6 +386,10 @@ class Job:
             Whether measured tokens ran through what the step put in place.
         """
         baseline, candidate = self._baseline.contestant, made.contestant
+        if self._kept.cold:
+            kept, self._kept.cold = self._kept.contestant, False
+            self._open(kept.worker, kept.name, kept.directory)
+            self._warm_up(kept)
         contestants = [baseline, candidate]
         if self._kept is not self._baseline:
             contestants.insert(1, self._kept.contestant)
@@ -297,6 +420,10 @@ class Job:
                 ratios, self._request.gate, smaller=smaller
             )
 
+        names = [each.name for each in contestants]
+        accepted = [each.name for each in made.steps]
+        later = phases.of_steps(accepted, self._to_come, self._plan)
+        self._progress.expect([phases.timing(names, self._plan), *later])
         self.timing.until(contestants, self._ids, enough)
         if control is not None:
             control.worker.end(at_once=True)
@@ -337,13 +464,9 @@ class Job:
         )
         self._variants.append(self._variant(made))
         if decision.accepted:
-            if against is not self._baseline:
-                against.contestant.worker.end()
-                assert against.directory is not None
-                shutil.rmtree(against.directory)
-            self._kept = made
-        finished, reverted = EventType.OPTIMIZATION_FINISHED, EventType.OPTIMIZATION_REVERTED
-        kind = finished if decision.accepted else reverted
+            self._accept(made)
+        ended, reverted = EventType.OPTIMIZATION_FINISHED, EventType.OPTIMIZATION_REVERTED
+        kind = ended if decision.accepted else reverted
         emit_event(kind, {"optimization": step.name, "reason": decision.reason})
         self._note(
             step,
@@ -455,6 +578,7 @@ class Job:
 
     def finish(self) -> None:
         """Put the files of the model that was kept at the top of the output directory."""
+        self._progress("Writing the result", 0, 0)
         directory = self._kept.directory
         if directory is None:
             directory = self._new_directory()
@@ -486,7 +610,9 @@ class Job:
         return built
 
     def _worker(self, name: str) -> WorkerProcess:
-        worker = WorkerProcess(name, self._scratch, self._progress)
+        worker = WorkerProcess(
+            name, self._scratch, self._progress, step_timeout=self._request.step_timeout
+        )
         self._stack.callback(worker.end, at_once=True)
         return worker
 

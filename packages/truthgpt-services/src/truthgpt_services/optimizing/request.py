@@ -31,8 +31,12 @@ MEASURING_OPTIONS = (
     "gain",
     "max_flips",
     "keep_all",
+    "step_timeout",
 )
 """Fields of `OptimizeFile` that say how to measure and what to accept."""
+
+STEP_TIMEOUT = 7200.0
+"""Seconds: longer than a large model takes, and shorter than a night."""
 
 QUICK: Mapping[str, int] = {"rounds": 2, "launches": 1, "max_launches": 1}
 """A plan that shows whether a step works, and not how fast the model is with it."""
@@ -100,6 +104,7 @@ class OptimizeFile(BaseModel):
     gain: Literal["any", "speed", "size"] = DEFAULT_GATE.gain
     max_flips: Fraction | None = Field(DEFAULT_GATE.max_flips, ge=0, le=1)
     keep_all: bool = DEFAULT_GATE.keep_all
+    step_timeout: float = Field(STEP_TIMEOUT, gt=0)
     max_slowdown: Fraction = Field(DEFAULT_GATE.max_slowdown or 0.0, ge=0)
 
     @property

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from truthgpt_core.optimization import Progress
 from truthgpt_services.measuring.contest import Contestant, take_turns, warm_up
 from truthgpt_services.measuring.load import LoadMeter
 from truthgpt_services.measuring.process import WorkerProcess
-from truthgpt_services.measuring.speed import Plan
+from truthgpt_services.measuring.speed import Launch, Plan
 
 SPARE = 2**30
 """Bytes that a process takes beside the weights of its model."""
@@ -53,6 +53,20 @@ class Timing:
         control = self.open(self._start("control"), "control", baseline.directory, baseline.dtype)
         warm_up(control, ids, self._plan)
         return control
+
+    @property
+    def launches(self) -> int:
+        """How many there were."""
+        return self._launches
+
+    def take_over(
+        self, contestants: Sequence[Contestant], found: Mapping[str, Sequence[Launch]]
+    ) -> None:
+        """Number launches of an earlier run as if they were of this one, by name of the model."""
+        for each in contestants:
+            for number, launch in enumerate(found.get(each.name, ()), self._launches):
+                each.launches[number] = launch
+        self._launches += max(map(len, found.values()), default=0)
 
     def until(
         self,
@@ -103,6 +117,7 @@ class Timing:
         look = next(look for look in self._plan.looks if look >= number)
 
         def progress(what: str, done: int, total: int) -> None:
-            self._progress(what, (number - 1) * rounds + done, look * rounds)
+            now = f"launch {number}/{look}, round {min(done + 1, total)}/{total}"
+            self._progress(f"{what}: {now}", (number - 1) * rounds + done, look * rounds)
 
         return progress

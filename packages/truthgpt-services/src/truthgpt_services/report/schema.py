@@ -277,6 +277,11 @@ class Step(_Record):
     overruled: bool = Field(
         False, description="accepted only because all were to be; the reason says why not"
     )
+    reused: str = Field(
+        "",
+        description="when it was measured, ISO 8601, UTC, if that was in an earlier run, which was "
+        "interrupted; empty: in this one",
+    )
     costs: list[str] = Field(
         [], description="what got worse beyond noise, each a clause with its figure"
     )

@@ -1,0 +1,223 @@
+"""Finished comparisons of a run that was interrupted, for the same command to go on with.
+
+A comparison is one step that was measured beside the baseline and judged. It is kept in the cache
+directory under a key of all that its outcome depends on, and removed when a run comes to its end:
+the same command measures again then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from truthgpt_core.paths import cache_dir
+from truthgpt_services.report.schema import Load, Quality, Step, Variant
+from truthgpt_services.report.storage import json_text
+
+FORMAT = 1
+DAYS = 7
+"""After these a comparison is measured again: a machine changes in ways that no key has."""
+MOST_KEPT = 100
+
+_MOST_BYTES = 16_000_000
+_READ_WHOLE = 16_000_000
+# They choose kernels and threads, or what plugins do.
+_VARIABLES = ("CUDA", "GOMP", "KMP", "MKL", "OMP", "OPENBLAS", "PYTORCH", "TORCH", "TRUTHGPT")
+
+
+class Turns(BaseModel):
+    """What one process of a model has measured; see `measuring.speed.Launch`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    prompts: list[float]
+    slices: list[float]
+
+
+class Comparison(BaseModel):
+    """A step that was measured and judged, with all that a report needs of it.
+
+    Attributes:
+        format: of this record.
+        key: that it was kept under.
+        created: when it was measured, ISO 8601, UTC.
+        step: what became of the step.
+        variant: the model with it.
+        baseline: the quality of the baseline.
+        launches: for each model that took turns, by name, what each of its processes measured.
+        peaks: the highest memory of each of them, in bytes.
+        notes: what the step noted while the model ran, by what they are about.
+        weights: `digest` of the saved model's weight files.
+        load: what other programs did meanwhile.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    key: str
+    created: str
+    step: Step
+    variant: Variant
+    baseline: Quality
+    launches: dict[str, list[Turns]]
+    peaks: dict[str, int]
+    notes: dict[str, str]
+    weights: str
+    load: Load
+
+
+class Comparisons:
+    """The finished comparisons of one command.
+
+    Args:
+        given: all that every comparison of the command depends on, in JSON types.
+        folder: where to keep them; below the cache directory if None.
+    """
+
+    def __init__(self, given: Mapping[str, Any], folder: Path | None = None) -> None:
+        self._given = given
+        self._folder = folder or cache_dir("comparisons")
+        self._seen: set[str] = set()
+
+    def key(self, steps: Sequence[Mapping[str, Any]]) -> str:
+        """Return the key of the comparison of a model with these steps, the last one judged."""
+        parts = {"format": FORMAT, "given": self._given, "steps": steps}
+        text = json.dumps(parts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+
+    def get(self, key: str) -> Comparison | None:
+        """Return a comparison; None if it is not there, is too old, or is not whole."""
+        path = self._folder / f"{key}.json"
+        content = _read(path)
+        checksum, _, body = (content or b"").partition(b"\n")
+        if hashlib.sha256(body).hexdigest().encode() != checksum:
+            return None
+        try:
+            found = Comparison.model_validate(json.loads(body))
+        except (ValidationError, ValueError, RecursionError):
+            return None
+        if found.format != FORMAT or found.key != key:
+            return None
+        self._seen.add(key)
+        return found
+
+    def put(self, comparison: Comparison) -> None:
+        """Keep a comparison; a directory that cannot be written keeps none."""
+        body = json_text(comparison.model_dump(mode="json")).encode(errors="backslashreplace")
+        path = self._folder / f"{comparison.key}.json"
+        aside = path.with_name(f".{secrets.token_hex(8)}.tmp")
+        with suppress(OSError):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+                    file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.replace(path)
+                self._seen.add(comparison.key)
+            finally:
+                aside.unlink(missing_ok=True)
+            self._make_room()
+
+    def forget(self) -> None:
+        """Remove what this command has used or kept: its run has come to its end."""
+        for key in self._seen:
+            with suppress(OSError):
+                (self._folder / f"{key}.json").unlink()
+
+    def _make_room(self) -> None:
+        files = sorted(
+            ((path.lstat().st_mtime, path) for path in self._folder.glob("*.json")), reverse=True
+        )
+        oldest = time.time() - DAYS * 86400
+        for place, (changed, path) in enumerate(files):
+            if place >= MOST_KEPT or changed < oldest:
+                path.unlink(missing_ok=True)
+
+
+def digest(directory: Path, pattern: str = "*.safetensors") -> str:
+    """Return a checksum over the files of a directory that match, with their names."""
+    found = hashlib.sha256()
+    for path in sorted(directory.glob(pattern)):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        found.update(f"{path.name}\0{content}\0".encode(errors="backslashreplace"))
+    return found.hexdigest()
+
+
+def identity(directory: Path) -> list[list[Any]]:
+    """Return what tells the files of a model from those of another.
+
+    Small files are read. Of weights, which it would take minutes to read, it is what the system
+    has of them: nothing that writes into a file leaves the time of its last change as it was.
+    """
+    found: list[list[Any]] = []
+    for path in sorted(path for path in directory.iterdir() if path.is_file()):
+        facts = path.stat()
+        if facts.st_size <= _READ_WHOLE:
+            found.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
+        else:
+            times = [facts.st_mtime_ns, facts.st_ctime_ns]
+            found.append([path.name, facts.st_size, facts.st_dev, facts.st_ino, *times])
+    return found
+
+
+def sources(modules: Iterable[str]) -> dict[str, str]:
+    """Return a checksum of the files of each package or module, which an edit in place changes.
+
+    Args:
+        modules: top-level names, of what is installed; none is imported.
+    """
+    found = {}
+    for name in sorted(set(modules)):
+        module = sys.modules.get(name)
+        spec = module.__spec__ if module is not None else importlib.util.find_spec(name)
+        roots = [] if spec is None else list(spec.submodule_search_locations or ())
+        files = [path for root in roots for path in Path(root).rglob("*") if path.is_file()]
+        if spec is not None and not roots and spec.origin:
+            files = [Path(spec.origin)]
+        content = hashlib.sha256()
+        for path in sorted(files):
+            if "__pycache__" not in path.parts and path.suffix != ".pyc":
+                content.update(f"{path}\0".encode(errors="backslashreplace"))
+                content.update(hashlib.sha256(path.read_bytes()).digest())
+        found[name] = content.hexdigest()
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of the environment that may change what is measured."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
+
+
+def _read(path: Path) -> bytes | None:
+    """Read a file that only its owner can write; None for everything else."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        facts = os.fstat(descriptor)
+        ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
+        recent = facts.st_mtime > time.time() - DAYS * 86400
+        if not ours or facts.st_mode & 0o022 or facts.st_size > _MOST_BYTES or not recent:
+            return None
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(_MOST_BYTES)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""What a run takes over from an earlier one of the same command that was interrupted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from truthgpt_core.optimization import Optimization
+from truthgpt_services.measuring.contest import Contestant
+from truthgpt_services.measuring.speed import Launch
+from truthgpt_services.optimizing.comparisons import (
+    Comparison,
+    Turns,
+    digest,
+    environment,
+    identity,
+    sources,
+)
+from truthgpt_services.optimizing.request import OptimizeFile
+from truthgpt_services.report.formatting import moment
+from truthgpt_services.report.schema import Load, Machine, Outcome, Step, Variant
+
+_OURS = ("truthgpt_core", "truthgpt_services")
+
+
+def depends_on(
+    request: OptimizeFile,
+    model: Path,
+    text: str,
+    machine: Machine,
+    versions: Mapping[str, str],
+    optimizations: Iterable[Optimization[Any]],
+) -> dict[str, Any]:
+    """Return all that the comparisons of a command depend on, beside their steps.
+
+    Args:
+        request: of the command.
+        model: its directory.
+        text: the SHA-256 of the text.
+        machine: where it runs.
+        versions: of what takes part.
+        optimizations: whose sources are looked at, too.
+    """
+    modules = {type(each).__module__.partition(".")[0] for each in optimizations}
+    return {
+        "model": identity(model),
+        # Where the result goes changes nothing, nor which of the steps come later.
+        "request": request.model_dump(mode="json", exclude={"output", "apply", "step_timeout"}),
+        "text": text,
+        "machine": machine.model_dump(),
+        "versions": dict(versions),
+        "installed": _installed(),
+        "sources": sources({*_OURS, *modules}),
+        "environment": environment(),
+    }
+
+
+def _installed() -> list[str]:
+    # The names of their folders have their versions, whatever is damaged in them.
+    folders = [Path(each) for each in sys.path if each]
+    return sorted({path.name for folder in folders for path in folder.glob("*.dist-info")})
+
+
+def finished(
+    key: str,
+    step: Step,
+    variant: Variant,
+    took_turns: Sequence[Contestant],
+    first: int,
+    notes: Mapping[str, str],
+    directory: Path,
+    load: Load,
+) -> Comparison:
+    """Put a finished comparison together.
+
+    Args:
+        key: that it will be looked for under.
+        step: that was judged.
+        variant: the model with it.
+        took_turns: the baseline first.
+        first: the number of the first launch that was for this comparison.
+        notes: what the step noted.
+        directory: of the variant.
+        load: what other programs did.
+    """
+    baseline = took_turns[0].quality
+    assert baseline is not None
+    return Comparison(
+        key=key,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        step=step,
+        variant=variant,
+        baseline=baseline,
+        launches={
+            each.name: [
+                Turns(**asdict(launch)) for at, launch in each.launches.items() if at >= first
+            ]
+            for each in took_turns
+        },
+        peaks={each.name: each.peak for each in took_turns},
+        notes=dict(notes),
+        weights=digest(directory) if step.outcome is Outcome.ACCEPTED else "",
+        load=load,
+    )
+
+
+def earlier_launches(found: Comparison) -> dict[str, list[Launch]]:
+    """Return what each process has measured, by the name of its model."""
+    return {
+        name: [Launch(each.prompts, each.slices) for each in launches]
+        for name, launches in found.launches.items()
+    }
+
+
+def marked(found: Comparison) -> Step:
+    """Return the step with the day it was measured on, and how busy the machine was then."""
+    said = [found.step.reason, f"Measured in an earlier run, on {moment(found.created)}."]
+    if found.load.warning:
+        said.append(found.load.warning)
+    return found.step.model_copy(update={"reason": " ".join(said), "reused": found.created})

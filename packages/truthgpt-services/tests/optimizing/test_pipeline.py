@@ -226,7 +226,9 @@ def test_the_command_shows_what_it_does_and_what_came_of_it(optimized):
     said, progress = (optimized / "stdout").read_text(), (optimized / "stderr").read_text()
     for word in ("halve", "idle", "rejected", "not applied", "failed"):
         assert word in said
-    assert said.rstrip().endswith(f"report.html are in {optimized / 'out'}")
+    report, following = said.rstrip().splitlines()[-2:]
+    assert report.startswith(f"Report: {optimized / 'out' / 'report.html'}")
+    assert following.startswith(f"Next:   truthgpt generate {optimized / 'out'}")
     for line in ("Loading baseline ...", "Making halve ...", "Timing baseline, "):
         assert any(each.startswith(line) for each in progress.splitlines())
     assert "Traceback" not in progress
@@ -275,7 +277,7 @@ def test_a_file_asks_for_the_same_and_an_earlier_output_is_replaced(
     # In its own words, though the error is of a class that only the plugin knows.
     assert report.steps[1].reason == "This model has no knobs. Take one with knobs."
     assert report.result.steps == []
-    assert report.result.summary == "No step was kept: the output is the model as it was."
+    assert report.result.summary == "No step was accepted: the output is the model as it was."
     assert (report.settings.rounds, report.settings.gate.max_kl) == (2, 0.25)
     assert report.text.name == str(tmp_path / "text.txt")
     assert not report.source.dtype_is_native
@@ -287,8 +289,8 @@ def test_a_file_asks_for_the_same_and_an_earlier_output_is_replaced(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_all_steps_are_kept_if_a_person_says_so(tiny, tmp_path, truthgpt, example_installed):
-    """The report says which the gate would have taken back; one that fails is not kept."""
+def test_all_steps_are_accepted_if_the_user_says_so(tiny, tmp_path, truthgpt, example_installed):
+    """The report says which the gate would have rejected; one that fails is not accepted."""
     out = tmp_path / "out"
     done = truthgpt(
         *("optimize", tiny, "--apply", "ruin,picky", "-o", out, "--keep-all", "--quick")
@@ -301,7 +303,7 @@ def test_all_steps_are_kept_if_a_person_says_so(tiny, tmp_path, truthgpt, exampl
     assert (picky.outcome, picky.overruled) == (Outcome.FAILED, False)
     assert report.result.steps == ["ruin"]
     assert report.settings.gate.keep_all
-    assert "kept anyway" in done.stdout
+    assert "accepted anyway" in done.stdout
 
 
 def running(scratch):

@@ -176,6 +176,15 @@ class Worker:
                 self._notes[step.name, "was_used"] = said
         return {"load_seconds": seconds, **self._bench.describe()}
 
+    def write_card(self, directory: str, report: str) -> None:
+        """Complete the model card of a saved model with what was measured."""
+        from truthgpt_services.models.model_card import write_model_card
+        from truthgpt_services.models.saved import read_recipe
+        from truthgpt_services.report.schema import Report
+
+        place = Path(directory)
+        write_model_card(place, read_recipe(place), Report.model_validate_json(report))
+
     def was_used(self, name: str, settings: dict[str, Any]) -> bool:
         """Whether tokens that were computed since `open` ran through what a step put in place.
 

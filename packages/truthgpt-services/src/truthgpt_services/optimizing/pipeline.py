@@ -127,7 +127,7 @@ def optimize(
         for step in asked:
             job.take(step)
         report = job.report(command)
-        job.finish()
+        job.finish(report)
         write_report(report, staged.path)
         # Ends the workers before what they may still read is moved.
         stack.close()
@@ -459,7 +459,7 @@ class Job:
             decode=decode,
             prefill=prefill,
             gate=self._request.gate,
-            effect=Effect(stage, built.get("changed", True), built.get("changed_note", ""), used),
+            effect=Effect(stage, built["changed"], built["changed_note"], used),
             closely=closely,
         )
         self._variants.append(self._variant(made))
@@ -560,7 +560,13 @@ class Job:
             result=Result(
                 variant=self._kept.name,
                 steps=[each.name for each in self._kept.steps],
-                summary=summary(variants, steps, self._kept.name),
+                summary=summary(
+                    variants,
+                    steps,
+                    self._kept.name,
+                    file_bytes=self._resolved.file_bytes,
+                    closely=self._plan.closely,
+                ),
             ),
             control=self._control_found(),
             load=self.timing.meter.found(),
@@ -576,13 +582,17 @@ class Job:
         )
         return Control(decode_ratio=decode, prefill_ratio=prefill)
 
-    def finish(self) -> None:
-        """Put the files of the model that was kept at the top of the output directory."""
+    def finish(self, report: Report) -> None:
+        """Put the files of the result at the top of the output directory, and complete its card."""
         self._progress("Writing the result", 0, 0)
         directory = self._kept.directory
         if directory is None:
             directory = self._new_directory()
             self._build(BASELINE, [], directory)
+        if self._kept.steps:
+            self._baseline.contestant.worker.call(
+                "write_card", directory=str(directory), report=report.model_dump_json()
+            )
         for file in directory.iterdir():
             file.rename(self._output / file.name)
         directory.rmdir()

@@ -65,6 +65,7 @@ def test_services_as_json(truthgpt, site) -> None:
             "needs": ["store"],
             "later": ["session"],
             "missing": [],
+            "plugin": "shop",
         },
         {
             "name": "session",
@@ -72,8 +73,16 @@ def test_services_as_json(truthgpt, site) -> None:
             "needs": ["store"],
             "later": [],
             "missing": [],
+            "plugin": "shop",
         },
-        {"name": "store", "lifetime": "singleton", "needs": [], "later": [], "missing": []},
+        {
+            "name": "store",
+            "lifetime": "singleton",
+            "needs": [],
+            "later": [],
+            "missing": [],
+            "plugin": "shop",
+        },
     ]
 
 
@@ -109,7 +118,7 @@ def test_a_graph_that_is_not_valid_is_printed_all_the_same(truthgpt, site) -> No
     assert result.returncode == 1
     assert result.stdout.startswith('flowchart TD\n    n0(["job"])\n    n1["needy"]\n')
     assert result.stderr == (
-        'truthgpt: "needy" needs "stroe" (parameter "stroe" of <lambda>), '
+        'truthgpt: "needy" of plugin "needy" needs "stroe" (parameter "stroe" of <lambda>), '
         'which is not registered. Did you mean "store"?\n'
     )
 

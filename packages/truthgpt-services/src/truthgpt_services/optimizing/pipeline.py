@@ -73,7 +73,7 @@ from truthgpt_services.report.schema import (
     Text,
     Variant,
 )
-from truthgpt_services.report.storage import write_report
+from truthgpt_services.report.storage import report_json, write_report
 
 BASELINE = phases.BASELINE
 SAMPLE_PROMPT = "The future of AI is"
@@ -591,7 +591,7 @@ class Job:
             self._build(BASELINE, [], directory)
         if self._kept.steps:
             self._baseline.contestant.worker.call(
-                "write_card", directory=str(directory), report=report.model_dump_json()
+                "write_card", directory=str(directory), report=report_json(report)
             )
         for file in directory.iterdir():
             file.rename(self._output / file.name)

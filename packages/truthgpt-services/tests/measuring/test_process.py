@@ -257,3 +257,12 @@ def test_what_was_printed_before_a_failure_is_kept(tmp_path, cache):
     left = sorted(kept.parent.iterdir())
     assert len(left) == 10
     assert left[-1] == kept
+
+
+def test_a_traceback_of_a_worker_is_shown_where_it_is_asked_for(worker, monkeypatch, capfd):
+    """TRUTHGPT_DEBUG=1 shows where in a plugin it went wrong; without it there is one line."""
+    for debugging in ("", "1"):
+        monkeypatch.setenv("TRUTHGPT_DEBUG", debugging)
+        with pytest.raises(ModelError):
+            worker.call("open", directory="/no/where", dtype="auto", device="cpu")
+        assert ("Traceback" in capfd.readouterr().err) is bool(debugging)

@@ -273,9 +273,9 @@ def test_a_file_asks_for_the_same_and_an_earlier_output_is_replaced(
     )
     assert done.returncode == 0, done.stderr
     report = read_report(out)
-    assert [step.outcome for step in report.steps] == [Outcome.NOT_APPLIED, Outcome.FAILED]
+    assert [step.outcome for step in report.steps] == [Outcome.FAILED, Outcome.NOT_APPLIED]
     # In its own words, though the error is of a class that only the plugin knows.
-    assert report.steps[1].reason == "This model has no knobs. Take one with knobs."
+    assert report.steps[0].reason == "This model has no knobs. Take one with knobs."
     assert report.result.steps == []
     assert report.result.summary == "No step was accepted: the output is the model as it was."
     assert (report.settings.rounds, report.settings.gate.max_kl) == (2, 0.25)
@@ -415,10 +415,10 @@ def test_a_full_disk_in_the_middle_ends_the_run_and_leaves_nothing(
     assert list(place.iterdir()) == []
 
 
-def refused(truthgpt, *arguments):
+def refused(truthgpt, *arguments, code=1):
     """Run what must fail at once; return the one line that it says."""
     done = truthgpt("optimize", *arguments)
-    assert done.returncode == 1
+    assert done.returncode == code
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     return line.removeprefix("truthgpt: ")
@@ -429,7 +429,7 @@ def test_wrong_input_is_refused_in_one_line_before_any_work(
 ):
     """Through the real command: an option of a step, a model, a text, an output."""
     out = ("-o", tmp_path / "out")
-    line = refused(truthgpt, tiny, "--apply", "halve:nite=x", *out)
+    line = refused(truthgpt, tiny, "--apply", "halve:nite=x", *out, code=2)
     assert line == '"halve": there is no option "nite" (Did you mean "note"?)'
     line = refused(truthgpt, tiny.with_name("tyny"), "--apply", "halve", *out)
     assert line.endswith('Did you mean "tiny"?')

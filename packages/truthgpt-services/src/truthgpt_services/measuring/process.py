@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.errors import TruthGPTError, is_debugging
 from truthgpt_core.optimization import OptimizationError, Progress, no_progress
+from truthgpt_core.terminal import say
 from truthgpt_services.errors import DeviceError, ModelError, OutputError, WorkerError
 from truthgpt_services.measuring.worker_log import new_log, printed
 
@@ -130,7 +131,11 @@ class WorkerProcess:
                     return value
                 if kind == "progress":
                     self._progress(*value)
-                elif kind == "error":
+                    continue
+                if is_debugging():
+                    # The traceback is there: the worker logs what it answers as an error.
+                    say(printed(self._log), err=True)
+                if kind == "error":
                     kinds, message, hint = value
                     known = next(_ERRORS[kind] for kind in kinds if kind in _ERRORS)
                     raise known(message, hint=hint)

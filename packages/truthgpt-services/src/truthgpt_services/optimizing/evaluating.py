@@ -13,7 +13,8 @@ from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.measuring.text import evaluation_text
 from truthgpt_services.measuring.worker_log import kept_on_failure
 from truthgpt_services.models.sources import ResolvedModel, optimizations_of, resolve
-from truthgpt_services.optimizing.pipeline import WEIGHT_FILES, Job
+from truthgpt_services.optimizing.pipeline import Job
+from truthgpt_services.optimizing.report_builder import WEIGHT_FILES
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.report.schema import Report
 

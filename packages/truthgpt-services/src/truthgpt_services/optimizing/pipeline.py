@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from truthgpt_core import optimization_calls
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import (
     Optimization,
@@ -34,14 +34,11 @@ from truthgpt_services.measuring.contest import (
     compare_layers,
     measure_quality,
     measure_quality_alone,
-    ratio,
     warm_up,
-    windows,
 )
 from truthgpt_services.measuring.gate import Effect, break_even, judge, pays_by_size
 from truthgpt_services.measuring.process import WorkerProcess
 from truthgpt_services.measuring.speed import DECODE, METRICS, PREFILL, Plan, undecided
-from truthgpt_services.measuring.statistics import CONFIDENCE
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
 from truthgpt_services.measuring.worker_log import NAME as LOG_NAME
 from truthgpt_services.measuring.worker_log import collected, kept_on_failure
@@ -49,35 +46,23 @@ from truthgpt_services.models.sources import ResolvedModel, describe, resolve
 from truthgpt_services.optimizing import phases
 from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
 from truthgpt_services.optimizing.comparisons import Comparison, Comparisons, digest
+from truthgpt_services.optimizing.report_builder import SAMPLE_PROMPT, ReportBuilder
 from truthgpt_services.optimizing.request import Applying, OptimizeFile
 from truthgpt_services.optimizing.reuse import depends_on, earlier_launches, finished, marked
 from truthgpt_services.optimizing.schedule import Schedule
-from truthgpt_services.optimizing.summary import summary
 from truthgpt_services.optimizing.timing import Timing
 from truthgpt_services.output import StagedDirectory
 from truthgpt_services.report.costs import costs
 from truthgpt_services.report.schema import (
     Choice,
-    Control,
-    Machine,
-    Measurements,
     Outcome,
-    Ratio,
     Report,
-    Result,
-    Settings,
     Skipped,
-    Source,
-    Step,
     StepCoverage,
-    Text,
-    Variant,
 )
 from truthgpt_services.report.storage import report_json, write_report
 
 BASELINE = phases.BASELINE
-SAMPLE_PROMPT = "The future of AI is"
-WEIGHT_FILES = "*.safetensors"
 
 
 def optimize(
@@ -173,10 +158,7 @@ class Job:
         self._progress = Schedule(progress)
         self._progress.expect(phases.beginning())
         self._comparisons: Comparisons | None = None
-        self._variants: list[Variant] = []
-        self._steps: list[Step] = []
-        self._noted: dict[str, dict[str, str]] = {}
-        self._control: Contestant | None = None
+        self._found = ReportBuilder(request, resolved, text)
         self.timing = Timing(self._plan, request.device, self._worker, self._progress)
 
     def start(self, optimizations: Iterable[Optimization[Any]] = ()) -> None:
@@ -206,9 +188,6 @@ class Job:
         )
         self._directory: str = found["directory"]
         refuse_impossible(self._to_come, describe(Path(self._directory), resolved.spec))
-        self._architecture: str = found["architecture"]
-        self._versions: dict[str, str] = found["versions"]
-        self._machine = Machine(**found["machine"])
         self._baseline = MadeVariant(self._open(worker, BASELINE, self._directory))
         self._kept = self._baseline
         wanted = self._plan.windows * self._plan.window
@@ -222,6 +201,7 @@ class Job:
                 f"The text {self._text.name} has {len(self._ids)} tokens, "
                 f"and at least {least} are needed"
             )
+        self._found.begin(found, self._baseline, self._ids)
         self._warm_up(self._baseline.contestant)
 
     def reuse(self) -> None:
@@ -230,8 +210,8 @@ class Job:
             self._request,
             Path(self._directory),
             self._text.sha256,
-            self._machine,
-            self._versions,
+            self._found.machine,
+            self._found.versions,
             self._to_come,
         )
         self._comparisons = Comparisons(given)
@@ -246,18 +226,17 @@ class Job:
         accepted = [each.name for each in self._kept.steps]
         self._progress.expect(phases.of_steps(accepted, self._to_come, self._plan))
         self._to_come = self._to_come[1:]
-        verdict = step.optimization.check(self._machine.device)
-        if not verdict.ok:
-            reason = f"{verdict.reason}. {verdict.fix}".strip().rstrip(".") + "."
-            emit_event(
-                EventType.OPTIMIZATION_SKIPPED, {"optimization": step.name, "reason": reason}
-            )
-            self._note(step, Outcome.NOT_APPLIED, reason[0].upper() + reason[1:])
-            return
         steps = [*self._kept.steps, step]
         name = " + ".join(each.name for each in steps)
         try:
-            if not self._take_over(name, step, steps):
+            verdict = optimization_calls.check(step.optimization, self._found.machine.device)
+            if not verdict.ok:
+                reason = f"{verdict.reason}. {verdict.fix}".strip().rstrip(".") + "."
+                emit_event(
+                    EventType.OPTIMIZATION_SKIPPED, {"optimization": step.name, "reason": reason}
+                )
+                self._found.note(step, Outcome.NOT_APPLIED, reason[0].upper() + reason[1:])
+            elif not self._take_over(name, step, steps):
                 self._try(name, step, steps)
         except (ModelError, OptimizationError, WorkerError) as error:
             # ModelError: what was saved does not load. The baseline was loaded long ago.
@@ -266,7 +245,7 @@ class Job:
             emit_event(
                 EventType.OPTIMIZATION_FAILED, {"optimization": step.name, "reason": str(error)}
             )
-            self._note(step, Outcome.FAILED, str(error))
+            self._found.note(step, Outcome.FAILED, str(error))
 
     def _key(self, steps: Sequence[AskedStep]) -> str:
         assert self._comparisons is not None
@@ -285,9 +264,9 @@ class Job:
                 return False
         baseline = self._baseline.contestant
         baseline.quality = found.baseline
-        if "control" in found.launches and self._control is None:
-            self._control = replace(baseline, name="control", launches={})
-        took_turns = [baseline, *([self._control] if self._control else [])]
+        if "control" in found.launches and self._found.control is None:
+            self._found.control = replace(baseline, name="control", launches={})
+        took_turns = [baseline, *([self._found.control] if self._found.control else [])]
         if self._kept is not self._baseline:
             took_turns.append(self._kept.contestant)
         if made is not None:
@@ -295,13 +274,13 @@ class Job:
         self.timing.take_over(took_turns, earlier_launches(found))
         for each in took_turns:
             each.peak = max(each.peak, found.peaks.get(each.name, 0))
-        self._variants.append(found.variant)
-        self._steps.append(marked(found))
-        self._noted[step.name] = dict(found.notes)
+        self._found.variants.append(found.variant)
+        self._found.steps.append(marked(found))
+        self._found.notes[step.name] = dict(found.notes)
         if made is not None:
             self._accept(made)
         kind = EventType.OPTIMIZATION_FINISHED if accepted else EventType.OPTIMIZATION_REVERTED
-        emit_event(kind, {"optimization": step.name, "reason": self._steps[-1].reason})
+        emit_event(kind, {"optimization": step.name, "reason": self._found.steps[-1].reason})
         return True
 
     def _made_again(self, found: Comparison, steps: list[AskedStep]) -> MadeVariant | None:
@@ -361,15 +340,15 @@ class Job:
             self._collect_notes(made, [step])
             if self._comparisons is not None:
                 took_turns = [self._baseline.contestant, against.contestant, made.contestant]
-                took_turns += [self._control] if self._control is not None else []
+                took_turns += [self._found.control] if self._found.control is not None else []
                 self._comparisons.put(
                     finished(
                         self._key(steps),
-                        self._steps[-1],
-                        self._variants[-1],
+                        self._found.steps[-1],
+                        self._found.variants[-1],
                         took_turns,
                         first,
-                        self._noted.get(step.name, {}),
+                        self._found.notes.get(step.name, {}),
                         directory,
                         self.timing.meter.found(),
                     )
@@ -396,9 +375,9 @@ class Job:
         control = self.timing.control(baseline, self._ids)
         if control is not None:
             # One and the same for the whole job, in new processes for each step.
-            if self._control is not None:
-                control.launches = self._control.launches
-            self._control = control
+            if self._found.control is not None:
+                control.launches = self._found.control.launches
+            self._found.control = control
             contestants.insert(1, control)
         executes = step.optimization.stage is Stage.EXECUTION
         smaller = pays_by_size(
@@ -415,7 +394,7 @@ class Job:
                 return True
             if launches not in self._plan.looks:
                 return False
-            ratios = [self._ratio(made, self._kept, quantity) for quantity in METRICS]
+            ratios = [self._found.ratio(made, self._kept, quantity) for quantity in METRICS]
             return not self._plan.closely or not undecided(
                 ratios, self._request.gate, smaller=smaller
             )
@@ -429,46 +408,32 @@ class Job:
             control.worker.end(at_once=True)
         return used
 
-    def _ratio(self, made: MadeVariant, against: MadeVariant, quantity: str) -> Ratio:
-        """Return a ratio of speeds, whose interval is no narrower than the control's."""
-        noise = []
-        if self._control is not None:
-            shared = {
-                number: launch
-                for number, launch in self._control.launches.items()
-                if number in made.contestant.launches
-            }
-            noise = replace(self._control, launches=shared).log_ratios(
-                self._baseline.contestant, quantity
-            )
-        return ratio(made.contestant, against.contestant, quantity, self._plan, noise)
-
     def _judge(
         self, step: AskedStep, made: MadeVariant, built: dict[str, Any], *, used: bool
     ) -> None:
         against = self._kept
-        measured, before = self._measurements(made), self._measurements(against)
-        decode = self._ratio(made, against, DECODE)
-        prefill = self._ratio(made, against, PREFILL)
+        measured, before = self._found.measurements(made), self._found.measurements(against)
+        decode = self._found.ratio(made, against, DECODE)
+        prefill = self._found.ratio(made, against, PREFILL)
         stage = step.optimization.stage
         closely = self._plan.closely and len(decode.launches) >= self._plan.launches
         decision = judge(
             measured,
             before,
-            self._measurements(self._baseline),
+            self._found.measurements(self._baseline),
             decode=decode,
             prefill=prefill,
             gate=self._request.gate,
             effect=Effect(stage, built["changed"], built["changed_note"], used),
             closely=closely,
         )
-        self._variants.append(self._variant(made))
+        self._found.variants.append(self._found.variant(made))
         if decision.accepted:
             self._accept(made)
         ended, reverted = EventType.OPTIMIZATION_FINISHED, EventType.OPTIMIZATION_REVERTED
         kind = ended if decision.accepted else reverted
         emit_event(kind, {"optimization": step.name, "reason": decision.reason})
-        self._note(
+        self._found.note(
             step,
             decision.outcome,
             decision.reason,
@@ -503,7 +468,7 @@ class Job:
         names = {step.name for step in steps}
         for name, about, note in made.contestant.worker.call("notes"):
             if name in names:
-                self._noted.setdefault(name, {})[about] = note
+                self._found.notes.setdefault(name, {})[about] = note
 
     def report(self, command: Sequence[str]) -> Report:
         """Everything that was found out."""
@@ -514,73 +479,7 @@ class Job:
             self.timing.until([baseline], self._ids, lambda launches: launches in self._plan.looks)
         # Once more: steps before the last may have noted something since they were tried.
         self._collect_notes(self._kept, self._kept.steps)
-        steps = [
-            step.model_copy(
-                update={"notes": [*step.notes, *self._noted.get(step.name, {}).values()]}
-            )
-            for step in self._steps
-        ]
-        variants = [self._variant(self._baseline), *self._variants]
-        return Report(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=list(command),
-            seed=self._plan.seed,
-            sample_prompt=SAMPLE_PROMPT,
-            machine=self._machine,
-            versions=self._versions,
-            source=Source(
-                spec=self._resolved.spec,
-                kind=self._resolved.kind,
-                file_bytes=self._resolved.file_bytes,
-                architecture=self._architecture,
-                parameters=baseline.opened["parameters"],
-                dtype=baseline.opened["dtype"],
-                dtype_is_native=self._request.dtype == "auto",
-            ),
-            text=Text(
-                name=self._text.name,
-                sha256=self._text.sha256,
-                tokens=sum(len(each) - 1 for each in windows(self._ids, self._plan)),
-                window=self._plan.window,
-                decode_tokens=min(len(self._ids), self._plan.decode_tokens)
-                - self._plan.decode_prompt,
-            ),
-            settings=Settings(
-                rounds=self._plan.rounds,
-                prompt_tokens=min(len(self._ids), self._plan.prompt_tokens),
-                new_tokens=self._plan.new_tokens,
-                confidence=CONFIDENCE,
-                gate=self._request.gate,
-                launches=self._plan.launches,
-                max_launches=self._plan.looks[-1],
-                closely=self._plan.closely,
-            ),
-            variants=variants,
-            steps=steps,
-            result=Result(
-                variant=self._kept.name,
-                steps=[each.name for each in self._kept.steps],
-                summary=summary(
-                    variants,
-                    steps,
-                    self._kept.name,
-                    file_bytes=self._resolved.file_bytes,
-                    closely=self._plan.closely,
-                ),
-            ),
-            control=self._control_found(),
-            load=self.timing.meter.found(),
-        )
-
-    def _control_found(self) -> Control | None:
-        """Return the baseline against itself, over all launches of the job."""
-        if self._control is None:
-            return None
-        decode, prefill = (
-            ratio(self._control, self._baseline.contestant, quantity, self._plan)
-            for quantity in (DECODE, PREFILL)
-        )
-        return Control(decode_ratio=decode, prefill_ratio=prefill)
+        return self._found.report(command, self._kept, self.timing.meter.found())
 
     def finish(self, report: Report) -> None:
         """Put the files of the result at the top of the output directory, and complete its card."""
@@ -598,7 +497,7 @@ class Job:
         directory.rmdir()
 
     def _new_directory(self) -> Path:
-        directory = self._output / f"variant-{len(self._steps)}"
+        directory = self._output / f"variant-{len(self._found.steps)}"
         directory.mkdir()
         return directory
 
@@ -637,50 +536,6 @@ class Job:
         warm_up(contestant, self._ids, self._plan)
         contestant.sample = contestant.worker.call(
             "sample", prompt=SAMPLE_PROMPT, new_tokens=self._plan.sample_tokens
-        )
-
-    def _measurements(self, made: MadeVariant) -> Measurements:
-        saved = sum(
-            file.stat().st_size
-            for file in (made.directory.glob(WEIGHT_FILES) if made.directory else ())
-        )
-        return made.contestant.measurements(
-            self._plan,
-            prompt_tokens=min(len(self._ids), self._plan.prompt_tokens),
-            saved_bytes=saved,
-            build_peak=made.build_peak,
-        )
-
-    def _variant(self, made: MadeVariant) -> Variant:
-        return Variant(
-            name=made.name,
-            steps=[each.name for each in made.steps],
-            measured=self._measurements(made),
-            decode_ratio=self._ratio(made, self._baseline, DECODE),
-            prefill_ratio=self._ratio(made, self._baseline, PREFILL),
-            layers=made.contestant.layers,
-            layers_missing=made.contestant.layers_missing,
-        )
-
-    def _note(self, step: AskedStep, outcome: Outcome, reason: str, **found: Any) -> None:
-        unknown: dict[str, Any] = {
-            "options": step.options,
-            "seconds": 0.0,
-            "coverage": None,
-            "notes": [],
-            "variant": None,
-            "against": None,
-            "decode_ratio": None,
-            "prefill_ratio": None,
-        }
-        self._steps.append(
-            Step(
-                name=step.name,
-                distribution=step.distribution,
-                outcome=outcome,
-                reason=reason,
-                **(unknown | found),
-            )
         )
 
 

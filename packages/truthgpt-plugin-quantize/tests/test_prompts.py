@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from truthgpt_core.optimization import OptimizationContext
 from truthgpt_plugin_quantize import kernels
+from truthgpt_plugin_quantize.native import rows
 from truthgpt_plugin_quantize.optimization import Quantize
 from truthgpt_plugin_quantize.quantized import FEW_ROWS, QuantizedLinear
 from truthgpt_plugin_quantize.schemes import Scheme, layer_class
@@ -106,3 +108,28 @@ def test_a_model_answers_nearly_the_same(tiles: None, context: OptimizationConte
         exact = model(input_ids=ids).logits.log_softmax(-1)
     divergence = (exact.exp() * (exact - given)).sum(-1)
     assert 0 < divergence.mean() < 1e-3
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_prompts_are_multiplied_by_the_weights_whatever_part_is_made_at_once(
+    monkeypatch: pytest.MonkeyPatch, case: Any
+) -> None:
+    """Large layers are made a part at a time, in memory that the next part is written into."""
+    layer, other = made(*case), made(*case)
+    x = torch.randn(FEW_ROWS + 5, 256)
+    exact = [x @ each.dequantize().T + each.bias for each in (layer, other)]
+    monkeypatch.setattr(rows, "SCRATCH", 256 * 16)
+    found = [layer(x), other(x)]
+    for one, wanted in zip(found, exact, strict=True):
+        assert torch.allclose(one, wanted, atol=1e-4)
+
+
+def test_threads_do_not_write_into_each_others_weights() -> None:
+    """Two requests in two threads get what each would get alone."""
+    layers = [made("int8", "native", 32) for _ in range(2)]
+    x = torch.randn(64, 256)
+    alone = [layer(x) for layer in layers]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            together = list(pool.map(lambda layer: layer(x), layers))
+            assert all(torch.equal(one, two) for one, two in zip(alone, together, strict=True))

@@ -79,6 +79,18 @@ def convert(qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch
     return out
 
 
+def many(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> Tensor:
+    """Multiply many rows by weights that are made a part at a time.
+
+    Arguments and result are those of `native.rows.multiply_many`.
+    """
+    if not torch.compiler.is_compiling():
+        # Going through the operator takes as long as a tenth of a small layer.
+        return _many(x, qweight, scales, minima)
+    out: Tensor = torch.ops.truthgpt_quantize.many(x, qweight, scales, minima)
+    return out
+
+
 def packed(x: Tensor, qweight: Tensor, scales: Tensor, *, rounded: bool) -> Tensor:
     """Multiply rows by int8 weights with aten's kernel.
 
@@ -122,6 +134,12 @@ def _convert(qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torc
     return convert(qweight, scales, minima, dtype)
 
 
+def _many(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> Tensor:
+    from truthgpt_plugin_quantize.native.rows import multiply_many
+
+    return multiply_many(x, qweight, scales, minima)
+
+
 def _converted_shape(
     qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -144,3 +162,6 @@ _library.define(
 )
 _library.impl("convert", _convert, "CPU")
 torch.library.register_fake("truthgpt_quantize::convert", _converted_shape, lib=_library)
+_library.define("many(Tensor x, Tensor qweight, Tensor scales, Tensor? minima) -> Tensor")
+_library.impl("many", _many, "CPU")
+torch.library.register_fake("truthgpt_quantize::many", _shape, lib=_library)

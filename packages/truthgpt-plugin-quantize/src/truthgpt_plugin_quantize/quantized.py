@@ -37,6 +37,8 @@ class QuantizedLinear(nn.Module, ABC):
     """
 
     scheme: ClassVar[str]
+    qweight: Tensor
+    scales: Tensor
 
     def __init__(
         self,
@@ -116,6 +118,11 @@ class QuantizedLinear(nn.Module, ABC):
     def multiply_many(self, rows: Tensor) -> Tensor:
         """Multiply rows, of shape (rows, in), by floating-point weights made for the call."""
         dtype = product_dtype(rows)
+        # Without derivatives, as weights that are kept for them may not be made anew.
+        compiled = self.kernel == "native" and rows.is_cpu and not is_derived(rows)
+        if compiled and dtype in kernels.CONVERTED:
+            minima = getattr(self, "minima", None)
+            return kernels.many(rows.to(dtype), self.qweight, self.scales, minima).to(rows.dtype)
         return nn.functional.linear(rows.to(dtype), self.convert(dtype)).to(rows.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

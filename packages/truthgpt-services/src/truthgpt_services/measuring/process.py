@@ -139,11 +139,10 @@ class WorkerProcess:
                     kinds, message, hint = value
                     known = next(_ERRORS[kind] for kind in kinds if kind in _ERRORS)
                     raise known(message, hint=hint)
-                else:
-                    raise WorkerError(
-                        f'The worker for "{self.name}" failed to {request}: {value}',
-                        worker=self.name,
-                    )
+                raise WorkerError(
+                    f'The worker for "{self.name}" failed to {request}: {value}',
+                    worker=self.name,
+                )
             raise self._gone(request)
         finally:
             self._timer.cancel()

@@ -133,9 +133,9 @@ def multiply_many(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | N
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    # By oneDNN, also in float32: torch takes MKL for that, which is slower on some CPUs.
+    # By oneDNN, in float32 too: torch takes MKL for that, which is slower on some CPUs.
     linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if linear is None or not torch.backends.mkldnn.is_available():
+    if linear is None or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return torch.nn.functional.linear(x, weight)
     out: Tensor = linear(x, weight, None, "none", [], "")
     return out

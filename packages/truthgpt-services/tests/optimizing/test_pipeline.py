@@ -174,7 +174,8 @@ def test_sizes_in_the_report_are_those_of_the_files(report, optimized, tiny):
 def test_the_baseline_was_measured_against_itself(report):
     """The control shows what no difference looks like here, and the load what else was going on."""
     control = report.control.decode_ratio
-    assert len(control.launches) == 5
+    # Not beside a step that no token ran through, which is rejected in any case.
+    assert len(control.launches) == 4
     assert 0 < control.low <= control.median <= control.high
     assert report.load.cores >= 1
     if sys.platform == "linux":

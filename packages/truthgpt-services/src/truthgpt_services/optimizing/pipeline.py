@@ -372,24 +372,24 @@ class Job:
         contestants = [baseline, candidate]
         if self._kept is not self._baseline:
             contestants.insert(1, self._kept.contestant)
-        control = self.timing.control(baseline, self._ids)
+        executes = step.optimization.stage is Stage.EXECUTION
+        # It has predicted the text by now, in whole windows and token by token.
+        used = not executes or candidate.worker.call("was_used", name=step.name, settings=settings)
+        # What is rejected in any case is timed once, for the report alone.
+        control = self.timing.control(baseline, self._ids) if used else None
         if control is not None:
             # One and the same for the whole job, in new processes for each step.
             if self._found.control is not None:
                 control.launches = self._found.control.launches
             self._found.control = control
             contestants.insert(1, control)
-        executes = step.optimization.stage is Stage.EXECUTION
         smaller = pays_by_size(
             candidate.opened["weights_bytes"],
             self._kept.contestant.opened["weights_bytes"],
             self._request.gate,
         )
-        used = not executes
 
         def enough(launches: int) -> bool:
-            nonlocal used
-            used = used or candidate.worker.call("was_used", name=step.name, settings=settings)
             if not used:
                 return True
             if launches not in self._plan.looks:

@@ -80,5 +80,5 @@ def _gains(result: Variant, baseline: Variant, *, closely: bool) -> str:
 def _losses(costs: Sequence[Cost]) -> str:
     if not costs:
         return ""
-    told = [cost.brief for cost in costs]
-    return f", at a cost: {'; '.join(told)}"
+    clauses = [cost.brief for cost in costs]
+    return f", at a cost: {'; '.join(clauses)}"

@@ -158,8 +158,8 @@ def _sizes(candidate: Measurements, before: Measurements, file_bytes: int) -> li
         candidate.peak_memory_bytes,
     )
     if saved > SIZE * max(file_bytes, before.saved_bytes) and file_bytes:
-        told = f"{size(saved)}, source file {size(file_bytes)}"
-        brief = f"saved files {told}"
+        sizes = f"{size(saved)}, source file {size(file_bytes)}"
+        brief = f"saved files {sizes}"
         detail = f"{size(saved)} against {size(file_bytes)} of the source file"
         found.append(Cost(SAVED, ratio(saved / file_bytes), detail, brief))
     for name, least, after, earlier in (

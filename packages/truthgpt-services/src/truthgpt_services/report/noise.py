@@ -84,7 +84,7 @@ def interval_line(report: Report) -> str:
 
 def load_line(load: Load) -> str:
     """Say what other programs did, in CPU cores that they kept busy."""
-    told = [
+    levels = [
         f"{value:.1f} {when}"
         for value, when in (
             (load.before, "before"),
@@ -93,7 +93,7 @@ def load_line(load: Load) -> str:
         )
         if value is not None
     ]
-    return f"{', '.join(told)}, of {load.cores}" if told else "unknown"
+    return f"{', '.join(levels)}, of {load.cores}" if levels else "unknown"
 
 
 def launch_table(report: Report) -> LaunchTable | None:

@@ -156,7 +156,7 @@ class Panics:
 
     eos_token_id = None
 
-    def __call__(self, text):
+    def __call__(self, text, **options):
         """Raise what pyo3 raises: no Exception, and of a module that cannot be imported."""
         raise type("PanicException", (BaseException,), {})("index out of bounds")
 
@@ -165,7 +165,7 @@ def test_a_tokenizer_that_panics_at_a_prompt_is_one_line(model, bare_plugins):
     """What it raises then is an error of ours too."""
     service = InferenceService(bare_plugins)
     service.configure(model, Panics())
-    with pytest.raises(ModelError, match=r"The prompt cannot be encoded: .*index out of bounds"):
+    with pytest.raises(GenerationError, match=r"The prompt is refused by the tokenizer: .*index"):
         service.generate("any")
 
 
@@ -182,7 +182,7 @@ def test_a_token_beyond_the_vocabulary_is_one_line(beyond, bare_plugins, prompt)
     """It is refused before the model looks for its embedding, on any device."""
     service = InferenceService(bare_plugins)
     service.configure(load_model(beyond), load_tokenizer(beyond))
-    with pytest.raises(GenerationError, match=r"makes the token 99,999, and the model knows 320"):
+    with pytest.raises(GenerationError, match=r"has the token 99999, and the model knows 320"):
         service.generate(prompt)
 
 

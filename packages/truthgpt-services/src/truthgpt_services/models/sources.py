@@ -235,6 +235,15 @@ def optimizations_of(directory: Path) -> tuple[str, ...]:
         return ()
 
 
+def _is_optimized(directory: Path) -> bool:
+    try:
+        return bool(read_marker(directory).get("kind") == "optimized")
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # it may be one; loading says what is wrong with it
+        return True
+
+
 def _marker(directory: Path) -> dict[str, Any]:
     try:
         return read_marker(directory)
@@ -293,7 +302,7 @@ def _directory(path: Path, spec: str) -> ResolvedModel:
             hint = "It is a PEFT adapter: merge it into its model (merge_and_unload) and save that."
         raise ModelError(f"{path} has no config.json, so it is no transformers model", hint=hint)
     check_files(path)
-    optimized = _marker(path).get("kind") == "optimized"
+    optimized = _is_optimized(path)
     # The weights of what TruthGPT changed have a name of their own.
     weights = list(path.glob("*.safetensors")) if optimized else weight_files(path)
     kind = "optimized" if optimized else "directory"

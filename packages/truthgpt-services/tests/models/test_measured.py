@@ -219,7 +219,7 @@ def test_a_model_that_came_from_nowhere_needs_a_tokenizer(service, model, tmp_pa
     model.name_or_path = str(tmp_path / "gone")
     with pytest.raises(
         ModelError,
-        match=r"needs a tokenizer: .*gone/config.json cannot be used: it is not there.*Give the tokenizer",
+        match=r"needs a tokenizer: .*gone/config.json cannot be used: .*Give the tokenizer",
     ):
         measured(service, model)
 

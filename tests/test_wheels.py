@@ -240,7 +240,7 @@ def test_uninstalling_quantize_changes_nothing_else(
     environment.pip("uninstall", "--yes", QUANTIZE)
     try:
         failed = quantize()
-        assert failed.returncode == 1
+        assert failed.returncode == 2
         assert failed.stdout == ""
         assert failed.stderr == (
             f'truthgpt: Optimization "quantize" is not installed. It comes with {QUANTIZE}: '

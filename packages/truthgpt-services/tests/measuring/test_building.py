@@ -168,7 +168,7 @@ def test_how_a_model_is_run_has_to_be_proven(worker, build, name, used):
     (_, directory) = build(name)
     worker.open(directory, "auto", "cpu")
     assert worker.was_used(name, {}) is False
-    worker.run([5, 6, 7], 4)
+    worker.warm_up([5, 6, 7], 4)
     assert worker.was_used(name, {}) is used
 
 
@@ -176,7 +176,7 @@ def test_a_claim_from_before_anything_ran_proves_nothing(worker, build):
     """An answer that is always True is no proof, and the report says why."""
     (_, directory) = build("claiming")
     worker.open(directory, "auto", "cpu")
-    worker.run([5, 6, 7], 4)
+    worker.warm_up([5, 6, 7], 4)
     assert worker.was_used("claiming", {}) is False
     ((name, _, note),) = worker.notes()
     assert name == "claiming"

@@ -119,12 +119,16 @@ def test_a_question_in_a_worker_takes_no_request_for_an_answer():
     code = (
         "import sys, truthgpt_services.measuring.worker as worker\n"
         "def serve(requests, answers):\n"
-        "    answers.write(repr((sys.stdin.read(), requests.read())))\n"
+        "    answers.write(repr((sys.stdin.read(), requests.readline())))\n"
         "    answers.flush()\n"
         "worker.serve = serve\n"
         "worker.main()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], input="a request", capture_output=True, text=True, timeout=300
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert done.stdout == "('', 'a request')"
+    # Open until it has answered: a worker ends soon after its requests do.
+    worker.stdin.write("a request\n")
+    worker.stdin.flush()
+    assert worker.stdout.read() == "('', 'a request\\n')"
+    worker.communicate()

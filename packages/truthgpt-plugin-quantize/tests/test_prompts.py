@@ -133,3 +133,19 @@ def test_threads_do_not_write_into_each_others_weights() -> None:
         for _ in range(20):
             together = list(pool.map(lambda layer: layer(x), layers))
             assert all(torch.equal(one, two) for one, two in zip(alone, together, strict=True))
+
+
+def test_prompts_are_read_in_and_out_of_inference_mode() -> None:
+    """The memory that weights are made in does not remember what it was first used in."""
+    layer = made("int8", "native", 32)
+    x = torch.randn(64, 256)
+
+    def answers() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.inference_mode():
+            one = layer(x)
+        return one, layer(x)
+
+    # A thread of its own has memory of its own.
+    with ThreadPoolExecutor(1) as pool:
+        one, other = pool.submit(answers).result()
+    assert torch.equal(one, other)

@@ -164,7 +164,9 @@ def _scratch_of(numbers: int, dtype: torch.dtype) -> Tensor:
     """Return memory of this thread's own; what is in it is of no use to anybody else."""
     kept: dict[Any, Tensor] = vars(_scratch)
     if dtype not in kept or len(kept[dtype]) < numbers:
-        kept[dtype] = torch.empty(numbers, dtype=dtype)
+        # A tensor that is made in inference mode cannot be written to outside of it.
+        with torch.inference_mode(False):
+            kept[dtype] = torch.empty(numbers, dtype=dtype)
     return kept[dtype]
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from truthgpt_plugin_quantize.native import library, rows
+from truthgpt_plugin_quantize.native.rows import multiply_many
+
 logger = logging.getLogger(__name__)
 
 MULTIPLE = 32
@@ -49,8 +52,6 @@ _library = torch.library.Library("truthgpt_quantize", "DEF")
 
 def choose_kernel() -> str:
     """Return the fastest kernel for this CPU: see `benchmarks/decode.py` and `int8_kernels.py`."""
-    from truthgpt_plugin_quantize.native import library
-
     try:
         library.load()
     except library.NativeError as error:
@@ -86,7 +87,7 @@ def many(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> T
     """
     if not torch.compiler.is_compiling():
         # Going through the operator takes as long as a tenth of a small layer.
-        return _many(x, qweight, scales, minima)
+        return multiply_many(x, qweight, scales, minima)
     out: Tensor = torch.ops.truthgpt_quantize.many(x, qweight, scales, minima)
     return out
 
@@ -122,24 +123,6 @@ def _packed(x: Tensor, qweight: Tensor, scales: Tensor, rounded: bool) -> Tensor
     return out.to(x.dtype)
 
 
-def _native(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> Tensor:
-    from truthgpt_plugin_quantize.native.rows import multiply
-
-    return multiply(x, qweight, scales, minima)
-
-
-def _convert(qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch.dtype) -> Tensor:
-    from truthgpt_plugin_quantize.native.rows import convert
-
-    return convert(qweight, scales, minima, dtype)
-
-
-def _many(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> Tensor:
-    from truthgpt_plugin_quantize.native.rows import multiply_many
-
-    return multiply_many(x, qweight, scales, minima)
-
-
 def _converted_shape(
     qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -148,20 +131,20 @@ def _converted_shape(
 
 
 def _shape(x: Tensor, qweight: Tensor, *others: object) -> Tensor:
-    return x.new_empty(x.shape[0], qweight.shape[0])
+    return x.new_empty(*x.shape[:-1], qweight.shape[0])
 
 
 _library.define("packed(Tensor x, Tensor qweight, Tensor scales, bool rounded) -> Tensor")
 _library.impl("packed", _packed, "CPU")
 torch.library.register_fake("truthgpt_quantize::packed", _shape, lib=_library)
 _library.define("native(Tensor x, Tensor qweight, Tensor scales, Tensor? minima) -> Tensor")
-_library.impl("native", _native, "CPU")
+_library.impl("native", rows.multiply, "CPU")
 torch.library.register_fake("truthgpt_quantize::native", _shape, lib=_library)
 _library.define(
     "convert(Tensor qweight, Tensor scales, Tensor? minima, ScalarType dtype) -> Tensor"
 )
-_library.impl("convert", _convert, "CPU")
+_library.impl("convert", rows.convert, "CPU")
 torch.library.register_fake("truthgpt_quantize::convert", _converted_shape, lib=_library)
 _library.define("many(Tensor x, Tensor qweight, Tensor scales, Tensor? minima) -> Tensor")
-_library.impl("many", _many, "CPU")
+_library.impl("many", multiply_many, "CPU")
 torch.library.register_fake("truthgpt_quantize::many", _shape, lib=_library)

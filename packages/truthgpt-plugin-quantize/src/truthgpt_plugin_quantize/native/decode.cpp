@@ -8,6 +8,7 @@
 // Nothing here owns a weight: all pointers are into tensors that the caller keeps alive.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <mutex>
@@ -252,6 +253,30 @@ class Decoder {
     float* logits_ = nullptr;
 };
 
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+constexpr int64_t CONVERTED_AT_ONCE = 1 << 14;  // numbers, 64 KiB of float32
+
+// Rows that are left to convert; each thread takes some at a time.
+struct Conversion {
+    const Linear& m;
+    void* out;
+    int32_t kind;
+    std::atomic<int64_t> next{0};
+
+    void work() {
+        const int64_t rows = std::max<int64_t>(1, CONVERTED_AT_ONCE / m.columns);
+        for (int64_t row; (row = next.fetch_add(rows)) < m.rows;) {
+            for (const int64_t end = std::min<int64_t>(m.rows, row + rows); row < end; ++row) {
+                if (kind == BFLOAT16)
+                    convert_row(m, row, static_cast<uint16_t*>(out) + row * m.columns);
+                else
+                    convert_row(m, row, static_cast<float*>(out) + row * m.columns);
+            }
+        }
+    }
+};
+
 }  // namespace
 
 extern "C" {
@@ -285,19 +310,18 @@ void decoder_step(void* decoder, int64_t token, int64_t position, const Cache* c
     static_cast<Decoder*>(decoder)->step(token, position, caches, logits);
 }
 
-// All weights of a matrix of integers as numbers of a kind, FLOAT32 or BFLOAT16.
-void convert(void* pool, const Linear* m, void* out, int32_t kind) {
-    Pool& threads = *static_cast<Pool*>(pool);
-    threads.run([&](int32_t thread) {
-        int32_t first, last;
-        part(m->rows, thread, threads.threads(), &first, &last);
-        for (int64_t row = first; row < last; ++row) {
-            if (kind == BFLOAT16)
-                convert_row(*m, row, static_cast<uint16_t*>(out) + row * m->columns);
-            else
-                convert_row(*m, row, static_cast<float*>(out) + row * m->columns);
-        }
-    });
+// All weights of a matrix of integers as numbers of a kind, FLOAT32 or BFLOAT16, by the threads
+// of an OpenMP runtime: other threads would have to share the cores with them, since they spin
+// while they wait. `parallel` is its GOMP_parallel; if it is null, one thread does it all.
+void convert(Parallel parallel, int32_t threads, const void* weight, const void* scales,
+             const uint16_t* minima, int32_t rows, int32_t columns, int32_t from, int32_t group,
+             void* out, int32_t kind) {
+    const Linear m{weight, scales, minima, nullptr, rows, columns, from, group};
+    Conversion all{m, out, kind};
+    if (parallel == nullptr || threads == 1)
+        all.work();
+    else
+        parallel([](void* it) { static_cast<Conversion*>(it)->work(); }, &all, threads, 0);
 }
 
 // `count` rows of activations times one matrix.

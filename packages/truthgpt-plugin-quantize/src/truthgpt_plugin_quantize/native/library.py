@@ -307,7 +307,10 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.decoder_step.restype = None
     library.decoder_step.argtypes = [c_void_p, c_int64, c_int64, POINTER(Cache), c_void_p]
     library.convert.restype = None
-    library.convert.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int32]
+    library.convert.argtypes = [
+        *(c_void_p, c_int32, c_void_p, c_void_p, c_void_p),
+        *(c_int32, c_int32, c_int32, c_int32, c_void_p, c_int32),
+    ]
     library.linear.restype = None
     library.linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int32, c_void_p]
     return library

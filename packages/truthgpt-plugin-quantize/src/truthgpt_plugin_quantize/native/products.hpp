@@ -273,28 +273,32 @@ void store(float value, uint16_t* out) { *out = to_bfloat16(value); }
 // As `read_row`, for integers and in vectors; Number is float, or uint16_t for bfloat16.
 template <typename Number>
 void convert_row(const Linear& m, int64_t row, Number* out) {
-    const int32_t groups = m.columns / m.group;
+    const int32_t groups = m.columns / m.group, blocks = m.group / BLOCK;
+    // Bytes could be part of what is written, for all that the compiler knows.
+    Number* __restrict to = out;
     if (m.kind == INT8) {
-        const int8_t* weights = static_cast<const int8_t*>(m.weight) + row * m.columns;
-        const float* scales = static_cast<const float*>(m.scales) + row * groups;
+        const int8_t* __restrict from = static_cast<const int8_t*>(m.weight) + row * m.columns;
+        const float* __restrict scales = static_cast<const float*>(m.scales) + row * groups;
         for (int32_t group = 0; group < groups; ++group) {
-            const int32_t begin = group * m.group;
             const float scale = scales[group];
-            for (int32_t i = 0; i < m.group; ++i)
-                store(float(weights[begin + i]) * scale, out + begin + i);
+            for (int32_t block = 0; block < blocks; ++block, from += BLOCK, to += BLOCK)
+                for (int i = 0; i < BLOCK; ++i) store(float(from[i]) * scale, to + i);
         }
         return;
     }
-    const uint8_t* weights = static_cast<const uint8_t*>(m.weight) + row * (m.columns / 2);
-    const uint16_t* scales = static_cast<const uint16_t*>(m.scales) + row * groups;
-    const uint16_t* minima = m.minima + row * groups;
-    for (int32_t block = 0; block < m.columns / BLOCK; ++block) {
-        const uint8_t* bytes = weights + block / 2 * BLOCK;
-        const int shift = block % 2 * 4;
-        const int32_t group = block * BLOCK / m.group;
+    const uint8_t* __restrict from =
+        static_cast<const uint8_t*>(m.weight) + row * (m.columns / 2);
+    const uint16_t* __restrict scales = static_cast<const uint16_t*>(m.scales) + row * groups;
+    const uint16_t* __restrict minima = m.minima + row * groups;
+    int32_t shift = 0;
+    for (int32_t group = 0; group < groups; ++group) {
         const float scale = from_float16(scales[group]), least = from_float16(minima[group]);
-        for (int i = 0; i < BLOCK; ++i)
-            store(float(bytes[i] >> shift & 15) * scale + least, out + block * BLOCK + i);
+        for (int32_t block = 0; block < blocks; ++block, to += BLOCK) {
+            for (int i = 0; i < BLOCK; ++i)
+                store(float(from[i] >> shift & 15) * scale + least, to + i);
+            from += shift == 0 ? 0 : BLOCK;
+            shift = 4 - shift;
+        }
     }
 }
 

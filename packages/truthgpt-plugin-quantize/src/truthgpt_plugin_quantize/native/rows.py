@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from typing import Any
+from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from truthgpt_plugin_quantize.native import library
 from truthgpt_plugin_quantize.native.library import Linear
@@ -21,6 +22,7 @@ SCRATCH = 2**20
 multiplied, and in memory that is used again, since new pages take longer than the numbers."""
 
 _scratch = threading.local()
+_NAMES = {dtype: str(dtype) for dtype in KINDS}
 
 
 def describe(
@@ -96,7 +98,7 @@ def convert(qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch
     """
     columns = qweight.shape[1] * (1 if minima is None else 2)
     out = torch.empty(qweight.shape[0], columns, dtype=dtype)
-    _convert_into(out, qweight, scales, minima, torch.get_num_threads())
+    _convert_into(out, qweight, scales, minima)
     return out
 
 
@@ -104,70 +106,71 @@ def multiply_many(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | N
     """Multiply many rows by weights that are made a part at a time, in the same memory.
 
     Args:
-        x: float32 or bfloat16 of shape (rows, in).
+        x: float32 or bfloat16 of shape (..., in).
         qweight: as for `describe`.
         scales: likewise.
         minima: likewise.
 
     Returns:
-        Of shape (rows, out), in the dtype of `x`.
+        Of shape (..., out), in the dtype of `x`.
 
     Raises:
         NativeError: the code cannot be compiled.
     """
-    columns, count = x.shape[1], qweight.shape[0]
+    columns, count = x.shape[-1], qweight.shape[0]
     part = min(count, max(1, SCRATCH // columns))
     scratch = _scratch_of(part * columns, x.dtype)
     if part == count:
-        weight = scratch[: count * columns].view(count, columns)
-        _make(weight, qweight, scales, minima)
-        return _product(x, weight)
-    out = x.new_empty(len(x), count)
+        weight = scratch.as_strided((count, columns), (columns, 1))
+        _convert_into(weight, qweight, scales, minima)
+        return linear(x, weight)
+    out = x.new_empty(*x.shape[:-1], count)
     for first in range(0, count, part):
         last = min(count, first + part)
-        weight = scratch[: (last - first) * columns].view(last - first, columns)
+        weight = scratch.as_strided((last - first, columns), (columns, 1))
         least = None if minima is None else minima[first:last]
-        _make(weight, qweight[first:last], scales[first:last], least)
-        out[:, first:last] = _product(x, weight)
+        _convert_into(weight, qweight[first:last], scales[first:last], least)
+        out[..., first:last] = linear(x, weight)
     return out
 
 
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    # By oneDNN, in float32 too: torch takes MKL for that, which is slower on some CPUs.
-    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if linear is None or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return torch.nn.functional.linear(x, weight)
-    out: Tensor = linear(x, weight, None, "none", [], "")
-    return out
+def _convert_into(out: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> None:
+    # For a prompt this is done for each layer, while what it needs is in no cache: every
+    # call of Python less counts.
+    qweight, scales = qweight.contiguous(), scales.contiguous()
+    least = None if minima is None else minima.contiguous()
+    rows, columns = out.shape
+    library.load().convert(
+        _parallel(),
+        torch.get_num_threads(),
+        qweight.data_ptr(),
+        scales.data_ptr(),
+        None if least is None else least.data_ptr(),
+        rows,
+        columns,
+        KINDS[qweight.dtype],
+        columns // (scales.shape[1] if scales.dim() == 2 else 1),
+        out.data_ptr(),
+        KINDS[out.dtype],
+    )
 
 
-def _make(weight: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> None:
-    if minima is None and weight.dtype == torch.float32:
-        # By torch's threads, which are awake: while they wait they leave no core to others.
-        weight.copy_(qweight)
-        weight.view(*scales.shape, -1).mul_(scales.unsqueeze(-1))
-        return
-    threads = 1 if weight.dtype == torch.float32 else torch.get_num_threads()
-    _convert_into(weight, qweight, scales, minima, threads)
-
-
-def _convert_into(
-    out: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None, threads: int
-) -> None:
-    kept = [None if each is None else each.contiguous() for each in (qweight, scales, minima)]
-    matrix = describe(*kept)  # type: ignore[arg-type]
-    pool = library.pool(threads, os.getpid())
-    library.load().convert(pool, ctypes.byref(matrix), out.data_ptr(), KINDS[out.dtype])
+@cache
+def _parallel() -> int | None:
+    """Return where torch's OpenMP runtime begins a parallel region; None if it is another kind."""
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if os.name == "posix" else None
+    return ctypes.cast(found, ctypes.c_void_p).value
 
 
 def _scratch_of(numbers: int, dtype: torch.dtype) -> Tensor:
     """Return memory of this thread's own; what is in it is of no use to anybody else."""
-    kept: dict[Any, Tensor] = vars(_scratch)
-    if dtype not in kept or len(kept[dtype]) < numbers:
+    kept: Tensor | None = getattr(_scratch, _NAMES[dtype], None)
+    if kept is None or kept.numel() < numbers:
         # A tensor that is made in inference mode cannot be written to outside of it.
         with torch.inference_mode(False):
-            kept[dtype] = torch.empty(numbers, dtype=dtype)
-    return kept[dtype]
+            kept = torch.empty(numbers, dtype=dtype)
+        setattr(_scratch, _NAMES[dtype], kept)
+    return kept
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -6,7 +6,7 @@ import ctypes
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,12 +53,14 @@ def native_step(model: Any, cache: Any) -> Step | None:
         As the hook `make_decode_step`; None if the model or its cache is none that the
         compiled code knows, or its answers were found to be wrong.
     """
-    if why_not(model, cache):
+    # Walked once: this is done for each prompt, and walking takes as long as a layer does.
+    modules = list(model.modules())
+    if _why_not(model, modules, cache):
         return None
     try:
         decoder = _decoders.get(model)
-        if decoder is None or not decoder.fits(model, cache):
-            decoder = _decoders[model] = Decoder(model, cache)
+        if decoder is None or not decoder.fits(model, modules, cache):
+            decoder = _decoders[model] = Decoder(model, modules, cache)
     except NativeError as error:
         logger.warning("Decoding goes on without compiled code: %s", error)
         return None
@@ -67,6 +69,10 @@ def native_step(model: Any, cache: Any) -> Step | None:
 
 def why_not(model: Any, cache: Any) -> str:
     """Say why the compiled code cannot do a model with a cache; empty if it can."""
+    return _why_not(model, list(model.modules()), cache)
+
+
+def _why_not(model: Any, modules: Sequence[nn.Module], cache: Any) -> str:
     kind = type(model)
     if kind.__name__ not in ARCHITECTURES or not kind.__module__.startswith("transformers."):
         return f"{kind.__name__} is none of {', '.join(sorted(ARCHITECTURES))}"
@@ -74,7 +80,6 @@ def why_not(model: Any, cache: Any) -> str:
         return f"its activation is {model.config.hidden_act}"
     if model.model.rotary_emb.rope_type not in ROPE_TYPES:
         return f"its rotary embedding is {model.model.rotary_emb.rope_type}"
-    modules = list(model.modules())
     linears = [each for each in modules if hasattr(each, "in_features")]
     if not any(isinstance(each, QuantizedLinear) for each in linears):
         return "none of its layers is quantized"
@@ -88,26 +93,37 @@ def why_not(model: Any, cache: Any) -> str:
         return "it has forward hooks"
     if any(_is_replaced(each) for each in modules):
         return "the forward of one of its modules was replaced"
-    if len(set(_epsilons(model))) != 1 or len(set(_scalings(model))) != 1:
+    if len(set(_epsilons(modules))) != 1 or len(set(_scalings(model))) != 1:
         return "its layers differ in a number that they share in compiled code"
-    if not all(_is_known(each.mlp.act_fn, model) for each in model.model.layers):
+    if not all(_is_known(each, model) for each in _activations(model)):
         return "an activation was replaced"
     if reason := _why_not_shapes(model):
         return reason
     if type(model.model.embed_tokens) not in (nn.Embedding, QuantizedEmbedding):
         return f"its embedding is a {type(model.model.embed_tokens).__name__}"
-    if any(not each.is_cpu or each.dtype not in FLOATS for each in model.parameters()):
+    if any(not each.is_cpu or each.dtype not in FLOATS for each in _parameters(modules)):
         return "it is not in float32 or bfloat16 on a CPU"
     return _why_not_cache(cache, len(model.model.layers))
 
 
-def _epsilons(model: Any) -> list[float]:
-    found = (vars(each).get("variance_epsilon") for each in model.modules())
+def _epsilons(modules: Sequence[nn.Module]) -> list[float]:
+    found = (vars(each).get("variance_epsilon") for each in modules)
     return [each for each in found if each is not None]
 
 
 def _scalings(model: Any) -> list[float]:
     return [layer.self_attn.scaling for layer in model.model.layers]
+
+
+def _activations(model: Any) -> list[Any]:
+    """Return those of all layers; of a kind that keeps no numbers, one."""
+    nothing = {*vars(nn.Module()), "_is_hf_initialized"}
+    found: dict[Any, Any] = {}
+    for layer in model.model.layers:
+        activation = layer.mlp.act_fn
+        plain = isinstance(activation, nn.Module) and vars(activation).keys() <= nothing
+        found[type(activation) if plain else id(activation)] = activation
+    return list(found.values())
 
 
 def _is_known(activation: Any, model: Any) -> bool:
@@ -181,6 +197,7 @@ class Decoder:
 
     Args:
         model: one that `why_not` has nothing against.
+        modules: all of the model's.
         cache: likewise.
 
     Attributes:
@@ -190,17 +207,17 @@ class Decoder:
         NativeError: the code cannot be compiled, or its threads cannot be started.
     """
 
-    def __init__(self, model: Any, cache: Any) -> None:
+    def __init__(self, model: Any, modules: Sequence[nn.Module], cache: Any) -> None:
         self.trusted: bool | None = None
         self._library = library.load()
         self._threads, self._process = torch.get_num_threads(), os.getpid()
         pool = library.pool(self._threads, self._process)
-        self._signature = _signature(model)
-        self._numbers = _numbers(model)
+        self._signature = _signature(modules)
+        self._numbers = _numbers(model, modules)
         self._positions = cache.layers[0].keys.shape[2]
         self._cache_dtype = cache.layers[0].keys.dtype
         # While these live, no other tensor can have their addresses, which `fits` compares.
-        self._kept: list[Tensor] = [each.detach() for each in _tensors(model)]
+        self._kept: list[Tensor] = [each.detach() for each in _tensors(modules)]
         config, inner = model.config, model.model
         attention = inner.layers[0].self_attn
         cosines, sines = self._angles(inner)
@@ -219,7 +236,7 @@ class Decoder:
             vocabulary=head.rows,
             activation=ACTIVATIONS[config.hidden_act],
             cache_kind=FLOATS[self._cache_dtype],
-            epsilon=_epsilons(model)[0],
+            epsilon=_epsilons(modules)[0],
             attention_scale=attention.scaling,
             embedding_scale=1.0,
         )
@@ -238,7 +255,7 @@ class Decoder:
             raise NativeError("There is no memory for compiled code to decode in")
         weakref.finalize(self, self._library.decoder_free, self._decoder)
 
-    def fits(self, model: Any, cache: Any) -> bool:
+    def fits(self, model: Any, modules: Sequence[nn.Module], cache: Any) -> bool:
         """Return whether what the code points to is what the model has, and the cache no longer."""
         keys = cache.layers[0].keys
         return (
@@ -246,8 +263,8 @@ class Decoder:
             and keys.dtype == self._cache_dtype
             and self._threads == torch.get_num_threads()
             and self._process == os.getpid()
-            and self._signature == _signature(model)
-            and self._numbers == _numbers(model)
+            and self._signature == _signature(modules)
+            and self._numbers == _numbers(model, modules)
         )
 
     def step_for(self, model: Any, cache: Any) -> Step:
@@ -355,18 +372,23 @@ def _cache(layer: Any) -> Cache:
     )
 
 
-def _signature(model: Any) -> tuple[tuple[int, int], ...]:
+def _signature(modules: Sequence[nn.Module]) -> tuple[tuple[int, int], ...]:
     """Say where all weights are and how often they were changed in place."""
     return tuple(
-        (each.data_ptr(), 0 if each.is_inference() else each._version) for each in _tensors(model)
+        (each.data_ptr(), 0 if each.is_inference() else each._version) for each in _tensors(modules)
     )
 
 
-def _numbers(model: Any) -> tuple[Any, ...]:
+def _numbers(model: Any, modules: Sequence[nn.Module]) -> tuple[Any, ...]:
     """Return what is no tensor, and was copied when the decoder was made."""
     rotary = getattr(model.model.rotary_emb, "attention_scaling", None)
-    return (*_epsilons(model), *_scalings(model), model.config.hidden_act, rotary)
+    return (*_epsilons(modules), *_scalings(model), model.config.hidden_act, rotary)
 
 
-def _tensors(model: Any) -> tuple[Tensor, ...]:
-    return (*model.parameters(), *model.buffers())
+def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
+    own = [each for module in modules for each in module._buffers.values() if each is not None]
+    return _parameters(modules) + own
+
+
+def _parameters(modules: Sequence[nn.Module]) -> list[Tensor]:
+    return [each for module in modules for each in module._parameters.values() if each is not None]

@@ -132,7 +132,7 @@ HOSTILE = "x\x1b]0;owned\x07\x9b2J\u202e"
 
 
 @pytest.mark.parametrize("command", ["generate", "optimize", "eval", "convert", "train"])
-def test_a_hostile_name_reaches_no_terminal(tiny, tmp_path, truthgpt, command):
+def test_a_hostile_name_reaches_no_terminal(tiny, tmp_path, truthgpt, example_installed, command):
     """What is in truthgpt.json, and the name of a model or a file, is written as escapes."""
     saved = tmp_path / "saved"
     shutil.copytree(tiny, saved)
@@ -140,7 +140,7 @@ def test_a_hostile_name_reaches_no_terminal(tiny, tmp_path, truthgpt, command):
     (saved / "truthgpt.json").write_text(json.dumps(recipe))
     arguments = {
         "generate": [saved, "hello"],
-        "optimize": [saved, "--apply", "torch_compile", "-o", tmp_path / "out"],
+        "optimize": [saved, "--apply", "half", "-o", tmp_path / "out"],
         "eval": [tmp_path / HOSTILE],
         "convert": [tiny, tmp_path / HOSTILE],
         "train": [tmp_path / HOSTILE],

@@ -152,13 +152,18 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path, config):
         describe(tmp_path, "typed")
 
 
-@pytest.mark.parametrize("marker", ["", "[]", '{"kind": "converted", "steps": []}'])
-def test_a_converted_directory_is_a_source(find, tmp_path, marker):
-    """What `truthgpt convert` writes can be optimized."""
+@pytest.mark.parametrize(
+    ("marker", "kind"),
+    [('{"kind": "converted", "steps": []}', "directory"), ("", "optimized"), ("[]", "optimized")],
+)
+def test_what_convert_wrote_is_a_directory_and_a_damaged_marker_is_not(
+    find, tmp_path, marker, kind
+):
+    """Loading then says that the file is damaged, and does not take the weights as they are."""
     (tmp_path / "truthgpt.json").write_text(marker)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").touch()
-    assert find(tmp_path).kind == "directory"
+    assert find(tmp_path).kind == kind
 
 
 def test_a_directory_without_a_configuration_points_at_its_gguf_file(find, tmp_path):

@@ -53,11 +53,12 @@ def test_a_step_that_pays_is_accepted(steps, report):
 
 
 def test_a_step_that_no_token_ran_through_is_rejected(steps):
-    """It is compared with what was kept before it, and not with the baseline."""
+    """Nothing that could be measured would be its doing, so no time is spent on it."""
     step = steps["idle"]
     assert step.outcome is Outcome.REJECTED
     assert step.reason.startswith("No measured token is known to have run through it")
-    assert (step.variant, step.against) == ("halve + idle", "halve")
+    assert (step.variant, step.decode_ratio) == (None, None)
+    assert step.coverage is not None
 
 
 def test_a_step_that_ruins_the_model_is_rejected(steps, report):
@@ -73,7 +74,7 @@ def test_a_step_that_ruins_the_model_is_rejected(steps, report):
 def test_each_step_that_was_timed_says_when_it_has_repaid_itself(steps):
     """Applying it and warming up cost time; only a step that was not timed says nothing."""
     told = {name for name, step in steps.items() if step.break_even is not None}
-    assert told == {"halve", "ruin", "idle"}
+    assert told == {"halve", "ruin"}
     assert all(step.break_even.extra_seconds > -60 for step in steps.values() if step.break_even)
 
 
@@ -124,12 +125,11 @@ def test_a_step_that_saves_what_it_cannot_load_has_failed(steps):
 def test_every_variant_that_was_measured_is_reported(report):
     """The baseline first; each with a value for every round of every launch it took part in."""
     names = [variant.name for variant in report.variants]
-    assert names == ["baseline", "halve", "halve + ruin", "halve + idle"]
+    assert names == ["baseline", "halve", "halve + ruin"]
     rounds = [len(each.measured.decode_tokens_per_second.values) for each in report.variants]
-    # Two launches of three rounds, and one of a step that no token ran through.
-    assert rounds == [15, 6, 6, 3]
+    assert rounds == [12, 6, 6]
     launches = [each.measured.decode_tokens_per_second.launches for each in report.variants]
-    assert launches == [[3] * 5, [3, 3], [3, 3], [3]]
+    assert launches == [[3] * 4, [3, 3], [3, 3]]
     for variant in report.variants:
         assert all(value > 0 for value in variant.measured.first_token_seconds.values)
         assert variant.measured.peak_memory_bytes > 10_000_000

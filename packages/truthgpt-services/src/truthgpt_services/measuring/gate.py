@@ -85,7 +85,7 @@ def judge(
             f"weights are {candidate.weights_bytes / before.weights_bytes:.2f}× the size",
         ]
     )
-    outcome, against = Outcome.REJECTED, _nothing_done(effect)
+    outcome, against = Outcome.REJECTED, nothing_done(effect)
     against = against or _quality_lost(candidate, baseline, gate) or _too_slow(speeds, gate)
     if not against:
         smaller = pays_by_size(candidate.weights_bytes, before.weights_bytes, gate)
@@ -142,8 +142,8 @@ _NO_GAIN = {
 }
 
 
-def _nothing_done(effect: Effect) -> str:
-    """Return why nothing that was measured is the step's doing; empty if it may be."""
+def nothing_done(effect: Effect) -> str:
+    """Return why nothing that is measured can be the step's doing; empty if it may be."""
     if effect.stage is Stage.EXECUTION:
         ran = "No measured token is known to have run through it, so it changes nothing."
         return "" if effect.used else ran
@@ -182,7 +182,7 @@ def _speed(verb: str, ratio: Ratio, gate: Gate) -> str:
     if math.isinf(ratio.high):
         return f"{verb} at a speed that was not measured closely enough"
     if not ratio.differs:
-        return f"{verb} no differently {ends}"
+        return f"{verb} as fast within noise {ends}"
     return f"{verb} {ratio.median:.{decimals}f}× as fast {ends}"
 
 

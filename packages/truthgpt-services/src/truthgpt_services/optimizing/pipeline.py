@@ -36,7 +36,7 @@ from truthgpt_services.measuring.contest import (
     measure_quality_alone,
     warm_up,
 )
-from truthgpt_services.measuring.gate import Effect, break_even, judge, pays_by_size
+from truthgpt_services.measuring.gate import Effect, break_even, judge, nothing_done, pays_by_size
 from truthgpt_services.measuring.process import WorkerProcess
 from truthgpt_services.measuring.speed import DECODE, METRICS, PREFILL, Plan, undecided
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
@@ -324,6 +324,12 @@ class Job:
             made = MadeVariant(candidate, steps, directory, built["peak_memory_bytes"])
             compiles = step.optimization.stage is Stage.EXECUTION
             self._warm_up(candidate, first_use=compiles)
+            effect = self._effect(made, step, built["steps"][-1])
+            idle = nothing_done(effect)
+            if idle and not self._request.gate.keep_all:
+                self._note(step, Outcome.REJECTED, idle, built["steps"][-1])
+                self._collect_notes(made, [step])
+                return
             measure_quality(
                 candidate,
                 self._baseline.contestant,
@@ -335,8 +341,8 @@ class Job:
             compare_layers(
                 candidate, self._baseline.contestant, self._ids, self._plan, self._scratch
             )
-            used = self._time(made, step, built["steps"][-1]["settings"])
-            self._judge(step, made, built["steps"][-1], used=used)
+            self._time(made, step)
+            self._judge(step, made, built["steps"][-1], effect)
             self._collect_notes(made, [step])
             if self._comparisons is not None:
                 took_turns = [self._baseline.contestant, against.contestant, made.contestant]
@@ -358,12 +364,16 @@ class Job:
                 (worker if made is None else made.contestant.worker).end(at_once=True)
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _time(self, made: MadeVariant, step: AskedStep, settings: dict[str, Any]) -> bool:
-        """Time a candidate beside what it is compared with, until that decides about it.
+    def _effect(self, made: MadeVariant, step: AskedStep, built: dict[str, Any]) -> Effect:
+        """Say what a step did; a prompt and tokens like those that are timed have been computed."""
+        stage = step.optimization.stage
+        used = stage is not Stage.EXECUTION or made.contestant.worker.call(
+            "was_used", name=step.name, settings=built["settings"]
+        )
+        return Effect(stage, built["changed"], built["changed_note"], used)
 
-        Returns:
-            Whether measured tokens ran through what the step put in place.
-        """
+    def _time(self, made: MadeVariant, step: AskedStep) -> None:
+        """Time a candidate beside what it is compared with, until that decides about it."""
         baseline, candidate = self._baseline.contestant, made.contestant
         if self._kept.cold:
             kept, self._kept.cold = self._kept.contestant, False
@@ -372,11 +382,7 @@ class Job:
         contestants = [baseline, candidate]
         if self._kept is not self._baseline:
             contestants.insert(1, self._kept.contestant)
-        executes = step.optimization.stage is Stage.EXECUTION
-        # It has predicted the text by now, in whole windows and token by token.
-        used = not executes or candidate.worker.call("was_used", name=step.name, settings=settings)
-        # What is rejected in any case is timed once, for the report alone.
-        control = self.timing.control(baseline, self._ids) if used else None
+        control = self.timing.control(baseline, self._ids)
         if control is not None:
             # One and the same for the whole job, in new processes for each step.
             if self._found.control is not None:
@@ -390,8 +396,6 @@ class Job:
         )
 
         def enough(launches: int) -> bool:
-            if not used:
-                return True
             if launches not in self._plan.looks:
                 return False
             ratios = [self._found.ratio(made, self._kept, quantity) for quantity in METRICS]
@@ -406,16 +410,14 @@ class Job:
         self.timing.until(contestants, self._ids, enough)
         if control is not None:
             control.worker.end(at_once=True)
-        return used
 
     def _judge(
-        self, step: AskedStep, made: MadeVariant, built: dict[str, Any], *, used: bool
+        self, step: AskedStep, made: MadeVariant, built: dict[str, Any], effect: Effect
     ) -> None:
         against = self._kept
         measured, before = self._found.measurements(made), self._found.measurements(against)
         decode = self._found.ratio(made, against, DECODE)
         prefill = self._found.ratio(made, against, PREFILL)
-        stage = step.optimization.stage
         closely = self._plan.closely and len(decode.launches) >= self._plan.launches
         decision = judge(
             measured,
@@ -424,29 +426,17 @@ class Job:
             decode=decode,
             prefill=prefill,
             gate=self._request.gate,
-            effect=Effect(stage, built["changed"], built["changed_note"], used),
+            effect=effect,
             closely=closely,
         )
         self._found.variants.append(self._found.variant(made))
         if decision.accepted:
             self._accept(made)
-        ended, reverted = EventType.OPTIMIZATION_FINISHED, EventType.OPTIMIZATION_REVERTED
-        kind = ended if decision.accepted else reverted
-        emit_event(kind, {"optimization": step.name, "reason": decision.reason})
-        self._found.note(
+        self._note(
             step,
             decision.outcome,
             decision.reason,
-            options=built["settings"],
-            seconds=built["seconds"],
-            coverage=StepCoverage(
-                unit=built["unit"],
-                covered=built["covered"],
-                total=built["total"],
-                skipped=[Skipped(name=name, reason=why) for name, why in built["skipped"]],
-            ),
-            notes=built["notes"],
-            choices=[Choice(**each) for each in built["choices"]],
+            built,
             variant=made.name,
             against=against.name,
             decode_ratio=decode,
@@ -461,6 +451,30 @@ class Job:
                 file_bytes=self._resolved.file_bytes,
                 closely=closely,
             ),
+        )
+
+    def _note(
+        self, step: AskedStep, outcome: Outcome, reason: str, built: dict[str, Any], **found: Any
+    ) -> None:
+        """Tell what became of a step that was made."""
+        accepted = outcome is Outcome.ACCEPTED
+        kind = EventType.OPTIMIZATION_FINISHED if accepted else EventType.OPTIMIZATION_REVERTED
+        emit_event(kind, {"optimization": step.name, "reason": reason})
+        self._found.note(
+            step,
+            outcome,
+            reason,
+            options=built["settings"],
+            seconds=built["seconds"],
+            coverage=StepCoverage(
+                unit=built["unit"],
+                covered=built["covered"],
+                total=built["total"],
+                skipped=[Skipped(name=name, reason=why) for name, why in built["skipped"]],
+            ),
+            notes=built["notes"],
+            choices=[Choice(**each) for each in built["choices"]],
+            **found,
         )
 
     def _collect_notes(self, made: MadeVariant, steps: Iterable[AskedStep]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from truthgpt_core.optimization import OptimizationContext
 from truthgpt_plugin_quantize import kernels
@@ -114,7 +116,8 @@ def test_a_model_answers_nearly_the_same(tiles: None, context: OptimizationConte
 def test_prompts_are_multiplied_by_the_weights_whatever_part_is_made_at_once(
     monkeypatch: pytest.MonkeyPatch, case: Any
 ) -> None:
-    """Large layers are made a part at a time, in memory that the next part is written into."""
+    """Without OpenMP's threads, a part is made at a time in memory that the next is written into."""
+    monkeypatch.setattr(rows, "_parallel", lambda: None)
     layer, other = made(*case), made(*case)
     x = torch.randn(FEW_ROWS + 5, 256)
     exact = [x @ each.dequantize().T + each.bias for each in (layer, other)]
@@ -122,6 +125,31 @@ def test_prompts_are_multiplied_by_the_weights_whatever_part_is_made_at_once(
     found = [layer(x), other(x)]
     for one, wanted in zip(found, exact, strict=True):
         assert torch.allclose(one, wanted, atol=1e-4)
+
+
+@given(
+    outputs=st.integers(1, 130),
+    blocks=st.integers(1, 9),
+    count=st.integers(FEW_ROWS + 1, 600),
+    scheme=st.sampled_from(["int8", "int4"]),
+    group=st.sampled_from([0, 32, 64, 96]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_prompts_of_any_length_go_through_layers_of_any_shape(
+    outputs: int, blocks: int, count: int, scheme: str, group: int, seed: int
+) -> None:
+    """What is computed in tiles ends anywhere, and is off by float32's rounding alone."""
+    torch.manual_seed(seed)
+    linear = torch.nn.Linear(64 * blocks, outputs)
+    if scheme == "int4":
+        group = 64 if group == 64 else 32
+    layer = layer_class(Scheme(scheme)).from_linear(linear, "native", group)
+    x = torch.randn(count, 64 * blocks)
+    weight = layer.dequantize().double()
+    exact = x.double() @ weight.T + linear.bias
+    bound = 1e-6 * 64 * blocks * (x.double().abs() @ weight.abs().T) + 1e-6
+    assert ((layer(x) - exact).abs() <= bound).all()
 
 
 def test_threads_do_not_write_into_each_others_weights() -> None:

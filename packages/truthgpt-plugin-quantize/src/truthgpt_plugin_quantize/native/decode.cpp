@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "products.hpp"
+#include "prompts.hpp"
 #include "threads.hpp"
 
 extern "C" {
@@ -253,29 +254,15 @@ class Decoder {
     float* logits_ = nullptr;
 };
 
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
 constexpr int64_t CONVERTED_AT_ONCE = 1 << 14;  // numbers, 64 KiB of float32
 
-// Rows that are left to convert; each thread takes some at a time.
-struct Conversion {
-    const Linear& m;
-    void* out;
-    int32_t kind;
-    std::atomic<int64_t> next{0};
-
-    void work() {
-        const int64_t rows = std::max<int64_t>(1, CONVERTED_AT_ONCE / m.columns);
-        for (int64_t row; (row = next.fetch_add(rows)) < m.rows;) {
-            for (const int64_t end = std::min<int64_t>(m.rows, row + rows); row < end; ++row) {
-                if (kind == BFLOAT16)
-                    convert_row(m, row, static_cast<uint16_t*>(out) + row * m.columns);
-                else
-                    convert_row(m, row, static_cast<float*>(out) + row * m.columns);
-            }
-        }
-    }
-};
+template <typename Work>
+void side_by_side(Parallel parallel, int32_t threads, Work& work) {
+    if (parallel == nullptr || threads == 1)
+        work();
+    else
+        parallel([](void* it) { (*static_cast<Work*>(it))(); }, &work, threads, 0);
+}
 
 }  // namespace
 
@@ -310,18 +297,42 @@ void decoder_step(void* decoder, int64_t token, int64_t position, const Cache* c
     static_cast<Decoder*>(decoder)->step(token, position, caches, logits);
 }
 
-// All weights of a matrix of integers as numbers of a kind, FLOAT32 or BFLOAT16, by the threads
-// of an OpenMP runtime: other threads would have to share the cores with them, since they spin
-// while they wait. `parallel` is its GOMP_parallel; if it is null, one thread does it all.
-void convert(Parallel parallel, int32_t threads, const void* weight, const void* scales,
-             const uint16_t* minima, int32_t rows, int32_t columns, int32_t from, int32_t group,
-             void* out, int32_t kind) {
-    const Linear m{weight, scales, minima, nullptr, rows, columns, from, group};
-    Conversion all{m, out, kind};
-    if (parallel == nullptr || threads == 1)
-        all.work();
-    else
-        parallel([](void* it) { static_cast<Conversion*>(it)->work(); }, &all, threads, 0);
+// All weights of a matrix of integers as numbers of a kind, FLOAT32 or BFLOAT16. If there is no
+// `parallel`, one thread does it all.
+void convert(Parallel parallel, int32_t threads, const Linear* m, void* out, int32_t kind) {
+    const int64_t at_once = std::max<int64_t>(1, CONVERTED_AT_ONCE / m->columns);
+    std::atomic<int64_t> next{0};
+    auto work = [&] {
+        for (int64_t row; (row = next.fetch_add(at_once)) < m->rows;) {
+            for (const int64_t end = std::min<int64_t>(m->rows, row + at_once); row < end; ++row) {
+                const int64_t at = row * m->columns;
+                if (kind == BFLOAT16)
+                    convert_part(*m, row, 0, m->columns, static_cast<uint16_t*>(out) + at);
+                else
+                    convert_part(*m, row, 0, m->columns, static_cast<float*>(out) + at);
+            }
+        }
+    };
+    side_by_side(parallel, threads, work);
+}
+
+// `count` rows of activations times a matrix of integers. Returns 0 if there is no memory for it.
+int32_t prompt(Parallel parallel, int32_t threads, const Linear* m, const float* x, int64_t count,
+               float* out) {
+    static thread_local std::vector<float> packed;
+    try {
+        for (int64_t first = 0; first < count; first += MOST_COUNT) {
+            Prompt rows(*m, x + first * m->columns, std::min(MOST_COUNT, count - first),
+                        out + first * m->rows, threads, packed);
+            auto pack = [&] { rows.pack(); };
+            side_by_side(parallel, threads, pack);
+            auto multiply = [&] { rows.multiply(); };
+            side_by_side(parallel, threads, multiply);
+        }
+    } catch (const std::bad_alloc&) {
+        return 0;
+    }
+    return 1;
 }
 
 // `count` rows of activations times one matrix.

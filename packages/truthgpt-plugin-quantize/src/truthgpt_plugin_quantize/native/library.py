@@ -32,7 +32,7 @@ from truthgpt_core.paths import CACHE, cache_dir
 logger = logging.getLogger(__name__)
 
 CXX = "CXX"
-SOURCES = ("decode.cpp", "numbers.hpp", "products.hpp", "threads.hpp")
+SOURCES = ("decode.cpp", "numbers.hpp", "products.hpp", "prompts.hpp", "threads.hpp")
 """The first one includes the others."""
 
 FLAGS = (
@@ -307,9 +307,10 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.decoder_step.restype = None
     library.decoder_step.argtypes = [c_void_p, c_int64, c_int64, POINTER(Cache), c_void_p]
     library.convert.restype = None
-    library.convert.argtypes = [
-        *(c_void_p, c_int32, c_void_p, c_void_p, c_void_p),
-        *(c_int32, c_int32, c_int32, c_int32, c_void_p, c_int32),
+    library.convert.argtypes = [c_void_p, c_int32, POINTER(Linear), c_void_p, c_int32]
+    library.prompt.restype = c_int32
+    library.prompt.argtypes = [
+        *(c_void_p, c_int32, POINTER(Linear), c_void_p, c_int64, c_void_p),
     ]
     library.linear.restype = None
     library.linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int32, c_void_p]

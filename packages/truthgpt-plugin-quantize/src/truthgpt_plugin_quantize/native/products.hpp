@@ -270,35 +270,45 @@ void read_row(const Linear& m, int64_t row, float* out) {
 void store(float value, float* out) { *out = value; }
 void store(float value, uint16_t* out) { *out = to_bfloat16(value); }
 
-// As `read_row`, for integers and in vectors; Number is float, or uint16_t for bfloat16.
+// As `read_row`, of `count` columns from `first` on, for integers and in vectors. Both are multiples
+// of BLOCK, `first` of two blocks; Number is float, or uint16_t for bfloat16.
 template <typename Number>
-void convert_row(const Linear& m, int64_t row, Number* out) {
+void convert_part(const Linear& m, int64_t row, int32_t first, int32_t count, Number* out) {
     const int32_t groups = m.columns / m.group, blocks = m.group / BLOCK;
+    int64_t group = row * groups + first / m.group;
+    int32_t left = blocks - first % m.group / BLOCK;  // blocks until the next group
     // Bytes could be part of what is written, for all that the compiler knows.
     Number* __restrict to = out;
     if (m.kind == INT8) {
-        const int8_t* __restrict from = static_cast<const int8_t*>(m.weight) + row * m.columns;
-        const float* __restrict scales = static_cast<const float*>(m.scales) + row * groups;
-        for (int32_t group = 0; group < groups; ++group) {
-            const float scale = scales[group];
-            for (int32_t block = 0; block < blocks; ++block, from += BLOCK, to += BLOCK)
-                for (int i = 0; i < BLOCK; ++i) store(float(from[i]) * scale, to + i);
+        const int8_t* __restrict from =
+            static_cast<const int8_t*>(m.weight) + row * m.columns + first;
+        const float* __restrict scales = static_cast<const float*>(m.scales);
+        float scale = scales[group];
+        for (int32_t end = count / BLOCK, block = 0; block < end; ++block, --left) {
+            if (left == 0) {
+                scale = scales[++group];
+                left = blocks;
+            }
+            for (int i = 0; i < BLOCK; ++i)
+                store(float(from[block * BLOCK + i]) * scale, to + block * BLOCK + i);
         }
         return;
     }
     const uint8_t* __restrict from =
-        static_cast<const uint8_t*>(m.weight) + row * (m.columns / 2);
-    const uint16_t* __restrict scales = static_cast<const uint16_t*>(m.scales) + row * groups;
-    const uint16_t* __restrict minima = m.minima + row * groups;
-    int32_t shift = 0;
-    for (int32_t group = 0; group < groups; ++group) {
-        const float scale = from_float16(scales[group]), least = from_float16(minima[group]);
-        for (int32_t block = 0; block < blocks; ++block, to += BLOCK) {
-            for (int i = 0; i < BLOCK; ++i)
-                store(float(from[i] >> shift & 15) * scale + least, to + i);
-            from += shift == 0 ? 0 : BLOCK;
-            shift = 4 - shift;
+        static_cast<const uint8_t*>(m.weight) + (row * m.columns + first) / 2;
+    const uint16_t* __restrict scales = static_cast<const uint16_t*>(m.scales);
+    float scale = from_float16(scales[group]), least = from_float16(m.minima[group]);
+    for (int32_t end = count / BLOCK, block = 0; block < end; ++block, --left) {
+        if (left == 0) {
+            ++group;
+            scale = from_float16(scales[group]);
+            least = from_float16(m.minima[group]);
+            left = blocks;
         }
+        const uint8_t* __restrict bytes = from + block / 2 * BLOCK;
+        const int shift = block % 2 * 4;
+        for (int i = 0; i < BLOCK; ++i)
+            store(float(bytes[i] >> shift & 15) * scale + least, to + block * BLOCK + i);
     }
 }
 

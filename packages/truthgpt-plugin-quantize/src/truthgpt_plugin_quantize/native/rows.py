@@ -103,7 +103,7 @@ def convert(qweight: Tensor, scales: Tensor, minima: Tensor | None, dtype: torch
 
 
 def multiply_many(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> Tensor:
-    """Multiply many rows by weights that are made a part at a time, in the same memory.
+    """Multiply many rows by weights that are made a part at a time.
 
     Args:
         x: float32 or bfloat16 of shape (..., in).
@@ -117,6 +117,10 @@ def multiply_many(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | N
     Raises:
         NativeError: the code cannot be compiled.
     """
+    if x.dtype == torch.float32 and _parallel() is not None:
+        out = _multiply_prompt(x, qweight, scales, minima)
+        if out is not None:
+            return out
     columns, count = x.shape[-1], qweight.shape[0]
     part = min(count, max(1, SCRATCH // columns))
     scratch = _scratch_of(part * columns, x.dtype)
@@ -134,25 +138,38 @@ def multiply_many(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | N
     return out
 
 
-def _convert_into(out: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> None:
-    # For a prompt this is done for each layer, while what it needs is in no cache: every
-    # call of Python less counts.
-    qweight, scales = qweight.contiguous(), scales.contiguous()
-    least = None if minima is None else minima.contiguous()
-    rows, columns = out.shape
-    library.load().convert(
+def _multiply_prompt(
+    x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None
+) -> Tensor | None:
+    given = x.contiguous()
+    out = x.new_empty(*x.shape[:-1], qweight.shape[0])
+    matrix, kept = _described(qweight, scales, minima)
+    done = library.load().prompt(
         _parallel(),
         torch.get_num_threads(),
-        qweight.data_ptr(),
-        scales.data_ptr(),
-        None if least is None else least.data_ptr(),
-        rows,
-        columns,
-        KINDS[qweight.dtype],
-        columns // (scales.shape[1] if scales.dim() == 2 else 1),
+        ctypes.byref(matrix),
+        given.data_ptr(),
+        x.numel() // x.shape[-1],
         out.data_ptr(),
-        KINDS[out.dtype],
     )
+    del kept
+    return out if done else None
+
+
+def _convert_into(out: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None) -> None:
+    matrix, kept = _described(qweight, scales, minima)
+    library.load().convert(
+        _parallel(), torch.get_num_threads(), ctypes.byref(matrix), out.data_ptr(), KINDS[out.dtype]
+    )
+    del kept
+
+
+def _described(
+    qweight: Tensor, scales: Tensor, minima: Tensor | None
+) -> tuple[Linear, list[Tensor | None]]:
+    """Return a matrix as the compiled code sees it, and what has to be kept alive meanwhile."""
+    kept = [None if each is None else each.contiguous() for each in (qweight, scales, minima)]
+    return describe(*kept), kept  # type: ignore[arg-type]
 
 
 @cache

@@ -130,7 +130,7 @@ def cli() -> None:
 
     \b
       truthgpt optimize MODEL --apply quantize,compile --output DIR
-      truthgpt generate DIR "The future of AI is"
+      truthgpt generate DIR "What is the capital of France?"
     """  # noqa: D301 - click wants the character, not its escape
 
 

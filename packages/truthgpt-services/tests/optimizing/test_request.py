@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from truthgpt_core.config import ConfigError
 from truthgpt_core.errors import TruthGPTError, UsageError
 from truthgpt_core.optimization import OptimizationError
 from truthgpt_services.optimizing.request import (
@@ -94,6 +95,18 @@ def test_a_wrong_file_says_where(file, text, line, column, said):
     place = f"{path}:{line}:{column}" if line else f"{path}:"
     assert place in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_what_a_file_cannot_apply_is_told_with_its_place(file, plugins):
+    """All of them at once; what is typed with --apply replaces them."""
+    path = file("model: m\noutput: o\napply:\n  - qauntize\n  - halve: {no_such_option: 1}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_request(path, {}, [], plugins)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"{path}:4:5: apply.0: ")
+    assert second.startswith(f"{path}:5:5: apply.1: ")
+    assert "no_such_option" in second
+    assert read_request(path, {}, HALVE, plugins).apply == HALVE
 
 
 def test_a_missing_file_is_named(tmp_path):

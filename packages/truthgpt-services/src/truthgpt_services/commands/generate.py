@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truthgpt_core.columns import harmless
+from truthgpt_core.columns import harmless, visible
 from truthgpt_services.commands.prompt_input import read_prompt_text
 
 if TYPE_CHECKING:
@@ -123,22 +123,17 @@ def generate(
 def _print_text(stream: TextStream, asked: str) -> str:
     terminal = _is_terminal()
     if terminal and not stream.prompt.is_chat:
-        click.echo(_visible(asked), nl=False)
+        click.echo(visible(asked), nl=False)
     pieces = []
     for piece in stream:
         pieces.append(piece)
-        click.echo(_visible(piece) if terminal else piece, nl=False)
+        click.echo(visible(piece) if terminal else piece, nl=False)
     click.echo()
     return "".join(pieces)
 
 
 def _is_terminal() -> bool:
     return sys.stdout.isatty()
-
-
-def _visible(text: str) -> str:
-    """Return a text of a model as a terminal may have it: only its lines and tabs are obeyed."""
-    return "\n".join("\t".join(map(harmless, line.split("\t"))) for line in text.split("\n"))
 
 
 def _print_json(

@@ -111,7 +111,7 @@ def optimize(
     if output is not None:
         said["output"] = str(output)
     plugins = get_plugin_manager()
-    request = read_request(config, said, applied_on_command_line(applied, plugins))
+    request = read_request(config, said, applied_on_command_line(applied, plugins), plugins)
     with shown_progress() as progress:
         report = run(
             request,

@@ -228,7 +228,7 @@ class ModelService:
 
         Nothing is measured, unless `measure` asks for it. Then the model is saved aside, with
         the weights that it has now, and worker processes do with it what `truthgpt optimize`
-        does: each step is measured, and one that does not pay is taken back. `last_report`
+        does: each step is measured, and one that does not pay is rejected. `last_report`
         says what was found. That takes minutes, and memory for up to three more models on the
         same device.
 

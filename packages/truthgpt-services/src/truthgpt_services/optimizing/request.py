@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from truthgpt_core.config import Dtype, Fraction, load_yaml_model
+from truthgpt_core.config import (
+    ConfigError,
+    Dtype,
+    Fraction,
+    LoadedYaml,
+    Origin,
+    Problem,
+    load_located,
+)
 from truthgpt_core.errors import TruthGPTError, UsageError, did_you_mean
 from truthgpt_core.optimization import Optimization, OptimizationError, parse_applied
 from truthgpt_core.plugin_system import PluginManager
@@ -135,7 +143,10 @@ class OptimizeFile(BaseModel):
 
 
 def read_request(
-    file: Path | None, said: Mapping[str, Any], applied: Sequence[Applying]
+    file: Path | None,
+    said: Mapping[str, Any],
+    applied: Sequence[Applying],
+    plugins: PluginManager | None = None,
 ) -> OptimizeFile:
     """Put together what a file and the command line ask for.
 
@@ -143,12 +154,19 @@ def read_request(
         file: the YAML file of `--config`, if there is one.
         said: what the command line gave, by key; it goes before the file.
         applied: what it gave with `--apply`; if anything, it replaces the file's.
+        plugins: where the optimizations come from, to refuse those of the file that cannot be
+            made; None to read them alone.
 
     Raises:
         ConfigError: the file is wrong; all of it, with lines and columns.
         UsageError: the command line is wrong, or something is missing.
     """
-    request = OptimizeFile() if file is None else load_yaml_model(file, OptimizeFile)
+    request = OptimizeFile()
+    if file is not None:
+        loaded = load_located(file, OptimizeFile)
+        request = loaded.value
+        if plugins is not None and not applied:
+            _check_applied(loaded, plugins)
     request = read_measuring(said, request)
     if applied:
         request = request.model_copy(update={"apply": list(applied)})
@@ -161,6 +179,18 @@ def read_request(
             "No optimization is named", hint="Add, for instance, --apply quantize,compile."
         )
     return request
+
+
+def _check_applied(loaded: LoadedYaml[OptimizeFile], plugins: PluginManager) -> None:
+    problems = []
+    for number, each in enumerate(loaded.value.apply):
+        path = f"apply.{number}"
+        try:
+            plugins.make_optimization(each.name, each.options)
+        except OptimizationError as error:
+            problems.append(Problem(Origin(loaded.origin(path)), path, error.message, error.hint))
+    if problems:
+        raise ConfigError(problems)
 
 
 def read_measuring(said: Mapping[str, Any], request: OptimizeFile | None = None) -> OptimizeFile:

@@ -181,7 +181,9 @@ class Measurements(_Record):
         description="the same while it was made; 0 for the baseline"
     )
     quality: Quality
-    sample: str = Field(description="greedy continuation of the sample prompt")
+    sample: str = Field(
+        description="what the model answers to the sample prompt, or continues it with, greedily"
+    )
 
 
 class LayerDivergence(_Record):

@@ -116,7 +116,7 @@ def test_a_model_answers_nearly_the_same(tiles: None, context: OptimizationConte
 def test_prompts_are_multiplied_by_the_weights_whatever_part_is_made_at_once(
     monkeypatch: pytest.MonkeyPatch, case: Any
 ) -> None:
-    """Without OpenMP's threads, a part is made at a time in memory that the next is written into."""
+    """Without OpenMP's threads a part is made at a time, in memory that the next one overwrites."""
     monkeypatch.setattr(rows, "_parallel", lambda: None)
     layer, other = made(*case), made(*case)
     x = torch.randn(FEW_ROWS + 5, 256)

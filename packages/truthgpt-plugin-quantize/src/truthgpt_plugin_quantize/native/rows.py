@@ -175,8 +175,10 @@ def _described(
 @cache
 def _parallel() -> int | None:
     """Return where torch's OpenMP runtime begins a parallel region; None if it is another kind."""
-    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if os.name == "posix" else None
-    return ctypes.cast(found, ctypes.c_void_p).value
+    if os.name != "posix":
+        return None
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
 
 
 def _scratch_of(numbers: int, dtype: torch.dtype) -> Tensor:

@@ -152,6 +152,17 @@ def test_prompts_of_any_length_go_through_layers_of_any_shape(
     assert ((layer(x) - exact).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("kernel", ["native", "dequantize"])
+def test_int8_dynamic_rounds_the_activations_of_a_prompt_with_any_kernel(kernel: str) -> None:
+    """The scheme says what is rounded; a kernel is how one token is computed."""
+    layer = made("int8-dynamic", kernel, 0)
+    x = torch.randn(FEW_ROWS + 60, 256)
+    scales = x.abs().amax(dim=-1, keepdim=True) / 127
+    rounded = (x / scales).round() * scales
+    assert torch.allclose(layer(x), rounded @ layer.dequantize().T + layer.bias, atol=1e-4)
+    assert not torch.allclose(layer(x), x @ layer.dequantize().T + layer.bias, atol=1e-4)
+
+
 def test_threads_do_not_write_into_each_others_weights() -> None:
     """Two requests in two threads get what each would get alone."""
     layers = [made("int8", "native", 32) for _ in range(2)]

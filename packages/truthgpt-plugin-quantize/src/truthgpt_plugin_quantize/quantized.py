@@ -118,36 +118,26 @@ class QuantizedLinear(nn.Module, ABC):
     def multiply_many(self, rows: Tensor) -> Tensor:
         """Multiply rows, of shape (rows, in), by floating-point weights made for the call."""
         dtype = product_dtype(rows)
+        # Without derivatives, as weights that are kept for them may not be made anew.
+        compiled = self.kernel == "native" and rows.is_cpu and not is_derived(rows)
+        if compiled and dtype in kernels.CONVERTED:
+            minima = getattr(self, "minima", None)
+            return kernels.many(rows.to(dtype), self.qweight, self.scales, minima).to(rows.dtype)
         return nn.functional.linear(rows.to(dtype), self.convert(dtype)).to(rows.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer for `x` of shape (..., in_features), in the dtype of `x`."""
-        # The kernels have no derivatives, and weights that are kept for derivatives may not be
-        # made anew in the same memory.
-        alone = x.is_cpu and not is_derived(x)
-        if alone and x.numel() <= FEW_ROWS * self.in_features:
-            out = self._by_rows(x, few=True)
-        elif alone and self.kernel == "native" and product_dtype(x) in kernels.CONVERTED:
-            out = self._multiply_native(x)
-        else:
-            out = self._by_rows(x, few=False)
-        if self.bias is not None:
-            out = out + self.bias.to(x.dtype)
-        return out
-
-    def _by_rows(self, x: Tensor, *, few: bool) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        out = self.multiply_few(rows) if few else None
+        out = None
+        # The kernels have no derivatives.
+        if rows.is_cpu and rows.shape[0] <= FEW_ROWS and not is_derived(rows):
+            out = self.multiply_few(rows)
         if out is None:
             out = self.multiply_many(rows)
+        if self.bias is not None:
+            out = out + self.bias.to(x.dtype)
         shaped: Tensor = out.view(*x.shape[:-1], self.out_features)
         return shaped
-
-    def _multiply_native(self, x: Tensor) -> Tensor:
-        dtype, own = product_dtype(x), self._buffers
-        given = x if x.dtype == dtype else x.to(dtype)
-        out = kernels.many(given, own["qweight"], own["scales"], own.get("minima"))  # type: ignore[arg-type]
-        return out if out.dtype == x.dtype else out.to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `model.to(dtype)` is for weights in floating point. These are part of how bits are

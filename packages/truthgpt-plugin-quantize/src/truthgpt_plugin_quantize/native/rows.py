@@ -71,13 +71,13 @@ def multiply(x: Tensor, qweight: Tensor, scales: Tensor, minima: Tensor | None =
         NativeError: the code cannot be compiled.
     """
     exact = x.float().contiguous()
-    kept = [None if each is None else each.contiguous() for each in (qweight, scales, minima)]
+    matrix, kept = _described(qweight, scales, minima)
     out = torch.empty(x.shape[0], qweight.shape[0], dtype=torch.float32)
     pool = library.pool(torch.get_num_threads(), os.getpid())
-    matrix = describe(*kept)  # type: ignore[arg-type]
     library.load().linear(
         pool, ctypes.byref(matrix), exact.data_ptr(), exact.shape[0], out.data_ptr()
     )
+    del kept
     return out.to(x.dtype)
 
 

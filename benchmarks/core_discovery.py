@@ -74,8 +74,8 @@ def scan_entry_points() -> int:
 
 def scan_truthgpt() -> int:
     """Do what `truthgpt plugins` does before it prints."""
-    from truthgpt_core.plugin_base import State
-    from truthgpt_core.plugin_listing import installed_rows
+    from truthgpt_core.plugin_system.plugin import State
+    from truthgpt_core.plugin_system.table import installed_rows
 
     rows = installed_rows().values()
     return sum(row.state is State.FOUND for row in rows if row.name.startswith("bench"))

@@ -312,7 +312,7 @@ def real(runs: int) -> None:
         )
         write_tiny_model(place / "tiny")
         paths = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-        command = "from truthgpt_core.cli import main; main()"
+        command = "from truthgpt_core.cli.main import main; main()"
         for number in range(runs):
             subprocess.run(
                 [

@@ -62,7 +62,7 @@ def start_table(megabytes: int, model: str) -> Iterator[str]:
 
 def start(name: str, began: float) -> dict[str, float]:
     """Run `truthgpt train` for a step; return the seconds from when the process began."""
-    from truthgpt_core.cli import main
+    from truthgpt_core.cli.main import main
     from truthgpt_core.event_system import Event, EventType, on_event
 
     folder, stepped = Path(name), list[float]()

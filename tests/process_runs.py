@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from truthgpt_core.cli import main
+from truthgpt_core.cli.main import main
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import get_plugin_manager
 

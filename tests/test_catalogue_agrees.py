@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from truthgpt_core.plugin_system import PluginManager
-from truthgpt_core.training_backend import TrainingBackend
+from truthgpt_core.training import TrainingBackend
 
 ROOT = Path(__file__).parent.parent
-CATALOGUE = json.loads(files("truthgpt_core").joinpath("catalogue.json").read_text("utf-8"))
+CATALOGUE = json.loads(
+    files("truthgpt_core.plugin_system").joinpath("catalogue.json").read_text("utf-8")
+)
 
 
 def declared(*groups: str) -> dict[str, tuple[str, str]]:

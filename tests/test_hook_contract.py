@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_core import discovery, hookspecs
+from truthgpt_core import hookspecs
+from truthgpt_core.plugin_system import discovery
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -11,7 +11,7 @@ import pytest
 
 SHOW = """
 import json, sys
-from truthgpt_core.cli import main
+from truthgpt_core.cli.main import main
 try:
     main()
 finally:
@@ -77,7 +77,7 @@ def test_a_wrong_name_imports_nothing_heavy(
 def test_listing_imports_no_plugin(tmp_path: Path, arguments: list[str]) -> None:
     """Neither help nor the list imports anything of services or plugins."""
     *_, modules = imported(tmp_path / "trace", *arguments)
-    assert "truthgpt_core.cli" in modules
+    assert "truthgpt_core.cli.main" in modules
     assert not [
         name for name in modules if name.startswith(("truthgpt_services", "truthgpt_plugin_"))
     ]

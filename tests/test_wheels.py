@@ -104,7 +104,7 @@ def test_a_wheel_has_everything_that_the_source_has(wheel: zipfile.ZipFile) -> N
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("core", "truthgpt_core/catalogue.json"),
+        ("core", "truthgpt_core/plugin_system/catalogue.json"),
         ("services", "truthgpt_services/report/*.j2"),
         ("services", "truthgpt_services/report/*.css"),
     ],

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from truthgpt_core import cli
+from truthgpt_core.cli import main as command
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.service_registry import ServiceContainer
 
@@ -155,7 +155,7 @@ def truthgpt(site: Site, monkeypatch: pytest.MonkeyPatch):
         return subprocess.run(
             [
                 *(sys.executable, "-W", "error"),
-                *("-c", "from truthgpt_core.cli import main; main()"),
+                *("-c", "from truthgpt_core.cli.main import main; main()"),
                 *arguments,
             ],
             capture_output=True,
@@ -174,7 +174,7 @@ def main(monkeypatch, capsys):
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["truthgpt", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            command.main()
         captured = capsys.readouterr()
         return ended.value.code, captured.out, captured.err
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from truthgpt_core import OptimizationError, PluginManager, catalogue, discovery
+from truthgpt_core import OptimizationError, PluginManager
+from truthgpt_core.plugin_system import catalogue, discovery
 from truthgpt_core.service_registry import ServiceContainer
 
 

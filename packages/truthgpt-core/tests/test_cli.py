@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from truthgpt_core import catalogue, cli, discovery
+from truthgpt_core.cli import main
+from truthgpt_core.plugin_system import catalogue, discovery
 
 COMMAND = """
 import click
@@ -235,7 +236,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, with_command, error: str) -> Non
     with_command(f"raise {error}")
     monkeypatch.setattr(sys, "argv", ["truthgpt", "try-it"])
     with pytest.raises((ValueError, OSError), match=r"ours|Input/output error"):
-        cli.main()
+        main.main()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_a_reader_that_went_away_is_no_error_to_tell(with_command, body: str) ->
     """`truthgpt ... | head -1` says nothing on stderr."""
     with_command(body)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from truthgpt_core.cli import main; main()", "try-it"],
+        [sys.executable, "-c", "from truthgpt_core.cli.main import main; main()", "try-it"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

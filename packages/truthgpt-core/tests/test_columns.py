@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthgpt_core.columns import WIDEST, columns, harmless
+from truthgpt_core.terminal_text import WIDEST, columns, harmless
 
 
 def test_cells_of_a_column_begin_together() -> None:

@@ -257,7 +257,7 @@ def test_schema_that_cannot_be_written_leaves_the_old_file(site, folder) -> None
     Path("train.schema.json").write_text("old")
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
-        "from truthgpt_core.cli import main; main()"
+        "from truthgpt_core.cli.main import main; main()"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, "config", "schema", "-o", "train.schema.json"],

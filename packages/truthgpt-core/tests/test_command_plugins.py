@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from truthgpt_core import discovery
+from truthgpt_core.plugin_system import discovery
 
 CORE = "truthgpt-core>=0.1,<0.2"
 HOOKED = """

@@ -116,7 +116,7 @@ def test_a_component_of_a_distribution_that_is_missing_says_what_to_install(
 
 
 def _backend() -> type:
-    from truthgpt_core.training_backend import TrainingBackend
+    from truthgpt_core.training import TrainingBackend
 
     return TrainingBackend
 

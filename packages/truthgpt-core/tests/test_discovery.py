@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_core import discovery
-from truthgpt_core.plugin_system import PluginRow, State
+from truthgpt_core.plugin_system import PluginRow, State, discovery
 
 
 def row_named(manager, name: str) -> PluginRow:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_core import discovery
-from truthgpt_core.plugin_system import State
+from truthgpt_core.plugin_system import State, discovery
 
 
 def spoil(site, name: str, file: str, how: str) -> None:

@@ -6,8 +6,7 @@ import platform
 
 import pytest
 
-from truthgpt_core import discovery, judging
-from truthgpt_core.plugin_system import PluginError, PluginRow, State
+from truthgpt_core.plugin_system import PluginError, PluginRow, State, compatibility, discovery
 
 CORE = "truthgpt-core>=0.1,<0.2"
 
@@ -15,7 +14,7 @@ CORE = "truthgpt-core>=0.1,<0.2"
 def reason_for(name: str) -> str:
     installed = discovery.discover()
     assert name in {each.name for each in installed}
-    return judging.judge(installed).get(name, "")
+    return compatibility.judge(installed).get(name, "")
 
 
 def row_named(manager, name: str) -> PluginRow:
@@ -270,7 +269,7 @@ def test_every_circle_is_named(site) -> None:
     for pair in ("ab", "cd"):
         for one, other in (pair, pair[::-1]):
             site.install_plugin(f"ring_{one}", requires=(CORE, f"ring-{other}-dist"))
-    reasons = judging.judge(discovery.discover())
+    reasons = compatibility.judge(discovery.discover())
     for name in "abcd":
         assert f"ring_{name}-dist" in reasons[f"ring_{name}-dist"]
 

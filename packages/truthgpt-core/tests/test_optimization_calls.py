@@ -20,8 +20,8 @@ from truthgpt_core import (
     Stage,
     Verdict,
 )
-from truthgpt_core import optimization_calls as calls
 from truthgpt_core.optimization import SourceModel, refuse_impossible
+from truthgpt_core.optimization import calls as calls
 
 NAMES = frozenset({"", "lm_head", "lm_head.weight", "norm"})
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from truthgpt_core import Applied, Optimization, Options
 from truthgpt_core.optimization import asked_for_help
-from truthgpt_core.option_help import describe_options, option_lines
+from truthgpt_core.optimization.option_help import describe_options, option_lines
 
 
 class Depth(BaseModel):

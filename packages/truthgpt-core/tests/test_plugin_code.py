@@ -13,6 +13,7 @@ import pytest
 
 from truthgpt_core.plugin_system import PluginError, State
 
+COMMAND = "from truthgpt_core.cli.main import main; main()"
 PLACES = {
     "import": ("{raises}", "MODULE"),
     "class": ("class Broken:\n    def __init__(self): {raises}", "MODULE:Broken"),
@@ -103,7 +104,13 @@ def test_a_ctrl_c_from_outside_ends_the_command(site, tmp_path) -> None:
     began = tmp_path / "began"
     install(site, f"import time\nopen({str(began)!r}, 'w').close()\ntime.sleep(600)")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from truthgpt_core.cli import main; main()", "plugins", "--load"],
+        [
+            sys.executable,
+            "-c",
+            "from truthgpt_core.cli.main import main; main()",
+            "plugins",
+            "--load",
+        ],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

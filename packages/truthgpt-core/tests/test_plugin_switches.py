@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_core import PluginManager, TruthGPTError, plugin_switches
-from truthgpt_core.plugin_system import PluginError, State
+from truthgpt_core import PluginManager, TruthGPTError
+from truthgpt_core.plugin_system import PluginError, State, switches
 from truthgpt_core.service_registry import ServiceContainer
 
 CORE = "truthgpt-core>=0.1,<0.2"
@@ -162,25 +162,25 @@ def test_what_is_not_there_cannot_be_disabled(site, manager) -> None:
         manager.disable("mien")
     with pytest.raises(PluginError, match='no plugin named "mien"'):
         manager.enable("mien")
-    assert plugin_switches.disabled_names() == frozenset()
+    assert switches.disabled_names() == frozenset()
 
 
 def test_what_was_uninstalled_can_be_enabled(manager) -> None:
     """The last trace of a plugin that is gone can be taken away."""
-    plugin_switches.disable("gone")
+    switches.disable("gone")
     manager.enable("gone")
-    assert plugin_switches.disabled_names() == frozenset()
+    assert switches.disabled_names() == frozenset()
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "..", "", "ünïcode", "con", "a%2Fb", " x "])
 def test_any_name_can_be_switched(tmp_path: Path, name: str) -> None:
     """Whatever a plugin is called, its switch stays inside the settings directory."""
-    plugin_switches.disable(name)
-    assert plugin_switches.disabled_names() == {name}
+    switches.disable(name)
+    assert switches.disabled_names() == {name}
     written = {each for each in tmp_path.rglob("*") if each.is_file()}
     assert {each.parent.parent for each in written} == {tmp_path / "settings"}
-    assert plugin_switches.enable(name)
-    assert not plugin_switches.enable(name)
+    assert switches.enable(name)
+    assert not switches.enable(name)
 
 
 # Faults
@@ -188,17 +188,19 @@ def test_any_name_can_be_switched(tmp_path: Path, name: str) -> None:
 
 def test_many_processes_at_once_lose_nothing() -> None:
     """Names disabled by processes that run at the same time are all disabled."""
-    code = "import sys; from truthgpt_core.plugin_switches import disable; disable(sys.argv[1])"
+    code = (
+        "import sys; from truthgpt_core.plugin_system.switches import disable; disable(sys.argv[1])"
+    )
     names = {f"plugin_{number}" for number in range(8)}
     started = [subprocess.Popen([sys.executable, "-c", code, name]) for name in sorted(names)]
     assert [process.wait(timeout=60) for process in started] == [0] * len(names)
-    assert plugin_switches.disabled_names() == names
+    assert switches.disabled_names() == names
 
 
 def test_a_killed_process_leaves_nothing_half_done() -> None:
     """A process killed while it switches leaves each name on or off, and readable."""
     code = (
-        "from truthgpt_core.plugin_switches import disable, enable\n"
+        "from truthgpt_core.plugin_system.switches import disable, enable\n"
         "disable('steady'); print('ready', flush=True)\n"
         "while True: disable('wavering'); enable('wavering')"
     )
@@ -209,14 +211,14 @@ def test_a_killed_process_leaves_nothing_half_done() -> None:
         process.kill()
         process.wait(timeout=60)
         process.stdout.close()
-        assert plugin_switches.disabled_names() - {"wavering"} == {"steady"}
+        assert switches.disabled_names() - {"wavering"} == {"steady"}
 
 
 def test_settings_that_are_no_directory_are_one_error(monkeypatch, tmp_path: Path) -> None:
     """A file where the settings should be is an error that names it and what moves it."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRUTHGPT_SETTINGS", str(tmp_path / "file"))
-    for switch in (plugin_switches.disable, plugin_switches.enable):
+    for switch in (switches.disable, switches.enable):
         with pytest.raises(TruthGPTError, match=r"cannot be .*file.*TRUTHGPT_SETTINGS"):
             switch("mine")
 
@@ -235,7 +237,7 @@ def test_a_failed_write_leaves_the_plugin_active(site, manager, monkeypatch, tmp
 @pytest.mark.skipif(sys.platform != "linux", reason="limits files on Linux")
 def test_a_disk_without_room_for_data_is_enough() -> None:
     """Disabling writes no data, so that a process that may write none can do it."""
-    code = "from truthgpt_core.plugin_switches import disable; disable('mine')"
+    code = "from truthgpt_core.plugin_system.switches import disable; disable('mine')"
 
     def no_data() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -244,7 +246,7 @@ def test_a_disk_without_room_for_data_is_enough() -> None:
         [sys.executable, "-B", "-c", code], preexec_fn=no_data, check=False, timeout=60
     )
     assert result.returncode == 0
-    assert plugin_switches.disabled_names() == {"mine"}
+    assert switches.disabled_names() == {"mine"}
 
 
 # For once
@@ -342,7 +344,7 @@ def test_disabling_several_is_all_or_nothing(site, truthgpt) -> None:
     result = truthgpt("plugins", "disable", "mine", "mien")
     assert result.returncode == 1
     assert result.stderr == ('truthgpt: There is no plugin named "mien". Did you mean "mine"?\n')
-    assert plugin_switches.disabled_names() == frozenset()
+    assert switches.disabled_names() == frozenset()
 
 
 def test_disabling_says_what_goes_with_it(site, truthgpt) -> None:

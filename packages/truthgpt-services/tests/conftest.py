@@ -21,9 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from hypothesis import settings
 
-from truthgpt_core import discovery
 from truthgpt_core.hookspecs import hookimpl
-from truthgpt_core.plugin_system import PluginManager
+from truthgpt_core.plugin_system import PluginManager, discovery
 from truthgpt_core.service_registry import ServiceContainer
 
 # How long an example takes says something about the machine and nothing about the code.
@@ -232,7 +231,7 @@ def example_installed(example_distribution: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PYTHONPATH", before_others(example_distribution))
 
 
-COMMAND = (sys.executable, "-P", "-c", "from truthgpt_core.cli import main; main()")
+COMMAND = (sys.executable, "-P", "-c", "from truthgpt_core.cli.main import main; main()")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

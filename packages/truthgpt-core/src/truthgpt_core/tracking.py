@@ -25,7 +25,7 @@ from truthgpt_core.errors import in_one_line
 from truthgpt_core.event_system import Event, EventType, Subscription, emit_event, on_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.paths import read_regular_bytes
-from truthgpt_core.plugin_base import Plugin, PluginError
+from truthgpt_core.plugin_system.plugin import Plugin, PluginError
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigSections

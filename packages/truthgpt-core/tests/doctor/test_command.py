@@ -107,7 +107,7 @@ def test_ctrl_c_ends_the_children(site, torch, tmp_path) -> None:
     place = tmp_path / "process"
     torch(f"import os, time\nopen({str(place)!r}, 'x').write(str(os.getpid()))\ntime.sleep(600)")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from truthgpt_core.cli import main; main()", "doctor"],
+        [sys.executable, "-c", "from truthgpt_core.cli.main import main; main()", "doctor"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

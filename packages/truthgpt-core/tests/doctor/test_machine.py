@@ -240,7 +240,7 @@ def test_a_program_that_is_not_there_cannot_be_started() -> None:
 def test_nothing_of_the_core_imports_torch() -> None:
     """Importing what the doctor is made of imports no torch: only its probe does, when run."""
     code = (
-        "import sys, truthgpt_core.commands.doctor, truthgpt_core.doctor.examination\n"
+        "import sys, truthgpt_core.cli.commands.doctor, truthgpt_core.doctor.examination\n"
         "import truthgpt_core.doctor.plugin_probe, truthgpt_core.doctor.torch_probe\n"
         "sys.exit('torch' in sys.modules)"
     )

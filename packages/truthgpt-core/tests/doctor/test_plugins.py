@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from truthgpt_core.diagnosis import Status
-from truthgpt_core.discovery import discover
 from truthgpt_core.doctor.plugin_probe import MOST, describe
-from truthgpt_core.plugin_base import PluginRow
+from truthgpt_core.plugin_system.discovery import discover
+from truthgpt_core.plugin_system.plugin import PluginRow
 
 DIAGNOSING = """
     import os, signal

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from truthgpt_core.errors import did_you_mean
-from truthgpt_core.training_backend import TrainingBackend
+from truthgpt_core.training import TrainingBackend
 from truthgpt_plugin_accelerate.errors import BackendError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from truthgpt_core.errors import in_one_line
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import Plugin
-from truthgpt_core.training_backend import TrainingBackend
+from truthgpt_core.training import TrainingBackend
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigSections

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 from click.testing import CliRunner
 
-from truthgpt_core import cli
+from truthgpt_core.cli import main as command
 from truthgpt_services.commands.compare import compare
 from truthgpt_services.commands.convert import convert
 from truthgpt_services.commands.evaluate import evaluate
@@ -92,7 +92,7 @@ def main(monkeypatch, capsys):
     def run(*arguments: str) -> tuple[object, str]:
         monkeypatch.setattr(sys, "argv", ["truthgpt", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            command.main()
         return ended.value.code, capsys.readouterr().err
 
     return run

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from truthgpt_core import discovery
 from truthgpt_core.optimization import Applied, Optimization, OptimizationError, Options, Stage
+from truthgpt_core.plugin_system import discovery
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.saved import SavedStep, read_recipe, weights_bytes

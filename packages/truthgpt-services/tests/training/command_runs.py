@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import LlamaForCausalLM
 
-from truthgpt_core.cli import main
+from truthgpt_core.cli.main import main
 from truthgpt_core.event_system import Event, EventType, on_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import get_plugin_manager

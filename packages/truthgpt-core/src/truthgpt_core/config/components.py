@@ -18,7 +18,6 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from truthgpt_core import catalogue
 from truthgpt_core.config.problems import suggest
 
 if TYPE_CHECKING:
@@ -34,11 +33,6 @@ SCHEMA_KEY: Final = "x-truthgpt-component"
 """Holds, in a JSON Schema that is not finished yet, the `ComponentName` of a field."""
 
 _CONTEXT: Final = "truthgpt_factories"
-# What to install for a component that is known to exist, by the factory that would hold it.
-_CATALOGUE: Final[Mapping[str, catalogue.Kind]] = {
-    "optimization_factory": "optimizations",
-    "training_backend_factory": "training_backends",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +103,7 @@ def check_component(kind: ComponentName, value: str, context: Any) -> None:
     raise PydanticCustomError(
         UNKNOWN_COMPONENT,
         "should be {expected}",
-        {"expected": expected, "hint": _hint(kind.factory, value, known)},
+        {"expected": expected, "hint": _hint(factory, value, known)},
     )
 
 
@@ -128,8 +122,8 @@ def choices(kind: list[str], lookup: Lookup) -> list[str] | None:
 
 
 def _published(name: str) -> DynamicFactory[Any] | None:
-    from truthgpt_core.factory_errors import UnknownFactoryError
-    from truthgpt_core.published_factories import get_factory
+    from truthgpt_core.dynamic_factory.errors import UnknownFactoryError
+    from truthgpt_core.dynamic_factory.published import get_factory
 
     try:
         return get_factory(name)
@@ -142,9 +136,8 @@ def _either(names: list[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _hint(factory: str, value: str, known: list[str]) -> str | None:
-    kind = _CATALOGUE.get(factory)
-    missing = catalogue.distribution_of(kind, value) if kind is not None else None
+def _hint(factory: DynamicFactory[Any], value: str, known: list[str]) -> str | None:
+    missing = factory.distribution_of(value)
     if missing is None:
         return suggest(value, known)
     if _is_installed(missing):

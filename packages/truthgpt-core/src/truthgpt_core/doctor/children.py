@@ -79,7 +79,7 @@ class Child:
         try:
             # -P: what happens to lie in the current directory is not what is installed.
             self._process = TimedProcess(
-                [sys.executable, "-P", "-m", "truthgpt_core.child", module, text], seconds
+                [sys.executable, "-P", "-m", "truthgpt_core.child_process", module, text], seconds
             )
         except OSError as error:
             self._error = in_one_line(error)

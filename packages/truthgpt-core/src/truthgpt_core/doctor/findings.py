@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from truthgpt_core.columns import harmless
 from truthgpt_core.diagnosis import Diagnosis, Status
+from truthgpt_core.terminal_text import harmless
 
 _LONGEST = 2000
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import metadata
 
 from truthgpt_core.diagnosis import Diagnosis
-from truthgpt_core.discovery import CORE
+from truthgpt_core.plugin_system.discovery import CORE
 
 _CLASSIFIER = "Programming Language :: Python :: "
 

@@ -17,10 +17,10 @@ from truthgpt_core.doctor.findings import Area, Finding
 from truthgpt_core.doctor.probing import Report, serve
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_core.optimization import Optimization, OptimizationError, Verdict
-from truthgpt_core.plugin_base import PluginRow
-from truthgpt_core.plugin_listing import strangers
-from truthgpt_core.plugin_switches import Switches
 from truthgpt_core.plugin_system import PluginManager
+from truthgpt_core.plugin_system.plugin import PluginRow
+from truthgpt_core.plugin_system.switches import Switches
+from truthgpt_core.plugin_system.table import strangers
 
 MOST = 100
 """So many diagnoses of one plugin are shown; a person reads no more, and some never end."""

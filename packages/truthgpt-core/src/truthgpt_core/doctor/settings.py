@@ -10,8 +10,8 @@ from pathlib import Path
 
 from truthgpt_core.diagnosis import Diagnosis
 from truthgpt_core.paths import CACHE, SETTINGS, UnusableFileError, cache_dir
-from truthgpt_core.plugin_base import STRICT
-from truthgpt_core.plugin_switches import ALLOW, BLOCK
+from truthgpt_core.plugin_system.plugin import STRICT
+from truthgpt_core.plugin_system.switches import ALLOW, BLOCK
 
 PREFIX = "TRUTHGPT_"
 VALUES = "TRUTHGPT_CONFIG__"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from truthgpt_core.terminal import say
+from truthgpt_core.cli.terminal import say
 
 
 @click.command(short_help="Write a model from any source as a transformers directory.")

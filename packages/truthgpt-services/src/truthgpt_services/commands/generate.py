@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truthgpt_core.columns import harmless, visible
+from truthgpt_core.terminal_text import harmless, visible
 from truthgpt_services.commands.prompt_input import read_prompt_text
 
 if TYPE_CHECKING:

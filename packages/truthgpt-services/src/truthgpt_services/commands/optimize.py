@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from truthgpt_core.terminal import say
+from truthgpt_core.cli.terminal import say
 from truthgpt_services.commands.values import fraction
 
 
@@ -95,7 +95,7 @@ def optimize(
       truthgpt optimize MODEL --apply quantize:scheme=int8,skip=lm_head -o DIR
     """  # noqa: D301 - click wants the character, not its escape
     from truthgpt_core.optimization import asked_for_help
-    from truthgpt_core.option_help import option_lines
+    from truthgpt_core.optimization.option_help import option_lines
     from truthgpt_core.plugin_system import get_plugin_manager
     from truthgpt_services.commands.progress import shown_progress
     from truthgpt_services.optimizing.pipeline import optimize as run

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truthgpt_core.columns import harmless
 from truthgpt_core.optimization import Progress as Callback
+from truthgpt_core.terminal_text import harmless
 from truthgpt_services.optimizing.schedule import phase_of
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import click
 
-from truthgpt_core.columns import harmless
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.terminal_text import harmless
 
 LARGEST = 1 << 24
 """How many bytes are read at most: no model holds that many tokens."""

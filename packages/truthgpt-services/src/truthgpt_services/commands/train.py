@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from truthgpt_core.cli.terminal import say
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.paths import expanded
-from truthgpt_core.terminal import say
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigManager
     from truthgpt_core.plugin_system import PluginManager
-    from truthgpt_core.training_backend import TrainingBackend
+    from truthgpt_core.training import TrainingBackend
     from truthgpt_services.training.assemble import Assembled
     from truthgpt_services.training.checkpoints import Found
     from truthgpt_services.training.signals import StopSignals

@@ -95,7 +95,7 @@ class _Worker:
                 sys.executable,
                 "-P",
                 "-m",
-                "truthgpt_core.child",
+                "truthgpt_core.child_process",
                 "truthgpt_services.data.encoding_worker",
             ],
             stdin=subprocess.PIPE,

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from truthgpt_core.cli.terminal import say
 from truthgpt_core.errors import TruthGPTError, is_debugging
 from truthgpt_core.optimization import OptimizationError, Progress, no_progress
-from truthgpt_core.terminal import say
 from truthgpt_services.errors import DeviceError, ModelError, OutputError, WorkerError
 from truthgpt_services.measuring.worker_log import new_log, printed
 
@@ -60,7 +60,7 @@ class WorkerProcess:
                     sys.executable,
                     "-P",
                     "-m",
-                    "truthgpt_core.child",
+                    "truthgpt_core.child_process",
                     "truthgpt_services.measuring.worker",
                 ],
                 stdin=subprocess.PIPE,

@@ -22,10 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from truthgpt_core import optimization_calls
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_core.event_system import Event, EventType, on_event
-from truthgpt_core.optimization import Stage
+from truthgpt_core.optimization import Stage, calls
 from truthgpt_services.importing import importing
 
 PROGRESS_EVERY = 0.1
@@ -193,7 +192,7 @@ class Worker:
         optimization = self._service.make_optimization(name, settings)
         if name in self._unproven:
             return False
-        return optimization_calls.was_used(optimization, self._bench.model)
+        return calls.was_used(optimization, self._bench.model)
 
     def notes(self) -> list[list[str]]:
         """What optimizations have noted while the model ran: name, what it is about, note."""

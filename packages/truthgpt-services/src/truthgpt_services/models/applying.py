@@ -8,8 +8,8 @@ from torch import nn
 
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.optimization import Applied, Optimization, OptimizationContext
-from truthgpt_core.optimization_calls import refuse_malformed
-from truthgpt_core.optimization_errors import author_error, naming_the_author
+from truthgpt_core.optimization.calls import refuse_malformed
+from truthgpt_core.optimization.errors import author_error, naming_the_author
 from truthgpt_services.models.changes import part_names
 
 

@@ -18,9 +18,9 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
-from truthgpt_core.columns import harmless
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import cache_dir
+from truthgpt_core.terminal_text import harmless
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.layerwise import open_model
 from truthgpt_services.models.loading import (

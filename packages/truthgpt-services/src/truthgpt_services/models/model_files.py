@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from truthgpt_core.columns import harmless
+from truthgpt_core.terminal_text import harmless
 from truthgpt_services.errors import ModelError
 
 CONFIG = "config.json"

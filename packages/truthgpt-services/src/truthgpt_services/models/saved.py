@@ -29,14 +29,14 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
-from truthgpt_core import optimization_calls
 from truthgpt_core.optimization import (
     Optimization,
     OptimizationContext,
     OptimizationError,
     Stage,
+    calls,
 )
-from truthgpt_core.optimization_errors import described, distribution_of
+from truthgpt_core.optimization.errors import described, distribution_of
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import DTYPES, load_config, quiet
 from truthgpt_services.models.model_card import write_model_card
@@ -265,7 +265,7 @@ def load(
     model.to(device)
     model.eval()
     for step in runnable(directory, device, make_optimization) if run else ():
-        model = optimization_calls.apply(step, model, make_context(step.name)).model
+        model = calls.apply(step, model, make_context(step.name)).model
     return model
 
 
@@ -307,7 +307,7 @@ def put_in_place(
     steps = [_remake(step, make_optimization) for step in recipe.steps]
     for step in steps:
         if step.stage is not Stage.EXECUTION:
-            model = optimization_calls.restore(step, model, make_context(step.name))
+            model = calls.restore(step, model, make_context(step.name))
     weights.compare(model, skeleton, lambda: why_unfit(recipe.steps, steps))
     return model
 
@@ -331,7 +331,7 @@ def runnable(
         optimization = _remake(step, make_optimization)
         if optimization.stage is not Stage.EXECUTION:
             continue
-        verdict = optimization_calls.check(optimization, str(device))
+        verdict = calls.check(optimization, str(device))
         if verdict.ok:
             found.append(optimization)
         else:

@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from truthgpt_core import optimization_calls
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import (
     Optimization,
     OptimizationError,
     Progress,
     Stage,
+    calls,
     in_order,
     refuse_impossible,
 )
@@ -229,7 +229,7 @@ class Job:
         steps = [*self._kept.steps, step]
         name = " + ".join(each.name for each in steps)
         try:
-            verdict = optimization_calls.check(step.optimization, self._found.machine.device)
+            verdict = calls.check(step.optimization, self._found.machine.device)
             if not verdict.ok:
                 reason = f"{verdict.reason}. {verdict.fix}".strip().rstrip(".") + "."
                 emit_event(

@@ -22,7 +22,7 @@ from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import expanded
 from truthgpt_core.plugin_system import PluginManager
-from truthgpt_core.training_backend import TrainingBackend
+from truthgpt_core.training import TrainingBackend
 from truthgpt_services.data import DataError, DataLoaderFactory, DatasetManager, TextSource
 from truthgpt_services.data.contract import Described, Fingerprinted
 from truthgpt_services.models.loading import pick_device, quiet

@@ -15,8 +15,7 @@ import torch
 from truthgpt_core.config.sections import TrainingSection
 from truthgpt_core.event_system import EventType
 from truthgpt_core.hookspecs import Hooks
-from truthgpt_core.training import TrainingProgress
-from truthgpt_core.training_backend import TrainingBackend
+from truthgpt_core.training import TrainingBackend, TrainingProgress
 from truthgpt_services.training.backends import share_of
 from truthgpt_services.training.batches import Batch, count_targets, to_device
 from truthgpt_services.training.checkpoint_files import read_checkpoint

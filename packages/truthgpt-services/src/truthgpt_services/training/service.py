@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from truthgpt_core.errors import in_one_line
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
-from truthgpt_core.training_backend import TrainingBackend
+from truthgpt_core.training import TrainingBackend
 from truthgpt_services.models.loading import pick_device
 from truthgpt_services.training.allocation import kept_memory
 from truthgpt_services.training.backends import choose_backend

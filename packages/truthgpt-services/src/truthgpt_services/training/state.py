@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from truthgpt_core.errors import in_one_line
-from truthgpt_core.training_backend import TrainingBackend
+from truthgpt_core.training import TrainingBackend
 from truthgpt_services.training import trees
 from truthgpt_services.training.checkpoint_files import Contents
 from truthgpt_services.training.errors import CheckpointError

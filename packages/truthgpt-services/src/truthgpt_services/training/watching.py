@@ -19,9 +19,9 @@ from typing import IO, Any
 
 import torch
 
-from truthgpt_core.columns import harmless
 from truthgpt_core.event_system import Event, EventEmitter, EventType, Subscription
 from truthgpt_core.paths import read_regular_bytes
+from truthgpt_core.terminal_text import harmless
 from truthgpt_services.measuring.memory import peak
 from truthgpt_services.models.loading import quiet
 from truthgpt_services.report.formatting import number, seconds, shortened, size

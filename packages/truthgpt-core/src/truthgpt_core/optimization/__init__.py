@@ -1,0 +1,49 @@
+"""What an optimization is: the one class that an optimization's author writes.
+
+An `Optimization` takes a model and returns a changed one, together with an
+account of what it covered and what it left alone. Nothing here imports torch:
+models are whatever `model` object the caller has, described by the small
+protocols below as far as this package looks at them.
+"""
+
+from truthgpt_core.optimization.contract import (
+    Applied,
+    Coverage,
+    LayerChoice,
+    Model,
+    Optimization,
+    OptimizationContext,
+    Options,
+    Progress,
+    SourceModel,
+    Stage,
+    Verdict,
+    asked_for_help,
+    in_order,
+    no_fill,
+    no_progress,
+    parse_applied,
+    refuse_impossible,
+)
+from truthgpt_core.optimization.errors import OptimizationError
+
+__all__ = [
+    "Applied",
+    "Coverage",
+    "LayerChoice",
+    "Model",
+    "Optimization",
+    "OptimizationContext",
+    "OptimizationError",
+    "Options",
+    "Progress",
+    "SourceModel",
+    "Stage",
+    "Verdict",
+    "asked_for_help",
+    "in_order",
+    "no_fill",
+    "no_progress",
+    "parse_applied",
+    "refuse_impossible",
+]

@@ -1,0 +1,43 @@
+"""What the core itself brings: factories for plugins to fill, and its own hook implementations."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from truthgpt_core.dynamic_factory import DynamicFactory
+from truthgpt_core.hookspecs import hookimpl
+from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext, calls
+from truthgpt_core.plugin_system import catalogue
+from truthgpt_core.training import TrainingBackend
+
+
+def make_factories() -> dict[str, DynamicFactory[Any]]:
+    """Make the factories that plugins fill."""
+    return {
+        "optimizer_factory": DynamicFactory(name="optimizer_factory"),
+        "scheduler_factory": DynamicFactory(name="scheduler_factory"),
+        "dataset_factory": DynamicFactory(name="dataset_factory"),
+        "model_source_factory": DynamicFactory(name="model_source_factory"),
+        "optimization_factory": DynamicFactory(
+            Optimization,
+            name="optimization_factory",
+            distribution_of=partial(catalogue.distribution_of, "optimizations"),
+        ),
+        "training_backend_factory": DynamicFactory(
+            TrainingBackend,
+            name="training_backend_factory",
+            distribution_of=partial(catalogue.distribution_of, "training_backends"),
+        ),
+    }
+
+
+class CorePlugin:
+    """The core's own hook implementations, which come last."""
+
+    @hookimpl(trylast=True)
+    def apply_optimization(
+        self, optimization: Optimization[Any], model: Model, context: OptimizationContext
+    ) -> Applied:
+        """Let the optimization do it itself."""
+        return calls.apply(optimization, model, context)

@@ -71,10 +71,10 @@ def run(model: Path, way: str) -> dict[str, float]:
 def work(directory: Path, began: float, *, verified: bool) -> dict[str, float]:
     """Load a model and make one token; return when that was, and what hashing took."""
     from truthgpt_services import InferenceService, ModelService
-    from truthgpt_services.models import saved, weights_file
+    from truthgpt_services.models import recipe, weights_file
 
     hashing = 0.0
-    expected = saved.read_recipe(directory).weights_sha256
+    expected = recipe.read_recipe(directory).weights_sha256
     sha256 = weights_file.file_sha256
 
     def timed(path: Path) -> str:

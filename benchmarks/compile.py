@@ -88,8 +88,8 @@ def work(applied: list[str], saved: Path) -> dict[str, Any]:
     from truthgpt_core.optimization import parse_applied
     from truthgpt_core.plugin_system import get_plugin_manager
     from truthgpt_services.inference.decoding import Sequence
-    from truthgpt_services.models.saved import SavedStep
-    from truthgpt_services.models.service import ModelService
+    from truthgpt_services.models.recipe import SavedStep
+    from truthgpt_services.services.model_service import ModelService
 
     notes: list[str] = []
 

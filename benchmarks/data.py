@@ -98,7 +98,7 @@ def run(start: str, file: Path, model: Path, processes: int | None) -> dict[str,
 def measure(start: str, file: str, model: Path, processes: int | None) -> dict[str, Any]:
     """Take one batch; return seconds, and bytes above what is resident after imports."""
     from truthgpt_services.data import DataLoaderFactory
-    from truthgpt_services.data.file_sources import JsonLines
+    from truthgpt_services.data.sources.file_sources import JsonLines
     from truthgpt_services.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)

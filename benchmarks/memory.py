@@ -69,7 +69,8 @@ def measure(way: str, source: Path, apply: str) -> dict[str, int]:
 
     from truthgpt_services import ModelService
     from truthgpt_services.measuring import memory
-    from truthgpt_services.models.saved import SavedStep, weights_bytes
+    from truthgpt_services.models.recipe import SavedStep
+    from truthgpt_services.models.saved_model import weights_bytes
 
     device = torch.device("cpu")
     service = ModelService()

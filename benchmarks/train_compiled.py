@@ -16,13 +16,13 @@ import torch
 from train_common import in_turns, make_model, middle, ratio, timed
 from train_others import CPU, batches_of
 
-from truthgpt_services.training.allocation import kept_memory
 from truthgpt_services.training.compiled_loss import (
     compiled_as_a_whole,
     compiled_by_blocks,
     repeated_blocks,
 )
 from truthgpt_services.training.loss import summed_loss
+from truthgpt_services.training.memory import kept_memory
 from truthgpt_services.training.precision import autocast, choose_precision
 
 HEADING = """\

@@ -121,7 +121,7 @@ def make(name: str, megabytes: int) -> dict[str, Any]:
     """Write a store of random tokens, of 2 bytes each, in documents of 300."""
     import numpy as np
 
-    from truthgpt_services.data.arrays import write_arrays
+    from truthgpt_services.data.token_arrays import write_arrays
 
     many, chance = 300, np.random.default_rng(0)
 
@@ -142,11 +142,11 @@ def hold(name: str) -> dict[str, Any]:
     from train_common import make_model, resident
 
     from truthgpt_services import TrainingService
-    from truthgpt_services.data.arrays import read_arrays
+    from truthgpt_services.data.batch_sampler import Order
     from truthgpt_services.data.loader import BatchLoader
-    from truthgpt_services.data.order import Order
-    from truthgpt_services.data.rows import plan_rows
-    from truthgpt_services.data.tokens import TokenStore
+    from truthgpt_services.data.packing import plan_rows
+    from truthgpt_services.data.token_arrays import read_arrays
+    from truthgpt_services.data.token_store import TokenStore
 
     arrays = read_arrays(Path(name) / "store")
     assert arrays is not None

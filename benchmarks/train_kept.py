@@ -13,8 +13,8 @@ from functools import partial
 from train_common import in_turns, make_model, middle, ratio, timed
 from train_others import CPU, batches_of
 
-from truthgpt_services.training.allocation import kept_memory
 from truthgpt_services.training.loss import summed_loss
+from truthgpt_services.training.memory import kept_memory
 
 HEADING = """\
 | memory that a step frees | a step | × given back (middle half) | new pages in it |

@@ -30,11 +30,11 @@ from train_common import Batches, describe, make_model
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.service_registry import ServiceContainer
 from truthgpt_services import TrainingService
-from truthgpt_services.training import trees
+from truthgpt_services.training import state_dict_io
 from truthgpt_services.training.checkpoint_files import read_checkpoint
 from truthgpt_services.training.checkpoints import CheckpointStore
 from truthgpt_services.training.errors import CheckpointError
-from truthgpt_services.training.randomness import seed_all
+from truthgpt_services.training.rng import seed_all
 
 HEADING = """\
 | kills | runs that went on from a checkpoint | checkpoints read | damaged | in the end |
@@ -93,7 +93,7 @@ def train(out: Path, steps: int) -> dict[str, Any]:
     return {
         "weights": contents.model,
         "training": contents.training,
-        "state": trees.encode(contents.state, {}, ""),
+        "state": state_dict_io.encode(contents.state, {}, ""),
     }
 
 

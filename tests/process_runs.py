@@ -97,8 +97,8 @@ if __name__ == "__main__":
         "transformers.optimization",
         "truthgpt_plugin_accelerate.backend",
         "truthgpt_services.commands.train",
-        "truthgpt_services.training.assemble",
-        "truthgpt_services.training.watching",
+        "truthgpt_services.services.training_job",
+        "truthgpt_services.training.metrics_log",
     ):
         import_module(name)
     get_plugin_manager().activate_all()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_services.report.schema import Outcome
-from truthgpt_services.report.storage import read_report
+from truthgpt_services.results.io import read_report
+from truthgpt_services.results.schema import Outcome
 
 from .conftest import Run
 
@@ -119,7 +119,7 @@ def test_a_real_model_gives_the_same_logits_after_a_reload(tmp_path: Path) -> No
 import sys, torch
 from pathlib import Path
 from truthgpt_services import ModelService
-from truthgpt_services.models.saved import SavedStep
+from truthgpt_services.models.recipe import SavedStep
 from truthgpt_core.plugin_system import get_plugin_manager
 source, directory, logits = sys.argv[1:]
 service = ModelService()
@@ -161,7 +161,7 @@ def test_generating_and_measuring_share_one_compiled_step(tiny_model: Path, tmp_
 import sys, torch
 from torch._dynamo.utils import counters
 from truthgpt_services.measuring.bench import Bench
-from truthgpt_services.models.service import ModelService
+from truthgpt_services.services.model_service import ModelService
 service = ModelService()
 tokenizer = service.load_tokenizer(sys.argv[1])
 model = service.optimize_model(service.load_model(sys.argv[1]), ["torch_compile"])

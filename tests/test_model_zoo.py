@@ -13,8 +13,8 @@ import transformers
 from truthgpt_core.event_system import EventType, on_event
 from truthgpt_core.plugin_system import get_plugin_manager
 from truthgpt_services.inference.decoding import stream
-from truthgpt_services.models.saved import SavedStep
-from truthgpt_services.models.service import ModelService
+from truthgpt_services.models.recipe import SavedStep
+from truthgpt_services.services.model_service import ModelService
 from truthgpt_services.testing import VOCABULARY, tiny_tokenizer
 
 SIZES: dict[str, Any] = {

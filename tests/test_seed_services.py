@@ -95,7 +95,7 @@ def real() -> str:
     script = """
     import sys
     from truthgpt_services import ModelService
-    from truthgpt_services.models.convert import as_directory
+    from truthgpt_services.models.gguf import as_directory
     print(as_directory(ModelService().resolve(sys.argv[1])))
     """
     done = subprocess.run(

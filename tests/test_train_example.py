@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from truthgpt_services.report.storage import read_report
+from truthgpt_services.results.io import read_report
 
 from .conftest import Run
 

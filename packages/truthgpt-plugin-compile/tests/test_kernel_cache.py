@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from truthgpt_plugin_compile.kept_code import KeptCode
+from truthgpt_plugin_compile.compile_cache import KeptCode
 
 NAME = "TORCHINDUCTOR_CACHE_DIR"
 SCRIPT = Path(__file__).with_name("decode_once.py")

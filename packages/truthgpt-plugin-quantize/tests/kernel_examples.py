@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from truthgpt_plugin_quantize.int4 import Int4Linear, fitting_group
+from truthgpt_plugin_quantize.layer_classes import layer_class
 from truthgpt_plugin_quantize.quantized import FEW_ROWS, QuantizedLinear
-from truthgpt_plugin_quantize.schemes import Scheme, layer_class
+from truthgpt_plugin_quantize.schemes import Scheme
 
 SCHEME, KERNEL, UNDER_WAY = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

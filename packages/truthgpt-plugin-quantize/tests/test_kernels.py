@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from truthgpt_plugin_quantize.int8 import Int8Linear
+from truthgpt_plugin_quantize.layer_classes import layer_class
 from truthgpt_plugin_quantize.quantized import QuantizedLinear
-from truthgpt_plugin_quantize.schemes import NAMES, Scheme, layer_class
+from truthgpt_plugin_quantize.schemes import NAMES, Scheme
 
 SCRIPT = Path(__file__).with_name("kernel_examples.py")
 KERNELS = ("native", "packed", "packed-bfloat16", "dequantize")

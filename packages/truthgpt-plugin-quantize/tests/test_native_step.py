@@ -444,7 +444,7 @@ PROCESS = """
 import os, sys, torch, transformers
 from transformers import StaticCache
 from truthgpt_core.optimization import OptimizationContext
-from truthgpt_plugin_quantize.native.step import native_step
+from truthgpt_plugin_quantize.decode_step import native_step
 from truthgpt_plugin_quantize.optimization import Quantize
 
 torch.set_num_threads(2)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from truthgpt_core.optimization import OptimizationContext
 from truthgpt_plugin_quantize import kernels
+from truthgpt_plugin_quantize.layer_classes import layer_class
 from truthgpt_plugin_quantize.native import rows
 from truthgpt_plugin_quantize.optimization import Quantize
 from truthgpt_plugin_quantize.quantized import FEW_ROWS, QuantizedLinear
-from truthgpt_plugin_quantize.schemes import Scheme, layer_class
+from truthgpt_plugin_quantize.schemes import Scheme
 
 CASES = [
     ("int8", "native", 32),

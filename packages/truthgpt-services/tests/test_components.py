@@ -12,7 +12,7 @@ from truthgpt_core.dynamic_factory import UnknownComponentError
 from truthgpt_core.plugin_system import PluginManager, State
 from truthgpt_core.service_registry import ServiceContainer
 from truthgpt_services.data import DatasetManager
-from truthgpt_services.data.file_sources import JsonLines
+from truthgpt_services.data.sources.file_sources import JsonLines
 
 # A stranger's: it knows the hook, and of this package nothing.
 PLUGIN = '''

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from truthgpt_services.data import DataError, DataLoaderFactory
-from truthgpt_services.data import tokens as data_tokens
+from truthgpt_services.data import token_store as data_tokens
 
 NAMES = "abcdef"
 

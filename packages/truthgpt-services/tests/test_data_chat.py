@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truthgpt_services.data import DataError, DataLoaderFactory
-from truthgpt_services.data.file_sources import ChatLines, JsonLines
+from truthgpt_services.data.sources.file_sources import ChatLines, JsonLines
 from truthgpt_services.testing import END
 
 TURN = "[{{ m.role }}]\n{{ m.content }}" + END + "\n"

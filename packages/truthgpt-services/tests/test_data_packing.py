@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truthgpt_services.data import DataLoaderFactory
-from truthgpt_services.data.rows import best_fit
+from truthgpt_services.data.packing import best_fit
 
 
 @given(st.integers(1, 40), st.data())

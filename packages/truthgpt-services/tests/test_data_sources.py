@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truthgpt_services.data import DataError, TextSource
-from truthgpt_services.data.file_sources import CsvFiles, JsonLines, TextFiles
+from truthgpt_services.data.sources.file_sources import CsvFiles, JsonLines, TextFiles
 
 # Those that are text files: what they begin with, and how each text is written.
 FORMS = {"text": ("", "{}\n\n"), "jsonl": ("", '{{"text": "{}"}}\n'), "csv": ("text\n", "{}\n")}

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from truthgpt_services.data import DataError, DataLoaderFactory, DatasetManager
-from truthgpt_services.data import files as data_files
-from truthgpt_services.data import tokens as data_tokens
-from truthgpt_services.data.file_sources import JsonLines
+from truthgpt_services.data import token_store as data_tokens
+from truthgpt_services.data.sources import files as data_files
+from truthgpt_services.data.sources.file_sources import JsonLines
 
 TEXTS = [f"Text {number} of this data set. " + "word " * (number % 9) for number in range(80)]
 END = 60

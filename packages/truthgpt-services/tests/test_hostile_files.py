@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_services.data import DataError
-from truthgpt_services.data.arrays import read_arrays, write_arrays
-from truthgpt_services.data.file_sources import ChatLines, CsvFiles, JsonLines, TextFiles
+from truthgpt_services.data.sources.file_sources import ChatLines, CsvFiles, JsonLines, TextFiles
+from truthgpt_services.data.token_arrays import read_arrays, write_arrays
 from truthgpt_services.errors import ModelError, OutputError
 from truthgpt_services.measuring.text import evaluation_text
-from truthgpt_services.output import StagedDirectory
-from truthgpt_services.report.storage import ReportError, read_report
+from truthgpt_services.results.io import ReportError, read_report
+from truthgpt_services.storage.atomic import StagedDirectory
 from truthgpt_services.training.checkpoint_files import Contents, read_checkpoint
 from truthgpt_services.training.checkpoints import CheckpointStore
 from truthgpt_services.training.errors import CheckpointError
-from truthgpt_services.training.watching import read_metrics
+from truthgpt_services.training.metrics_log import read_metrics
 
 DEEP = "[" * 200_000
 
@@ -42,7 +42,7 @@ def pipe(tmp_path: Path) -> Path:
 
 def parquet_texts(path: str) -> list[str]:
     pytest.importorskip("pyarrow")
-    from truthgpt_services.data.library_sources import ParquetFiles
+    from truthgpt_services.data.sources.library_sources import ParquetFiles
 
     return list(ParquetFiles(path).texts())
 

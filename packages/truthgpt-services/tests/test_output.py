@@ -12,7 +12,7 @@ import pytest
 from safetensors import SafetensorError
 
 from truthgpt_services.errors import OutputError
-from truthgpt_services.output import MARKER, StagedDirectory, explain_write_error
+from truthgpt_services.storage.atomic import MARKER, StagedDirectory, explain_write_error
 
 
 def write(target, text="new", *, overwrite=False):
@@ -166,7 +166,7 @@ def test_a_parent_that_is_a_file_is_said_so(tmp_path):
 CHILD = """
 import sys, time
 from pathlib import Path
-from truthgpt_services.output import StagedDirectory
+from truthgpt_services.storage.atomic import StagedDirectory
 with StagedDirectory(Path(sys.argv[1]), overwrite=True) as staged:
     (staged.path / "file").write_text("half")
     print("writing", flush=True)
@@ -235,7 +235,7 @@ import resource, sys
 from pathlib import Path
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_services import ModelService
-from truthgpt_services.output import StagedDirectory
+from truthgpt_services.storage.atomic import StagedDirectory
 source, target = sys.argv[1], Path(sys.argv[2])
 service = ModelService()
 model, tokenizer = service.load_model(source), service.load_tokenizer(source)

@@ -39,7 +39,7 @@ __all__ = [
     "hookimpl",
 ]
 
-_HOMES = {
+_MODULES = {
     "TruthGPTError": "errors",
     "hookimpl": "hookspecs",
     "Plugin": "plugin_system",
@@ -61,6 +61,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

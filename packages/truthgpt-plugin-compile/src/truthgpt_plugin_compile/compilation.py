@@ -17,7 +17,7 @@ from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 
 from truthgpt_core.event_system import EventType, emit_event
-from truthgpt_plugin_compile.kept_code import KeptCode
+from truthgpt_plugin_compile.compile_cache import KeptCode
 
 logger = logging.getLogger(__name__)
 

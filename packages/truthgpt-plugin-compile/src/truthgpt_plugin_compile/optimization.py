@@ -100,8 +100,8 @@ class TorchCompile(Optimization[TorchCompileOptions]):
         """
         from truthgpt_plugin_compile.blocks import repeated_blocks
         from truthgpt_plugin_compile.compilation import Compilation
+        from truthgpt_plugin_compile.compile_cache import KeptCode
         from truthgpt_plugin_compile.decode import DecodeForward, compile_decoding, linear_layers
-        from truthgpt_plugin_compile.kept_code import KeptCode
 
         if isinstance(model.forward, DecodeForward) or _is_compiled(model):
             raise OptimizationError("The model is compiled already")

@@ -29,7 +29,7 @@ class QuantizePlugin(Plugin):
         """Take one token through the whole model in one call of compiled code, where it can be."""
         if not any(getattr(each, "kernel", None) == "native" for each in model.modules()):
             return None
-        from truthgpt_plugin_quantize.native.step import native_step
+        from truthgpt_plugin_quantize.decode_step import native_step
 
         return native_step(model, cache)
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from truthgpt_core.errors import did_you_mean
-
-if TYPE_CHECKING:
-    from truthgpt_plugin_quantize.quantized import QuantizedLinear
 
 NAMES = ("int8", "int8-dynamic", "int4", "fp8")
 GROUPED = ("int8", "int4")
@@ -120,13 +117,3 @@ def matches(name: str, pattern: str) -> bool:
         for end in range(start + 1, len(parts) + 1)
     )
     return any(fnmatchcase(span, pattern) for span in spans)
-
-
-def layer_class(scheme: Scheme) -> type[QuantizedLinear]:
-    """Return the kind of layer that computes a scheme."""
-    from truthgpt_plugin_quantize.fp8 import Fp8Linear
-    from truthgpt_plugin_quantize.int4 import Int4Linear
-    from truthgpt_plugin_quantize.int8 import Int8DynamicLinear, Int8Linear
-
-    kinds = (Int8Linear, Int8DynamicLinear, Int4Linear, Fp8Linear)
-    return {kind.scheme: kind for kind in kinds}[scheme.name]

@@ -9,30 +9,30 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from truthgpt_services.afterwards import after_import
+from truthgpt_services.after_import import after_import
 
 if TYPE_CHECKING:
-    from truthgpt_services.inference.service import InferenceService
-    from truthgpt_services.models.service import ModelService
-    from truthgpt_services.training.service import TrainingService
+    from truthgpt_services.services.inference_service import InferenceService
+    from truthgpt_services.services.model_service import ModelService
+    from truthgpt_services.services.training_service import TrainingService
 
 __all__ = ["InferenceService", "ModelService", "TrainingService"]
 
-_HOMES = {
-    "InferenceService": "inference.service",
-    "ModelService": "models.service",
-    "TrainingService": "training.service",
+_MODULES = {
+    "InferenceService": "services.inference_service",
+    "ModelService": "services.model_service",
+    "TrainingService": "services.training_service",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def _register_with_transformers() -> None:
-    from truthgpt_services.models.transformers_integration import register
+    from truthgpt_services.services.transformers_integration import register
 
     register()
 

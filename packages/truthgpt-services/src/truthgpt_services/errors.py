@@ -15,6 +15,10 @@ class DeviceError(ModelError):
     exit_code = 2
 
 
+class DataError(TruthGPTError):
+    """A data set cannot be found, read or used."""
+
+
 class OutputError(TruthGPTError):
     """An output directory cannot be written."""
 

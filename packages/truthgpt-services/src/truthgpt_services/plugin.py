@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from truthgpt_core.dynamic_factory import DynamicFactory
     from truthgpt_core.optimization import Applied, Optimization
     from truthgpt_core.service_registry import ServiceRegistry
-    from truthgpt_services.inference.service import InferenceService
-    from truthgpt_services.models.service import ModelService
-    from truthgpt_services.training.service import TrainingService
+    from truthgpt_services.services.inference_service import InferenceService
+    from truthgpt_services.services.model_service import ModelService
+    from truthgpt_services.services.training_service import TrainingService
 
 _LIBRARIES = (
     "transformers:AutoModelForCausalLM",
@@ -57,12 +57,17 @@ class ServicesPlugin(Plugin):
     @hookimpl
     def register_components(self, factories: Mapping[str, DynamicFactory[Any]]) -> None:
         """Register sources of models and of texts, and what training is made of."""
-        from truthgpt_services.data.file_sources import ChatLines, CsvFiles, JsonLines, TextFiles
-        from truthgpt_services.data.library_sources import HubDataset, ParquetFiles
-        from truthgpt_services.data.python_docs import PythonDocs
+        from truthgpt_services.data.sources.file_sources import (
+            ChatLines,
+            CsvFiles,
+            JsonLines,
+            TextFiles,
+        )
+        from truthgpt_services.data.sources.library_sources import HubDataset, ParquetFiles
+        from truthgpt_services.data.sources.python_docs import PythonDocs
         from truthgpt_services.models.sources import HubSource, LocalSource, PackageSource
+        from truthgpt_services.training.lr_schedulers import SCHEDULERS
         from truthgpt_services.training.optimizers import OPTIMIZER_ALIASES, OPTIMIZERS
-        from truthgpt_services.training.schedulers import SCHEDULERS
 
         backends = factories["training_backend_factory"]
         backends.register(TrainingBackend.name, TrainingBackend)
@@ -80,7 +85,7 @@ class ServicesPlugin(Plugin):
     @hookimpl
     def register_config_sections(self, sections: ConfigSections) -> None:
         """Register `architecture` and `lora`."""
-        from truthgpt_services.training.sections import ArchitectureSection, LoraSection
+        from truthgpt_services.training.config_sections import ArchitectureSection, LoraSection
 
         sections.register("architecture", ArchitectureSection)
         sections.register("lora", LoraSection)
@@ -159,18 +164,18 @@ def _hub() -> Diagnosis:
 
 
 def _model_service() -> ModelService:
-    from truthgpt_services.models.service import ModelService
+    from truthgpt_services.services.model_service import ModelService
 
     return ModelService()
 
 
 def _inference_service() -> InferenceService:
-    from truthgpt_services.inference.service import InferenceService
+    from truthgpt_services.services.inference_service import InferenceService
 
     return InferenceService()
 
 
 def _training_service() -> TrainingService:
-    from truthgpt_services.training.service import TrainingService
+    from truthgpt_services.services.training_service import TrainingService
 
     return TrainingService()

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from truthgpt_services.inference.answers import AnswerCache, CacheStatistics
+from truthgpt_services.inference.response_cache import AnswerCache, CacheStatistics
 
 LIMIT = 64 * 4096
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from truthgpt_services import InferenceService
-from truthgpt_services.inference import templates
+from truthgpt_services.inference import chat_templates
 from truthgpt_services.inference.decoding import GenerationError
 from truthgpt_services.models.loading import load_tokenizer
 
@@ -123,10 +123,10 @@ def test_a_template_that_fails_is_one_line(bare_plugins, model, tiny, template, 
 )
 def test_a_template_that_never_ends_is_ended(chatty, monkeypatch, template):
     """A loop of Python and a computation that cannot be interrupted, both within the limit."""
-    monkeypatch.setattr(templates, "SECONDS", 1)
+    monkeypatch.setattr(chat_templates, "SECONDS", 1)
     chatty.chat_template = template
     with pytest.raises(GenerationError, match=r"takes more than 1 s|may take 1 s"):
-        templates.render(chatty, ASKED)
+        chat_templates.render(chatty, ASKED)
 
 
 def test_rendering_leaves_nothing_behind(chatty, capfd):
@@ -138,6 +138,6 @@ def test_rendering_leaves_nothing_behind(chatty, capfd):
 
     chatty(["a", "b"] * 100)
     before = around()
-    assert templates.render(chatty, ASKED) == WRITTEN
+    assert chat_templates.render(chatty, ASKED) == WRITTEN
     assert around() == before
     assert capfd.readouterr() == ("", "")

@@ -117,7 +117,9 @@ KINDS = (Boast, LazyBoast, StructureBoast, Invent, Flip, Counting, Silent, Claim
 def worker(plugins, monkeypatch):
     for kind in KINDS:
         plugins.factories["optimization_factory"].register(kind.name, kind)
-    monkeypatch.setattr("truthgpt_services.models.service.get_plugin_manager", lambda: plugins)
+    monkeypatch.setattr(
+        "truthgpt_services.services.model_service.get_plugin_manager", lambda: plugins
+    )
     return Worker(lambda what, done, total: None)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from truthgpt_core.optimization import no_progress
 from truthgpt_services.errors import WorkerError
-from truthgpt_services.measuring.contest import (
+from truthgpt_services.measuring.compare import (
     Contestant,
     compare_layers,
     measure_quality,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truthgpt_core.optimization import Stage
-from truthgpt_services.measuring.gate import DEFAULT_GATE, Effect, break_even, judge
-from truthgpt_services.report.schema import Gate, Measurements, Outcome, Quality, Ratio, Samples
+from truthgpt_services.optimizing.gate import DEFAULT_GATE, Effect, break_even, judge
+from truthgpt_services.results.schema import Gate, Measurements, Outcome, Quality, Ratio, Samples
 
 EFFECT = Effect()
 SAME = Ratio(median=1.0, low=0.99, high=1.01)

@@ -13,7 +13,7 @@ import pytest
 
 from truthgpt_core.optimization import OptimizationError
 from truthgpt_services.errors import ModelError, WorkerError
-from truthgpt_services.measuring.process import WorkerProcess
+from truthgpt_services.measuring.client import WorkerProcess
 from truthgpt_services.measuring.worker_log import NAME, collected, keep, new_log
 
 OPEN = {"dtype": "auto", "device": "cpu"}
@@ -189,7 +189,7 @@ def test_a_worker_that_hangs_ends_with_the_process_that_started_it(hanging, tmp_
     """However that ends: it has no chance to tell anybody when it is killed."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from truthgpt_services.measuring.process import WorkerProcess\n"
+        "from truthgpt_services.measuring.client import WorkerProcess\n"
         "WorkerProcess('left', Path(sys.argv[1])).call('open', directory='x')"
     )
     starter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthgpt_services.measuring.gate import DEFAULT_GATE
 from truthgpt_services.measuring.speed import (
     DECODE,
     Launch,
@@ -19,7 +18,8 @@ from truthgpt_services.measuring.speed import (
     ratio_of_launches,
     undecided,
 )
-from truthgpt_services.report.schema import Ratio
+from truthgpt_services.optimizing.gate import DEFAULT_GATE
+from truthgpt_services.results.schema import Ratio
 
 SAME = Ratio(median=1.0, low=0.99, high=1.01)
 seconds = st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=30)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthgpt_services.measuring.statistics import (
+from truthgpt_services.results.statistics import (
     blocks,
     interval_of_median,
     interval_of_speeds,

@@ -12,7 +12,7 @@ from truthgpt_core.optimization import Optimization, OptimizationError, Options,
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
 from truthgpt_services.measuring.worker import Worker
-from truthgpt_services.models.saved import SavedStep, read_recipe
+from truthgpt_services.models.recipe import SavedStep, read_recipe
 
 IDS = torch.arange(5, 45).unsqueeze(0)
 
@@ -90,7 +90,9 @@ def test_one_more_optimization_goes_on_top_of_those_a_model_has(
     """It is saved with all, what changes weights first, and answers as in memory."""
     output = tmp_path / "out"
     output.mkdir()
-    monkeypatch.setattr("truthgpt_services.models.service.get_plugin_manager", lambda: plugins)
+    monkeypatch.setattr(
+        "truthgpt_services.services.model_service.get_plugin_manager", lambda: plugins
+    )
     worker = Worker(lambda what, done, total: None)
     step = {"name": "ruin", "options": {}, "distribution": "example 1"}
     worker.build(str(halved), "typed", [step], str(output), "auto", "cpu", 0)

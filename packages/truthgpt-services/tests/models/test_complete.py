@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.layerwise import open_model
+from truthgpt_services.models.lazy_weights import open_model
 from truthgpt_services.models.loading import load_model, quiet
 
 

@@ -228,7 +228,7 @@ def test_the_commands_say_one_line(beyond, truthgpt):
 
 def test_a_model_whose_tokenizer_has_more_tokens_is_not_trained(beyond, bare_plugins):
     """The error comes before the texts are prepared."""
-    from truthgpt_services.training.assemble import refuse_unknown_tokens
+    from truthgpt_services.services.training_job import refuse_unknown_tokens
 
     service = ModelService(bare_plugins)
     tokenizer = service.load_tokenizer(str(beyond))

@@ -16,10 +16,10 @@ from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.optimization import Applied, Optimization, OptimizationError, Options
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError, OutputError
-from truthgpt_services.models.aside import set_aside
 from truthgpt_services.models.loading import load_model
-from truthgpt_services.report.schema import Outcome
-from truthgpt_services.report.storage import read_report
+from truthgpt_services.models.snapshot import set_aside
+from truthgpt_services.results.io import read_report
+from truthgpt_services.results.schema import Outcome
 
 IDS = torch.arange(5, 45).unsqueeze(0)
 QUICK = {"gain": "size", "rounds": 2}

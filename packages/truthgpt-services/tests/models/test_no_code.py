@@ -12,7 +12,7 @@ import pytest
 
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.layerwise import open_model
+from truthgpt_services.models.lazy_weights import open_model
 from truthgpt_services.models.loading import load_config, load_model, load_tokenizer
 
 AUTO_MAP = {

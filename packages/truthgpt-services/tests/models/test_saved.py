@@ -13,7 +13,8 @@ from truthgpt_core.optimization import Applied, Optimization, OptimizationError,
 from truthgpt_core.plugin_system import discovery
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.saved import SavedStep, read_recipe, weights_bytes
+from truthgpt_services.models.recipe import SavedStep, read_recipe
+from truthgpt_services.models.saved_model import weights_bytes
 
 IDS = list(range(5, 45))
 DISCOVER = discovery.discover

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.saved import SavedStep
+from truthgpt_services.models.recipe import SavedStep
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import truthgpt_services
 from truthgpt_core import plugin_system
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.saved import SavedStep
+from truthgpt_services.models.recipe import SavedStep
 
 IDS = torch.tensor([list(range(5, 45))])
 
@@ -24,7 +24,9 @@ IDS = torch.tensor([list(range(5, 45))])
 @pytest.fixture
 def service(plugins, monkeypatch):
     # transformers asks the process's own plugin manager.
-    monkeypatch.setattr("truthgpt_services.models.service.get_plugin_manager", lambda: plugins)
+    monkeypatch.setattr(
+        "truthgpt_services.services.model_service.get_plugin_manager", lambda: plugins
+    )
     return ModelService(plugins)
 
 
@@ -178,7 +180,7 @@ def test_the_model_card_says_how_to_load_it(saved, tiny):
     import yaml
 
     from truthgpt_services.models.model_card import write_model_card
-    from truthgpt_services.models.saved import Recipe
+    from truthgpt_services.models.recipe import Recipe
 
     directory, _ = saved(tiny, "halve")
     card = (directory / "README.md").read_text()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.layerwise import open_model
+from truthgpt_services.models.lazy_weights import open_model
 from truthgpt_services.models.loading import load_model
 from truthgpt_services.models.model_files import check_files, weight_files
 from truthgpt_services.models.sources import LocalSource

@@ -21,7 +21,7 @@ from truthgpt_services.optimizing.comparisons import (
     identity,
     sources,
 )
-from truthgpt_services.report.schema import (
+from truthgpt_services.results.schema import (
     Load,
     Measurements,
     Outcome,

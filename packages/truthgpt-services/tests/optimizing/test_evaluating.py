@@ -10,9 +10,9 @@ import pytest
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.optimization import no_progress
 from truthgpt_services.errors import ModelError
-from truthgpt_services.optimizing.evaluating import evaluate
+from truthgpt_services.optimizing.evaluate_one import evaluate
 from truthgpt_services.optimizing.request import OptimizeFile, read_measuring
-from truthgpt_services.report.storage import read_report
+from truthgpt_services.results.io import read_report
 
 COMMAND = "from truthgpt_services.commands.evaluate import evaluate; evaluate()"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from truthgpt_services.report.schema import Outcome
-from truthgpt_services.report.storage import read_report
+from truthgpt_services.results.io import read_report
+from truthgpt_services.results.schema import Outcome
 
 
 @pytest.fixture(scope="session")
@@ -460,8 +460,8 @@ def test_a_text_that_is_too_short_says_how_much_is_needed(
     "modules",
     [
         "truthgpt_services.optimizing.pipeline, truthgpt_services.commands.optimize, "
-        "truthgpt_services.optimizing.evaluating, truthgpt_services.commands.evaluate, "
-        "truthgpt_services.report.comparison, truthgpt_services.commands.compare, "
+        "truthgpt_services.optimizing.evaluate_one, truthgpt_services.commands.evaluate, "
+        "truthgpt_services.report.compare, truthgpt_services.commands.compare, "
         "truthgpt_services.commands.generate, truthgpt_services.commands.convert",
         "truthgpt_services, truthgpt_services.plugin, truthgpt_services.models.sources",
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 from truthgpt_services.optimizing.summary import summary
 from truthgpt_services.report.costs import costs
-from truthgpt_services.report.schema import (
+from truthgpt_services.results.schema import (
     BreakEven,
     Control,
     Gate,

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from truthgpt_services.commands.compare import compare
 from truthgpt_services.commands.evaluate import evaluate
 from truthgpt_services.commands.optimize import optimize
-from truthgpt_services.report.storage import write_report
+from truthgpt_services.report.files import write_report
 
 COMMAND = "from truthgpt_services.commands.evaluate import evaluate; evaluate()"
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_services.commands.compare import compare
-from truthgpt_services.report.comparison import compare_reports
-from truthgpt_services.report.storage import write_report
+from truthgpt_services.report.compare import compare_reports
+from truthgpt_services.report.files import write_report
 from truthgpt_services.report.tables import print_comparison, print_evaluation
 
 

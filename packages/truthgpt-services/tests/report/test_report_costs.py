@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truthgpt_services.report.costs import costs, find_costs
-from truthgpt_services.report.schema import Ratio
+from truthgpt_services.results.schema import Ratio
 
 SAME = Ratio(median=1.0, low=0.98, high=1.02)
 SLOWER = Ratio(median=0.8, low=0.78, high=0.83)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truthgpt_services.report import formatting
-from truthgpt_services.report.schema import Ratio, Samples
+from truthgpt_services import formatting
+from truthgpt_services.results.schema import Ratio, Samples
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 positive = st.floats(min_value=1e-6, max_value=1e8)

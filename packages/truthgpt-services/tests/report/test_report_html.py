@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from truthgpt_services.report.formatting import WITHIN_NOISE
+from truthgpt_services.formatting import WITHIN_NOISE
 from truthgpt_services.report.html import common_start, render_html
-from truthgpt_services.report.schema import (
+from truthgpt_services.results.schema import (
     BreakEven,
     Outcome,
     Ratio,

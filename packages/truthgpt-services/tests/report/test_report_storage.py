@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from truthgpt_core.errors import TruthGPTError
-from truthgpt_services.report import storage
-from truthgpt_services.report.storage import read_report, report_json, report_schema, write_report
+from truthgpt_services.report.files import write_report
+from truthgpt_services.results import io
+from truthgpt_services.results.io import read_report, report_json, report_schema
 
 ROOT = Path(__file__).parents[4]
 
@@ -49,7 +50,7 @@ def test_files_are_replaced_whole(tmp_path, samples, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(io.os, "fsync", full)
     with pytest.raises(TruthGPTError, match="No space left on device"):
         write_report(samples.mixed_report(), tmp_path)
     assert read_report(tmp_path) == samples.report()
@@ -165,7 +166,7 @@ def test_the_schema_needs_every_field_and_allows_new_ones():
 def test_the_schema_alone_loads_no_drawing():
     """Reading a report's data costs neither jinja2 nor rich nor torch."""
     code = (
-        "import sys, truthgpt_services.report.schema, truthgpt_services.report.storage;"
+        "import sys, truthgpt_services.results.schema, truthgpt_services.results.io;"
         "print([m for m in ('jinja2', 'rich', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from truthgpt_services.optimizing.summary import summary
-from truthgpt_services.report.schema import Outcome, Ratio
+from truthgpt_services.results.schema import Outcome, Ratio
 
 FILE = 269_060_552
 

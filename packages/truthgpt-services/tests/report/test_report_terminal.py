@@ -11,10 +11,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from truthgpt_services.formatting import WITHIN_NOISE
 from truthgpt_services.report import quantities
-from truthgpt_services.report.formatting import WITHIN_NOISE
-from truthgpt_services.report.schema import Ratio, Result
 from truthgpt_services.report.terminal import print_report, print_short_report
+from truthgpt_services.results.schema import Ratio, Result
 
 
 def printed(report, width=80, encoding="utf-8", **options):

@@ -24,7 +24,7 @@ from truthgpt_core.cli.main import main
 from truthgpt_core.event_system import Event, EventType, on_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import get_plugin_manager
-from truthgpt_services.data import tokens as data_tokens
+from truthgpt_services.data import token_store as data_tokens
 
 SENDING = "sending"
 """The plugin that sends signals."""
@@ -39,8 +39,8 @@ def warm() -> None:
         "torch.utils.tensorboard",
         "transformers.optimization",
         "truthgpt_services.commands.train",
-        "truthgpt_services.training.assemble",
-        "truthgpt_services.training.watching",
+        "truthgpt_services.services.training_job",
+        "truthgpt_services.training.metrics_log",
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -28,10 +28,10 @@ from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.service_registry import ServiceContainer
 from truthgpt_services import TrainingService
-from truthgpt_services.training import trees
+from truthgpt_services.training import state_dict_io
 from truthgpt_services.training.checkpoints import CheckpointStore
 from truthgpt_services.training.errors import TrainingInterrupted
-from truthgpt_services.training.randomness import seed_all
+from truthgpt_services.training.rng import seed_all
 
 VOCABULARY = 64
 # Beside this file, where a script finds its modules.
@@ -195,8 +195,8 @@ def fingerprint(service: TrainingService) -> dict[str, str]:
     for name in contents.state:
         if name != "guard":
             tensors: dict[str, torch.Tensor] = {}
-            decoded = trees.decode(contents.state[name], contents.training)
-            text = json.dumps(trees.encode(decoded, tensors, name), sort_keys=True)
+            decoded = state_dict_io.decode(contents.state[name], contents.training)
+            text = json.dumps(state_dict_io.encode(decoded, tensors, name), sort_keys=True)
             found[name] = digest(text.encode(), tensors)
     return {**found, "weights": digest(b"", contents.model)}
 

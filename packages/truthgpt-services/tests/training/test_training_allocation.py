@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from truthgpt_services.training.allocation import kept_memory
+from truthgpt_services.training.memory import kept_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is done with glibc only")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from truthgpt_services.training.lr_schedulers import SCHEDULERS
 from truthgpt_services.training.optimizers import OPTIMIZERS, parameter_groups
-from truthgpt_services.training.randomness import seed_all
-from truthgpt_services.training.schedulers import SCHEDULERS
+from truthgpt_services.training.rng import seed_all
 
 # Two epochs of eight batches, three to a step: the stop is in epoch 2.
 STEPS, STOP = 6, 4

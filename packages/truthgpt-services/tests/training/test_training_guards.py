@@ -13,7 +13,7 @@ from truthgpt_core.config import ConfigManager
 from truthgpt_core.event_system import EventType
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_services.data import DataError
-from truthgpt_services.training.assemble import assemble
+from truthgpt_services.services.training_job import assemble
 from truthgpt_services.training.checkpoint_files import read_checkpoint
 from truthgpt_services.training.errors import TrainingError
 

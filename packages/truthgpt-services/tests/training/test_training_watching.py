@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 
 from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_services.report.loss_plot import loss_plot
 from truthgpt_services.training.errors import TrainingInterrupted
-from truthgpt_services.training.loss_plot import loss_plot
+from truthgpt_services.training.metrics_log import ProgressLine
 from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.summary import print_result
-from truthgpt_services.training.watching import ProgressLine
 
 
 class Terminal(io.StringIO):

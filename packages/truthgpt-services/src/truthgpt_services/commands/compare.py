@@ -20,8 +20,8 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
     \b
       truthgpt compare build/monday build/tuesday
     """  # noqa: D301 - click wants the character, not its escape
-    from truthgpt_services.report.comparison import compare_reports
-    from truthgpt_services.report.storage import json_text, read_report
+    from truthgpt_services.report.compare import compare_reports
+    from truthgpt_services.results.io import json_text, read_report
 
     comparison = compare_reports(read_report(a), read_report(b))
     if as_json:

@@ -19,7 +19,7 @@ def convert(model: str, directory: Path, overwrite: bool) -> None:
     MODEL is a directory, a .gguf file, package:PACKAGE/FILE or a hub id.
     """
     from truthgpt_services.commands.progress import shown_progress
-    from truthgpt_services.models.service import ModelService
+    from truthgpt_services.services.model_service import ModelService
 
     with shown_progress() as progress:
         progress(f"Converting {model}", 0, 0)

@@ -38,7 +38,7 @@ def evaluate(model: str, as_json: bool, **given: Any) -> None:
     """  # noqa: D301 - click wants the character, not its escape
     from truthgpt_core.plugin_system import get_plugin_manager
     from truthgpt_services.commands.progress import shown_progress
-    from truthgpt_services.optimizing.evaluating import evaluate as run
+    from truthgpt_services.optimizing.evaluate_one import evaluate as run
     from truthgpt_services.optimizing.request import read_measuring
 
     said = {name: value for name, value in given.items() if value is not None}
@@ -53,7 +53,7 @@ def evaluate(model: str, as_json: bool, **given: Any) -> None:
             progress=progress,
         )
     if as_json:
-        from truthgpt_services.report.storage import report_json
+        from truthgpt_services.results.io import report_json
 
         click.echo(report_json(report), nl=False)
         return

@@ -86,10 +86,10 @@ def generate(
 
     with importing():
         from truthgpt_services.inference.prompts import as_conversation, check_length, read_prompt
-        from truthgpt_services.inference.service import InferenceService
-        from truthgpt_services.models.convert import as_directory
+        from truthgpt_services.models.gguf import as_directory
         from truthgpt_services.models.loading import load_config, pick_device
-        from truthgpt_services.models.service import ModelService
+        from truthgpt_services.services.inference_service import InferenceService
+        from truthgpt_services.services.model_service import ModelService
 
     began = perf_counter()
     with shown_progress() as progress:

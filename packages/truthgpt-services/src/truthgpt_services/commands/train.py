@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from truthgpt_core.config import ConfigManager
     from truthgpt_core.plugin_system import PluginManager
     from truthgpt_core.training import TrainingBackend
-    from truthgpt_services.training.assemble import Assembled
+    from truthgpt_services.services.training_job import Assembled
     from truthgpt_services.training.checkpoints import Found
     from truthgpt_services.training.signals import StopSignals
 
@@ -75,7 +75,7 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
     plugins.activate_all()
     config = ConfigManager.load_config(path, overrides, factories=plugins.factories)
     with importing():
-        from truthgpt_services.training.backends import choose_backend
+        from truthgpt_services.training.distributed import choose_backend
     _refuse_to_mix(expanded(config.output_dir), resume)
     with StopSignals() as signals:
         with signals.at_once():
@@ -105,7 +105,7 @@ def _assemble(
     from truthgpt_services.importing import importing
 
     with importing():
-        from truthgpt_services.training.assemble import assemble
+        from truthgpt_services.services.training_job import assemble
 
     with shown_progress() if backend.is_main else nullcontext(no_progress) as shown:
 
@@ -120,8 +120,8 @@ def _assemble(
 
 def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) -> None:
     from truthgpt_core.event_system import get_event_emitter
-    from truthgpt_services.report.formatting import visible
-    from truthgpt_services.training.watching import (
+    from truthgpt_services.formatting import visible
+    from truthgpt_services.training.metrics_log import (
         MetricsFile,
         ProgressLine,
         TensorBoardLog,
@@ -163,7 +163,7 @@ def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) 
 def _save(
     config: ConfigManager, assembled: Assembled, backend: TrainingBackend, signals: StopSignals
 ) -> None:
-    from truthgpt_services.training.assemble import save_trained
+    from truthgpt_services.services.training_job import save_trained
     from truthgpt_services.training.checkpoints import CheckpointStore
 
     output = expanded(config.output_dir)
@@ -225,8 +225,8 @@ def _say_at_once(name: str) -> None:
 
 
 def _draw(output: Path) -> None:
-    from truthgpt_services.training.loss_plot import loss_plot
-    from truthgpt_services.training.watching import read_metrics
+    from truthgpt_services.report.loss_plot import loss_plot
+    from truthgpt_services.training.metrics_log import read_metrics
 
     (output / "loss.svg").write_text(
         loss_plot(read_metrics(output / "metrics.jsonl")), encoding="utf-8"
@@ -236,8 +236,8 @@ def _draw(output: Path) -> None:
 def _show_result(output: Path) -> None:
     from rich.console import Console
 
+    from truthgpt_services.training.metrics_log import read_metrics
     from truthgpt_services.training.summary import print_result
-    from truthgpt_services.training.watching import read_metrics
 
     print_result(read_metrics(output / "metrics.jsonl"), Console())
     say(f"The model is in {output / 'model'}, a plot of its losses in {output / 'loss.svg'}")

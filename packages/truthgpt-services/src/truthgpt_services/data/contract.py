@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
-from truthgpt_core.errors import TruthGPTError, did_you_mean
-
-
-class DataError(TruthGPTError):
-    """A data set cannot be found, read or used."""
+from truthgpt_core.errors import did_you_mean
+from truthgpt_services.errors import DataError
 
 
 @runtime_checkable

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from truthgpt_services.data.contract import DataError
-from truthgpt_services.data.order import Order
-from truthgpt_services.data.rows import Int64s, Rows
-from truthgpt_services.data.tokens import TokenStore
+from truthgpt_services.data.batch_sampler import Order
+from truthgpt_services.data.packing import Int64s, Rows
+from truthgpt_services.data.token_store import TokenStore
+from truthgpt_services.errors import DataError
 
 Batch = dict[str, torch.Tensor]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_core.errors import TruthGPTError, in_one_line
-from truthgpt_services.data.chat import Chat
+from truthgpt_services.data.chat_template import Chat
+from truthgpt_services.inference.chat_templates import Message, has_template, render
 from truthgpt_services.inference.decoding import GenerationError
-from truthgpt_services.inference.templates import Message, has_template, render
 
 _FORM = 'A conversation is a list of messages like {"role": "user", "content": "..."}.'
 

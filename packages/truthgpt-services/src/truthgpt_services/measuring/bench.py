@@ -22,9 +22,9 @@ from truthgpt_services.inference.decoding import (
 from truthgpt_services.inference.prompts import as_conversation, read_prompt
 from truthgpt_services.measuring import memory
 from truthgpt_services.measuring.divergence import divergence
-from truthgpt_services.measuring.lens import NoLensError, States, divergence_by_layer, states
+from truthgpt_services.measuring.logit_lens import NoLensError, States, divergence_by_layer, states
 from truthgpt_services.models.loading import explained
-from truthgpt_services.models.saved import weights_bytes
+from truthgpt_services.models.saved_model import weights_bytes
 
 _GREEDY = Sampling()
 

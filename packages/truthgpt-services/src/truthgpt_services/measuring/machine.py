@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from truthgpt_services.report.schema import Machine
+from truthgpt_services.results.schema import Machine
 
 DISTRIBUTIONS = (
     "truthgpt-core",

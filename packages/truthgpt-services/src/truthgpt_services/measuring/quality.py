@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from truthgpt_services.measuring.statistics import (
+from truthgpt_services.results.schema import Quality
+from truthgpt_services.results.statistics import (
     blocks,
     mean_with_error,
     percentile_with_error,
 )
-from truthgpt_services.report.schema import Quality
 
 Windows: TypeAlias = Sequence[Sequence[float]]
 """For each window of a text, a value for each token that was predicted."""

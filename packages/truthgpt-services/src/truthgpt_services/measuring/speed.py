@@ -12,12 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from truthgpt_services.measuring.statistics import (
+from truthgpt_services.results.schema import Gate, Ratio
+from truthgpt_services.results.statistics import (
     CONFIDENCE,
     interval_over_launches,
     trimmed_mean,
 )
-from truthgpt_services.report.schema import Gate, Ratio
 
 FEWEST_ROUNDS, FEWEST_LAUNCHES = 5, 3
 """With fewer, no gain in speed is claimed."""

@@ -41,7 +41,7 @@ class Worker:
     """
 
     def __init__(self, progress: Callable[[str, int, int], None]) -> None:
-        from truthgpt_services.models.service import ModelService
+        from truthgpt_services.services.model_service import ModelService
 
         self._progress = progress
         self._service = ModelService(progress=progress)
@@ -56,7 +56,7 @@ class Worker:
     ) -> dict[str, Any]:
         """Convert a model to a transformers directory, unless the cache has it, and describe it."""
         from truthgpt_services.measuring.machine import describe_machine, describe_versions
-        from truthgpt_services.models.convert import as_directory
+        from truthgpt_services.models.gguf import as_directory
         from truthgpt_services.models.loading import load_config, load_tokenizer, pick_device
         from truthgpt_services.models.sources import ResolvedModel
 
@@ -97,7 +97,7 @@ class Worker:
         from truthgpt_services.measuring import memory
         from truthgpt_services.models import changes
         from truthgpt_services.models.loading import DTYPES, pick_device
-        from truthgpt_services.models.saved import SavedStep, is_saved, read_recipe
+        from truthgpt_services.models.recipe import SavedStep, is_saved, read_recipe
 
         place = pick_device(device)
         memory.reset_peak(place)
@@ -157,7 +157,7 @@ class Worker:
     def open(self, directory: str, dtype: str | None, device: str) -> dict[str, Any]:
         """Load the model to be measured."""
         from truthgpt_services.measuring.bench import Bench
-        from truthgpt_services.models.saved import is_saved, read_recipe
+        from truthgpt_services.models.recipe import is_saved, read_recipe
 
         began = time.perf_counter()
         model = self._service.load_model(directory, {"dtype": dtype, "device": device})
@@ -178,8 +178,8 @@ class Worker:
     def write_card(self, directory: str, report: str) -> None:
         """Complete the model card of a saved model with what was measured."""
         from truthgpt_services.models.model_card import write_model_card
-        from truthgpt_services.models.saved import read_recipe
-        from truthgpt_services.report.schema import Report
+        from truthgpt_services.models.recipe import read_recipe
+        from truthgpt_services.results.schema import Report
 
         place = Path(directory)
         write_model_card(place, read_recipe(place), Report.model_validate_json(report))

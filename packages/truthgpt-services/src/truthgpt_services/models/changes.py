@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from truthgpt_services.models import layerwise, saved
+from truthgpt_services.models import lazy_weights
+from truthgpt_services.models.recipe import is_saved
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
@@ -83,9 +84,9 @@ def parts_on_disk(directory: Path, dtype: torch.dtype | None) -> Parts | None:
     Raises:
         ModelError: its configuration cannot be used, or a file is damaged.
     """
-    if saved.is_saved(directory):
+    if is_saved(directory):
         return None
-    opened = layerwise.open_model(directory, dtype=dtype)
+    opened = lazy_weights.open_model(directory, dtype=dtype)
     if opened is None:
         return None
     stored = {

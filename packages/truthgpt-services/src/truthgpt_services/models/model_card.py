@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from truthgpt_services.models.saved import Recipe
-    from truthgpt_services.report.schema import Report
+    from truthgpt_services.models.recipe import Recipe
+    from truthgpt_services.results.schema import Report
 
 CARD = "README.md"
 

@@ -25,7 +25,7 @@ from truthgpt_services.models.model_files import (
     read_object,
     weight_files,
 )
-from truthgpt_services.output import read_marker
+from truthgpt_services.storage.atomic import read_marker
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LONGEST_SHOWN = 200

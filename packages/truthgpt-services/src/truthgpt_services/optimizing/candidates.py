@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_core.optimization import Optimization
-from truthgpt_services.measuring.contest import Contestant
+from truthgpt_services.measuring.compare import Contestant
 
 
 @dataclass

@@ -23,8 +23,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from truthgpt_core.paths import cache_dir
-from truthgpt_services.report.schema import Load, Quality, Step, Variant
-from truthgpt_services.report.storage import json_text
+from truthgpt_services.results.io import json_text
+from truthgpt_services.results.schema import Load, Quality, Step, Variant
 
 FORMAT = 1
 DAYS = 7

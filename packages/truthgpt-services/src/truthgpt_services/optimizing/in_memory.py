@@ -8,11 +8,11 @@ from typing import Any
 
 from truthgpt_core.optimization import Optimization, OptimizationError, Progress
 from truthgpt_core.plugin_system import PluginManager
-from truthgpt_services.models.aside import set_aside
+from truthgpt_services.models.snapshot import set_aside
 from truthgpt_services.optimizing.pipeline import optimize
 from truthgpt_services.optimizing.request import OptimizeFile
-from truthgpt_services.output import StagedDirectory
-from truthgpt_services.report.schema import Report
+from truthgpt_services.results.schema import Report
+from truthgpt_services.storage.atomic import StagedDirectory
 
 Load = Callable[[str, Mapping[str, Any]], Any]
 """Called as `load(name, options)`; see `ModelService.load_model`."""

@@ -29,15 +29,14 @@ from truthgpt_core.optimization import (
 )
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.errors import ModelError, WorkerError
-from truthgpt_services.measuring.contest import (
+from truthgpt_services.measuring.client import WorkerProcess
+from truthgpt_services.measuring.compare import (
     Contestant,
     compare_layers,
     measure_quality,
     measure_quality_alone,
     warm_up,
 )
-from truthgpt_services.measuring.gate import Effect, break_even, judge, nothing_done, pays_by_size
-from truthgpt_services.measuring.process import WorkerProcess
 from truthgpt_services.measuring.speed import DECODE, METRICS, PREFILL, Plan, undecided
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
 from truthgpt_services.measuring.worker_log import NAME as LOG_NAME
@@ -46,21 +45,23 @@ from truthgpt_services.models.sources import ResolvedModel, describe, resolve
 from truthgpt_services.optimizing import phases
 from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
 from truthgpt_services.optimizing.comparisons import Comparison, Comparisons, digest
+from truthgpt_services.optimizing.gate import Effect, break_even, judge, nothing_done, pays_by_size
 from truthgpt_services.optimizing.report_builder import SAMPLE_PROMPT, ReportBuilder
 from truthgpt_services.optimizing.request import Applying, OptimizeFile
 from truthgpt_services.optimizing.reuse import depends_on, earlier_launches, finished, marked
 from truthgpt_services.optimizing.schedule import Schedule
 from truthgpt_services.optimizing.timing import Timing
-from truthgpt_services.output import StagedDirectory
 from truthgpt_services.report.costs import costs
-from truthgpt_services.report.schema import (
+from truthgpt_services.report.files import write_report
+from truthgpt_services.results.io import report_json
+from truthgpt_services.results.schema import (
     Choice,
     Outcome,
     Report,
     Skipped,
     StepCoverage,
 )
-from truthgpt_services.report.storage import report_json, write_report
+from truthgpt_services.storage.atomic import StagedDirectory
 
 BASELINE = phases.BASELINE
 

@@ -7,16 +7,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from truthgpt_services.measuring import contest
-from truthgpt_services.measuring.contest import Contestant, windows
+from truthgpt_services.measuring import compare
+from truthgpt_services.measuring.compare import Contestant, windows
 from truthgpt_services.measuring.speed import DECODE, PREFILL
-from truthgpt_services.measuring.statistics import CONFIDENCE
 from truthgpt_services.measuring.text import EvaluationText
 from truthgpt_services.models.sources import ResolvedModel
 from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.optimizing.summary import summary
-from truthgpt_services.report.schema import (
+from truthgpt_services.results.schema import (
     Control,
     Load,
     Machine,
@@ -31,6 +30,7 @@ from truthgpt_services.report.schema import (
     Text,
     Variant,
 )
+from truthgpt_services.results.statistics import CONFIDENCE
 
 SAMPLE_PROMPT = "The future of AI is"
 WEIGHT_FILES = "*.safetensors"
@@ -94,7 +94,7 @@ class ReportBuilder:
             noise = replace(self.control, launches=shared).log_ratios(
                 self._baseline.contestant, quantity
             )
-        return contest.ratio(made.contestant, against.contestant, quantity, self._plan, noise)
+        return compare.ratio(made.contestant, against.contestant, quantity, self._plan, noise)
 
     def measurements(self, made: MadeVariant) -> Measurements:
         """Return all that was measured of a variant."""
@@ -221,7 +221,7 @@ class ReportBuilder:
         if self.control is None:
             return None
         decode, prefill = (
-            contest.ratio(self.control, self._baseline.contestant, quantity, self._plan)
+            compare.ratio(self.control, self._baseline.contestant, quantity, self._plan)
             for quantity in (DECODE, PREFILL)
         )
         return Control(decode_ratio=decode, prefill_ratio=prefill)

@@ -20,9 +20,9 @@ from truthgpt_core.config import (
 from truthgpt_core.errors import TruthGPTError, UsageError, did_you_mean
 from truthgpt_core.optimization import Optimization, OptimizationError, parse_applied
 from truthgpt_core.plugin_system import PluginManager
-from truthgpt_services.measuring.gate import DEFAULT_GATE
 from truthgpt_services.measuring.speed import Plan
-from truthgpt_services.report.schema import Gate
+from truthgpt_services.optimizing.gate import DEFAULT_GATE
+from truthgpt_services.results.schema import Gate
 
 MEASURING_OPTIONS = (
     "text",

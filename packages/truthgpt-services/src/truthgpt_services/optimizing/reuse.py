@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from truthgpt_core.optimization import Optimization
-from truthgpt_services.measuring.contest import Contestant
+from truthgpt_services.formatting import moment
+from truthgpt_services.measuring.compare import Contestant
 from truthgpt_services.measuring.speed import Launch
 from truthgpt_services.optimizing.comparisons import (
     Comparison,
@@ -21,8 +22,7 @@ from truthgpt_services.optimizing.comparisons import (
     sources,
 )
 from truthgpt_services.optimizing.request import OptimizeFile
-from truthgpt_services.report.formatting import moment
-from truthgpt_services.report.schema import Load, Machine, Outcome, Step, Variant
+from truthgpt_services.results.schema import Load, Machine, Outcome, Step, Variant
 
 _OURS = ("truthgpt_core", "truthgpt_services")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from truthgpt_services.formatting import ratio
 from truthgpt_services.report.costs import Cost, find_costs
-from truthgpt_services.report.formatting import ratio
-from truthgpt_services.report.schema import Outcome, Step, Variant
+from truthgpt_services.results.schema import Outcome, Step, Variant
 
 
 def summary(

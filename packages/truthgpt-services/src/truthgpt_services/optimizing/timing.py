@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from truthgpt_core.optimization import Progress
-from truthgpt_services.measuring.contest import Contestant, take_turns, warm_up
-from truthgpt_services.measuring.load import LoadMeter
-from truthgpt_services.measuring.process import WorkerProcess
+from truthgpt_services.measuring.client import WorkerProcess
+from truthgpt_services.measuring.compare import Contestant, take_turns, warm_up
+from truthgpt_services.measuring.machine_load import LoadMeter
 from truthgpt_services.measuring.speed import Launch, Plan
 
 SPARE = 2**30

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from truthgpt_services.report.formatting import (
+from truthgpt_services.formatting import (
     ARROW,
     DASH,
     TIMES,
@@ -18,7 +18,7 @@ from truthgpt_services.report.formatting import (
     seconds,
     size,
 )
-from truthgpt_services.report.schema import Measurements, Ratio
+from truthgpt_services.results.schema import Measurements, Ratio
 
 DECODE, PREFILL, FIRST_TOKEN = "Decode speed", "Prefill speed", "First token"
 WEIGHTS, PEAK, SAVED = "Weights in memory", "Peak memory", "Saved files"

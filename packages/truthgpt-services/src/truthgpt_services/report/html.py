@@ -13,9 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from truthgpt_services.report import noise, plots, quantities, steps
-from truthgpt_services.report.costs import DECODE, PEAK, PREFILL, WEIGHTS, find_costs
-from truthgpt_services.report.formatting import (
+from truthgpt_services.formatting import (
     ABSENT,
     DASH,
     TIMES,
@@ -32,7 +30,9 @@ from truthgpt_services.report.formatting import (
     size,
     visible,
 )
-from truthgpt_services.report.schema import Outcome, Quality, Ratio, Report, Samples, Variant
+from truthgpt_services.report import noise, plots, quantities, steps
+from truthgpt_services.report.costs import DECODE, PEAK, PREFILL, WEIGHTS, find_costs
+from truthgpt_services.results.schema import Outcome, Quality, Ratio, Report, Samples, Variant
 
 _SYMBOLS = {
     Outcome.ACCEPTED: "\N{CHECK MARK}",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from truthgpt_services.report.formatting import ABSENT, ratio, ratio_interval
-from truthgpt_services.report.schema import Load, Ratio, Report
+from truthgpt_services.formatting import ABSENT, ratio, ratio_interval
+from truthgpt_services.results.schema import Load, Ratio, Report
 
 CONTROL = "control"
 

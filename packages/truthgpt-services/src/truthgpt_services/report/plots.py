@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from truthgpt_services.report.formatting import bound as bound_text
-from truthgpt_services.report.formatting import interval, number, shortened, size, visible
+from truthgpt_services.formatting import bound as bound_text
+from truthgpt_services.formatting import interval, number, shortened, size, visible
 
 WIDTH = 360.0
 _NAME_LENGTH = 26

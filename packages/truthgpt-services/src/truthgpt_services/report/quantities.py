@@ -9,8 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from truthgpt_services.report import noise
-from truthgpt_services.report.formatting import (
+from truthgpt_services.formatting import (
     ABSENT,
     PLUS_MINUS,
     TIMES,
@@ -26,7 +25,8 @@ from truthgpt_services.report.formatting import (
     share_plus_minus,
     size,
 )
-from truthgpt_services.report.schema import (
+from truthgpt_services.report import noise
+from truthgpt_services.results.schema import (
     Gate,
     Measurements,
     Ratio,

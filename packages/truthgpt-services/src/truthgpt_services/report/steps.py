@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from truthgpt_services.formatting import seconds
 from truthgpt_services.report import noise
-from truthgpt_services.report.formatting import seconds
 from truthgpt_services.report.quantities import NOT_CLOSELY, Cell, find_variant, over, ratio_cell
-from truthgpt_services.report.schema import Outcome, Report, Step, Variant
+from truthgpt_services.results.schema import Outcome, Report, Step, Variant
 
 AT_A_COST = ", at a cost"
 SHOWN_ITEMS = 8

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from truthgpt_services.report import noise, quantities
-from truthgpt_services.report.comparison import Comparison, Figure
-from truthgpt_services.report.formatting import (
+from truthgpt_services.formatting import (
     ABSENT,
     interval,
     number,
@@ -16,8 +14,10 @@ from truthgpt_services.report.formatting import (
     share,
     size,
 )
-from truthgpt_services.report.schema import Report
+from truthgpt_services.report import noise, quantities
+from truthgpt_services.report.compare import Comparison, Figure
 from truthgpt_services.report.terminal import encodable
+from truthgpt_services.results.schema import Report
 
 if TYPE_CHECKING:
     from rich.console import Console

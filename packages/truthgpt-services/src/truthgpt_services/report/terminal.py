@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from truthgpt_services.report import noise, quantities, steps
-from truthgpt_services.report.formatting import (
+from truthgpt_services.formatting import (
     ARROW,
     DASH,
     ELLIPSIS,
@@ -17,9 +16,10 @@ from truthgpt_services.report.formatting import (
     TIMES,
     visible,
 )
+from truthgpt_services.report import noise, quantities, steps
 from truthgpt_services.report.quantities import Cell, Row
-from truthgpt_services.report.schema import Outcome, Report, Step
-from truthgpt_services.report.storage import HTML_NAME
+from truthgpt_services.results.io import HTML_NAME
+from truthgpt_services.results.schema import Outcome, Report, Step
 
 if TYPE_CHECKING:
     from rich.console import Console

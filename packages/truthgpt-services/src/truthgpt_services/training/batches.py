@@ -10,7 +10,7 @@ import torch
 
 from truthgpt_core.errors import did_you_mean
 from truthgpt_services.training.errors import TrainingError
-from truthgpt_services.training.randomness import kept_random_state
+from truthgpt_services.training.rng import kept_random_state
 from truthgpt_services.training.state import Position, ResumableLoader
 
 Batch = Mapping[str, torch.Tensor]

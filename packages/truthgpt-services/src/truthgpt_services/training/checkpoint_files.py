@@ -25,8 +25,8 @@ import torch
 
 from truthgpt_core.errors import in_one_line
 from truthgpt_core.paths import UnusableFileError, open_regular, read_regular_bytes
-from truthgpt_services.locks import share, try_alone
-from truthgpt_services.output import exchange, explain_write_error
+from truthgpt_services.storage.atomic import exchange, explain_write_error
+from truthgpt_services.storage.locks import share, try_alone
 from truthgpt_services.training.errors import CheckpointError
 
 MANIFEST = "manifest.json"

@@ -20,7 +20,7 @@ from typing import IO
 
 import torch
 
-from truthgpt_services.locks import open_lock, try_for_process
+from truthgpt_services.storage.locks import open_lock, try_for_process
 from truthgpt_services.training.checkpoint_files import (
     Contents,
     in_use,

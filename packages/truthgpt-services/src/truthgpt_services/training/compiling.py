@@ -30,7 +30,7 @@ from truthgpt_services.training.compiled_loss import (
 from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.flops import count_flops
 from truthgpt_services.training.loss import summed_loss
-from truthgpt_services.training.randomness import kept_random_state
+from truthgpt_services.training.rng import kept_random_state
 from truthgpt_services.training.state import Compiled
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class TrainingStep:
         if run.settings.compile is True:
             raise TrainingError(
                 f"The training step cannot be compiled: {in_one_line(error)}",
-                hint="Set training.compile to false; `truthgpt doctor` says what is missing.",
+                hint="Set training.compiling to false; `truthgpt doctor` says what is missing.",
             ) from error
         run.state.compiled = False
         self._loss_of = self._make()

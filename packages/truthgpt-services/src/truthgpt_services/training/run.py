@@ -16,15 +16,15 @@ from truthgpt_core.config.sections import TrainingSection
 from truthgpt_core.event_system import EventType
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.training import TrainingBackend, TrainingProgress
-from truthgpt_services.training.backends import share_of
 from truthgpt_services.training.batches import Batch, count_targets, to_device
 from truthgpt_services.training.checkpoint_files import read_checkpoint
 from truthgpt_services.training.checkpoints import CheckpointStore, Found
+from truthgpt_services.training.distributed import share_of
 from truthgpt_services.training.errors import TrainingError, TrainingInterrupted
 from truthgpt_services.training.guards import StepGuard, note_evaluation
 from truthgpt_services.training.loss import summed_loss
 from truthgpt_services.training.precision import autocast
-from truthgpt_services.training.randomness import kept_random_state, random_state
+from truthgpt_services.training.rng import kept_random_state, random_state
 from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.state import Moment, Position, ResumableLoader, TrainingState
 

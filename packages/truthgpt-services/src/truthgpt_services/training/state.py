@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from truthgpt_core.errors import in_one_line
 from truthgpt_core.training import TrainingBackend
-from truthgpt_services.training import trees
+from truthgpt_services.training import state_dict_io
 from truthgpt_services.training.checkpoint_files import Contents
 from truthgpt_services.training.errors import CheckpointError
-from truthgpt_services.training.randomness import random_state, set_random_state
+from truthgpt_services.training.rng import random_state, set_random_state
 
 Position = Mapping[str, Any]
 """Where a loader is, as its `state_dict` returns it."""
@@ -127,7 +127,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "aliases": aliases,
         }
-        encoded = {name: trees.encode(each, training, name) for name, each in state.items()}
+        encoded = {name: state_dict_io.encode(each, training, name) for name, each in state.items()}
         whole, whole_training = self._whole(weights), self._whole(training)
         return Contents(self.progress.step, encoded, whole, whole_training, metric)
 
@@ -161,7 +161,7 @@ class TrainingState:
             self._load(contents)
 
     def _load(self, contents: Contents) -> dict[str, Any]:
-        state: dict[str, Any] = trees.decode(contents.state, contents.training)
+        state: dict[str, Any] = state_dict_io.decode(contents.state, contents.training)
         self._load_weights(contents.model, state["aliases"])
         if (self.scheduler is None) != (state["scheduler"] is None):
             has, had = ("no", "one") if self.scheduler is None else ("one", "none")

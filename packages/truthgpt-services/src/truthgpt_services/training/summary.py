@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from truthgpt_core.config.sections import TrainingSection
-from truthgpt_services.report.formatting import INFINITY, number, seconds, share
+from truthgpt_services.formatting import INFINITY, number, seconds, share
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,0 +1,1 @@
+"""The sources of texts that come with TruthGPT."""

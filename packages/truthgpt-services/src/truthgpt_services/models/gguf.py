@@ -1,0 +1,201 @@
+"""Turning a GGUF file into a transformers directory, once: the result is kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.gguf.reader import read_gguf_metadata
+
+from truthgpt_core.optimization import Progress, no_progress
+from truthgpt_core.paths import cache_dir
+from truthgpt_core.terminal_text import harmless
+from truthgpt_services.errors import ModelError
+from truthgpt_services.models.lazy_weights import open_model
+from truthgpt_services.models.loading import (
+    explained,
+    load_model,
+    quiet,
+    refuse_more_numbers,
+    refuse_random_weights,
+)
+from truthgpt_services.models.sources import ResolvedModel, optimizations_of
+from truthgpt_services.models.weights_file import file_sha256
+from truthgpt_services.storage.atomic import (
+    MARKER,
+    StagedDirectory,
+    explain_write_error,
+    read_marker,
+)
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_NUMBERS_IN_A_BYTE = 8
+_ALWAYS_FINE = 1024
+
+
+def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> Path:
+    """Return a transformers directory for a model, converting a GGUF file if need be.
+
+    A converted model is kept in the cache under a key made of the file's content
+    and of the versions that converted it. Its files are compared with their checksums each
+    time, and converted again if one is damaged.
+
+    Raises:
+        ModelError: the file cannot be converted.
+        OutputError: the cache cannot be written.
+    """
+    if not resolved.is_gguf:
+        return resolved.path
+    key = hashlib.sha256()
+    with resolved.path.open("rb") as file:
+        key.update(hashlib.file_digest(file, "sha256").digest())
+    for part in (str(_FORMAT), version("transformers"), version("gguf")):
+        key.update(part.encode())
+    target = cache_dir("converted", f"{resolved.path.stem}-{key.hexdigest()[:16]}")
+    if os.path.lexists(target):
+        damage = _damage(target)
+        if not damage:
+            return target
+        logger.warning("%s is converted again: in the cache, %s", resolved.path, damage)
+        # All below it is ours, under a name that only `resolved` has.
+        shutil.rmtree(target, ignore_errors=True)
+    progress("Converting GGUF, once: the result is kept in the cache", 0, 0)
+    with StagedDirectory(target, overwrite=True) as staged:
+        with _bars_told_to(progress):
+            _convert(resolved.path, staged.path)
+        checksums = {each.name: file_sha256(each) for each in staged.path.iterdir()}
+        _mark(staged.path, resolved.spec, sha256=checksums)
+        staged.commit()
+    return target
+
+
+def _damage(directory: Path) -> str:
+    """Say what is wrong with a converted model in the cache; empty if nothing is."""
+    try:
+        checksums = read_marker(directory)["sha256"]
+        for name, checksum in sorted(checksums.items()):
+            file = directory / Path(name).name
+            if not file.is_file():
+                return f"{file.name} is missing"
+            if file_sha256(file) != checksum:
+                return f"{file.name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MARKER} is damaged"
+    return "" if "config.json" in checksums else f"{MARKER} is damaged"
+
+
+def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
+    """Write a model from any source into `target` as an ordinary transformers directory.
+
+    Raises:
+        ModelError: it cannot be converted, its checkpoint is not complete, or TruthGPT has
+            optimized it.
+        OutputError: the disk is full.
+    """
+    source = as_directory(resolved)
+    applied = optimizations_of(source)
+    if applied:
+        raise ModelError(
+            f"{source} is a model that TruthGPT has optimized ({', '.join(applied)}), "
+            "and no ordinary one can be made of it",
+            hint="Convert the model that it was made from; `truthgpt generate` runs this one.",
+        )
+    # Without its weights in memory, if that can be; converting a GGUF file has looked already.
+    if not resolved.is_gguf and open_model(source) is None:
+        load_model(source)
+    try:
+        for file in sorted(source.iterdir()):
+            if file.is_file() and file.name != MARKER:
+                shutil.copyfile(file, target.path / file.name)
+        _mark(target.path, resolved.spec)
+    except OSError as error:
+        explained = explain_write_error(error, target.target)
+        raise explained or error from error
+
+
+def _mark(directory: Path, source: str, **more: Any) -> None:
+    marker = {"format": _FORMAT, "kind": "converted", "source": source, "steps": []} | more
+    (directory / MARKER).write_text(json.dumps(marker))
+
+
+@contextmanager
+def _bars_told_to(progress: Progress) -> Iterator[None]:
+    """Tell of what transformers draws a bar of, which it does whatever one asks it to leave."""
+
+    def bar(tensors: Sequence[Any], **_: object) -> Iterator[Any]:
+        for number, tensor in enumerate(tensors):
+            progress("Converting GGUF", number, len(tensors))
+            yield tensor
+
+    try:
+        reading: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+        drawn = reading.tqdm
+    except (ImportError, AttributeError):
+        # No more than a bar is lost, or shown, where a later version has it elsewhere.
+        yield
+        return
+    reading.tqdm = bar
+    try:
+        yield
+    finally:
+        reading.tqdm = drawn
+
+
+def _convert(gguf: Path, directory: Path) -> None:
+    # Alone in a folder: transformers would read the settings and the adapters that lie beside it.
+    with tempfile.TemporaryDirectory(prefix="truthgpt-") as alone:
+        link = Path(alone, "model.gguf")
+        link.symlink_to(gguf.resolve())
+        how: dict[str, Any] = {
+            "gguf_file": str(link),
+            "local_files_only": True,
+            "trust_remote_code": False,
+        }
+        with explained(f"{gguf} cannot be converted"), quiet():
+            _refuse_too_many(gguf)
+            config = AutoConfig.from_pretrained(alone, **how)
+            refuse_more_numbers(gguf, config, gguf.stat().st_size * _NUMBERS_IN_A_BYTE)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                alone, output_loading_info=True, ignore_mismatched_sizes=True, **how
+            )
+            model, found = loaded
+            refuse_random_weights(gguf, model, found)
+            tokenizer: Any = AutoTokenizer.from_pretrained(alone, **how)
+    with quiet():
+        # What transformers leaves on a model that it has already dequantized makes
+        # save_pretrained refuse it.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+        try:
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        except Exception as error:
+            full = explain_write_error(error, directory)
+            raise full or error from error
+
+
+def _refuse_too_many(gguf: Path) -> None:
+    """Refuse a file that names more layers or experts than it can have tensors for."""
+    metadata, tensors = read_gguf_metadata(str(gguf))
+    for key, value in metadata.items():
+        counts = key.endswith("_count") and isinstance(value, int) and "." in key
+        if counts and not key.startswith("general.") and value > max(len(tensors), _ALWAYS_FINE):
+            raise ModelError(
+                f"{gguf} cannot be converted: {harmless(key)[:80]} is {value:,}, and it has "
+                f"{len(tensors):,} tensors"
+            )

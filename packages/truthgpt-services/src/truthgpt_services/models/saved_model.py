@@ -1,0 +1,276 @@
+"""Optimized models on disk: weights as safetensors, and the recipe that made them.
+
+A saved model is a directory with `config.json`, the tokenizer, the weights, a model card and
+`truthgpt.json`. The last one says which steps were applied, with the settings
+that were finally chosen: loading builds the model, lets each step put its modules
+in place, compares them with the weights file, fills them in, and applies again the steps that
+change only how a model is run.
+
+Where no step changed the weights they are `model.safetensors`, and transformers
+loads the directory too. Otherwise they are `weights.safetensors` on purpose: transformers would
+fill a model without these steps with them, and answer nonsense. With `import truthgpt_services`
+it loads them as well, see `transformers_integration`; without, `config.json` makes it say so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.initialization import no_init_weights
+
+from truthgpt_core.optimization import (
+    Optimization,
+    OptimizationContext,
+    OptimizationError,
+    Stage,
+    calls,
+)
+from truthgpt_core.optimization.errors import described, distribution_of
+from truthgpt_services.models.loading import DTYPES, load_config, quiet
+from truthgpt_services.models.model_card import write_model_card
+from truthgpt_services.models.recipe import Recipe, SavedStep, read_recipe
+from truthgpt_services.models.weights_file import Skeleton, WeightsFile, file_sha256
+from truthgpt_services.storage.atomic import (
+    MARKER,
+    explain_write_error,
+    share_as_umask_says,
+)
+
+logger = logging.getLogger(__name__)
+
+QUANT_METHOD = "truthgpt"
+"""What config.json of a model with changed weights calls them; transformers asks it."""
+
+IMPORT_FIRST = (
+    "None, because TruthGPT changed the weights of this model. Run `import truthgpt_services` "
+    "before you load it (pip install truthgpt-services)"
+)
+"""In the place of a file name in config.json, so that it is part of transformers' error."""
+
+MakeOptimization = Callable[[str, dict[str, Any]], Optimization[Any]]
+MakeContext = Callable[[str], OptimizationContext]
+
+
+def save(model: Any, tokenizer: Any, directory: Path, recipe: Recipe) -> None:
+    """Save an optimized model; the recipe is written last.
+
+    Args:
+        model: after its steps were applied.
+        tokenizer: to go with it.
+        directory: exists, and is empty or being filled.
+        recipe: its sizes, checksum and shared names are filled in here.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    tensors, shared = _unshared(model)
+    try:
+        with quiet():
+            model.config.save_pretrained(directory)
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        _mark_config(directory / "config.json", changed=recipe.changes_weights)
+        write_model_card(directory, recipe)
+        weights = directory / recipe.weights
+        save_file(tensors, weights, metadata={"format": "pt"})
+        raw = asdict(recipe) | {
+            "weights_bytes": weights.stat().st_size,
+            "weights_sha256": file_sha256(weights),
+            "shared": shared,
+        }
+        (directory / MARKER).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+        share_as_umask_says(directory)
+    except (OSError, SafetensorError) as error:
+        raise explain_write_error(error, directory) or error from error
+
+
+def _mark_config(path: Path, *, changed: bool) -> None:
+    """Let transformers ask us for the weights, or say that it cannot have them without us."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    marks = {
+        "quantization_config": {"quant_method": QUANT_METHOD},
+        "transformers_weights": IMPORT_FIRST,
+    }
+    for key, value in marks.items():
+        config.pop(key, None)
+        if changed:
+            config[key] = value
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load(
+    directory: Path,
+    *,
+    device: torch.device,
+    make_optimization: MakeOptimization,
+    make_context: MakeContext,
+    run: bool = True,
+) -> Any:
+    """Load an optimized model.
+
+    Args:
+        directory: as `save` wrote it.
+        device: where to put it.
+        make_optimization: makes an optimization from its name and settings.
+        make_context: makes the context for an optimization, from its name.
+        run: apply the steps that only change how it is run. Not if more steps follow:
+            those that change its weights come first.
+
+    Raises:
+        ModelError: something of it is missing or damaged.
+        OptimizationError: an optimization that it needs is not installed.
+    """
+    recipe = read_recipe(directory)
+    weights = open_weights(directory, recipe)
+    config = load_config(directory)
+    for mark in ("quantization_config", "transformers_weights"):
+        if hasattr(config, mark):
+            delattr(config, mark)
+    with quiet(), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.dtype])
+    model = put_in_place(model, recipe, weights, make_optimization, make_context)
+    weights.fill(model)
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    model.to(device)
+    model.eval()
+    for step in runnable(directory, device, make_optimization) if run else ():
+        model = calls.apply(step, model, make_context(step.name)).model
+    return model
+
+
+def open_weights(directory: Path, recipe: Recipe) -> WeightsFile:
+    """Open the weights of a saved model, and begin to compute their checksum.
+
+    Raises:
+        ModelError: they are missing or damaged.
+    """
+    return WeightsFile(
+        directory / recipe.weights, recipe.weights_bytes, recipe.weights_sha256, recipe.shared
+    )
+
+
+def put_in_place(
+    model: Any,
+    recipe: Recipe,
+    weights: WeightsFile,
+    make_optimization: MakeOptimization,
+    make_context: MakeContext,
+) -> Any:
+    """Let the steps of a recipe put their modules in place, and compare them with the weights.
+
+    Args:
+        model: as its configuration says, without values.
+        recipe: of the saved model.
+        weights: of the saved model; nothing is filled in yet.
+        make_optimization: makes an optimization from its name and settings.
+        make_context: makes the context for an optimization, from its name.
+
+    Returns:
+        The model, for `weights.fill`.
+
+    Raises:
+        ModelError: the weights are not those of such a model.
+        OptimizationError: an optimization that it needs is not installed.
+    """
+    skeleton = Skeleton(model, DTYPES[recipe.dtype])
+    steps = [_remake(step, make_optimization) for step in recipe.steps]
+    for step in steps:
+        if step.stage is not Stage.EXECUTION:
+            model = calls.restore(step, model, make_context(step.name))
+    weights.compare(model, skeleton, lambda: why_unfit(recipe.steps, steps))
+    return model
+
+
+def runnable(
+    directory: Path, device: torch.device, make_optimization: MakeOptimization
+) -> list[Optimization[Any]]:
+    """Return the steps that only change how a saved model is run, less those that cannot here.
+
+    Args:
+        directory: as `save` wrote it.
+        device: where the model runs.
+        make_optimization: makes an optimization from its name and settings.
+
+    Raises:
+        ModelError: the recipe is missing or damaged.
+        OptimizationError: an optimization that it needs is not installed.
+    """
+    found = []
+    for step in read_recipe(directory).steps:
+        optimization = _remake(step, make_optimization)
+        if optimization.stage is not Stage.EXECUTION:
+            continue
+        verdict = calls.check(optimization, str(device))
+        if verdict.ok:
+            found.append(optimization)
+        else:
+            logger.warning("%s runs without %s: %s", directory, step.name, verdict.reason)
+    return found
+
+
+def _remake(step: SavedStep, make_optimization: MakeOptimization) -> Optimization[Any]:
+    try:
+        return make_optimization(step.name, step.settings)
+    except OptimizationError as error:
+        origin = f"The model was saved with {step.distribution}." if step.distribution else ""
+        hint = f"{error.hint or ''} {origin}".strip()
+        raise OptimizationError(error.message, hint=hint or None) from error
+
+
+def weights_bytes(model: Any) -> int:
+    """Bytes of a model's parameters and buffers in memory, shared ones counted once."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in [*model.parameters(), *model.buffers()]
+    }
+    return sum(storages.values())
+
+
+def _unshared(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    tensors: dict[str, torch.Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in first:
+            shared[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = tensor.detach().cpu().contiguous()
+    return tensors, shared
+
+
+def why_unfit(saved: Sequence[SavedStep], remade: Sequence[Optimization[Any]]) -> str:
+    """Return the hint for weights that do not fit the model that `restore` made ready.
+
+    Args:
+        saved: the steps of the recipe.
+        remade: the same steps as they are installed here.
+    """
+    others, authors = [], []
+    for step, optimization in zip(saved, remade, strict=True):
+        if optimization.stage is Stage.EXECUTION:
+            continue
+        installed = distribution_of(type(optimization))
+        if step.distribution and installed and step.distribution != installed:
+            others.append(f"{step.name} was saved with {step.distribution}, and {installed} is")
+        authors.append(described(type(optimization)))
+    if others:
+        return f"{others[0]} installed."
+    if authors:
+        return (
+            f"The restore of {', '.join(authors)} has to make the same modules and tensors as its "
+            "apply: tell its author."
+        )
+    return "The file was changed after it was saved."

@@ -1,0 +1,205 @@
+"""The gate: whether a step pays for itself, and when.
+
+A step is accepted if it makes the model faster or smaller beyond noise, compared with
+what there was before it, makes nothing slower than it may, and leaves quality within the
+bounds, compared with the model that everything started from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from truthgpt_core.optimization import Stage
+from truthgpt_services.formatting import bound
+from truthgpt_services.measuring.speed import gained, slowed
+from truthgpt_services.results.schema import BreakEven, Gate, Measurements, Outcome, Ratio
+
+DEFAULT_GATE = Gate(max_kl=0.05, max_perplexity_ratio=1.02, min_gain=0.02, max_slowdown=0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a step did to the model, apart from what was measured.
+
+    Attributes:
+        stage: of the step.
+        changed: whether a tensor or the type of a module is another than before.
+        note: what was compared to know that.
+        used: whether measured tokens ran through what the step put in place.
+    """
+
+    stage: Stage = Stage.WEIGHTS
+    changed: bool = True
+    note: str = ""
+    used: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a step, and why, in one sentence.
+
+    Attributes:
+        outcome: accepted, rejected, or that it cannot be told.
+        reason: the sentence.
+        overruled: it is accepted only because the gate says that all are.
+    """
+
+    outcome: Outcome
+    reason: str
+    overruled: bool = False
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the step stays."""
+        return self.outcome is Outcome.ACCEPTED
+
+
+def judge(
+    candidate: Measurements,
+    before: Measurements,
+    baseline: Measurements,
+    *,
+    decode: Ratio,
+    prefill: Ratio,
+    gate: Gate,
+    effect: Effect = Effect(),
+    closely: bool = True,
+) -> Decision:
+    """Decide about a step.
+
+    Args:
+        candidate: the model with the step.
+        before: the model without it.
+        baseline: the model that everything started from.
+        decode: decode speed, candidate / before.
+        prefill: prefill speed, candidate / before.
+        gate: the bounds.
+        effect: what the step did to the model.
+        closely: whether enough was measured to claim a gain in speed.
+    """
+    speeds = {"decodes": decode, "reads prompts": prefill}
+    measured = ", ".join(
+        [
+            *(_speed(verb, ratio, gate) for verb, ratio in speeds.items()),
+            f"weights are {candidate.weights_bytes / before.weights_bytes:.2f}× the size",
+        ]
+    )
+    outcome, against = Outcome.REJECTED, nothing_done(effect)
+    against = against or _quality_lost(candidate, baseline, gate) or _too_slow(speeds, gate)
+    if not against:
+        smaller = pays_by_size(candidate.weights_bytes, before.weights_bytes, gate)
+        faster = closely and any(gained(ratio, gate) for ratio in speeds.values())
+        if {"any": faster or smaller, "speed": faster, "size": smaller}[gate.gain]:
+            return Decision(Outcome.ACCEPTED, f"It {measured}.")
+        outcome, against = _no_gain(speeds, gate, closely=closely)
+        against = f"{against}: it {measured}."
+    if gate.keep_all:
+        lower = against[0].lower() + against[1:]
+        reason = f"Accepted because all steps are; else it would not have been: {lower}"
+        return Decision(Outcome.ACCEPTED, reason, overruled=True)
+    return Decision(outcome, against)
+
+
+def pays_by_size(candidate: int, before: int, gate: Gate) -> bool:
+    """Return whether weights of so many bytes are smaller by what is asked for."""
+    # As small as before is no gain, even if none at all was asked for.
+    return candidate <= (1.0 - gate.min_gain) * before and candidate < before
+
+
+def break_even(
+    candidate: Measurements, before: Measurements, decode: Ratio, seconds: float
+) -> BreakEven:
+    """Say after how many decoded tokens a step breaks even with what it costs at first.
+
+    Args:
+        candidate: the model with the step.
+        before: the model without it.
+        decode: decode speed, candidate / before.
+        seconds: that applying the step took.
+    """
+    extra = seconds + candidate.warmup_seconds - before.warmup_seconds
+    rate = candidate.decode_tokens_per_second.median
+
+    def tokens(ratio: float) -> int | None:
+        if not decode.low > 1.0:
+            return None
+        # Without the step a token takes ratio / rate seconds, with it 1 / rate.
+        return max(0, math.ceil(extra * rate / (ratio - 1.0)))
+
+    return BreakEven(
+        extra_seconds=extra,
+        tokens=tokens(decode.median),
+        fewest=tokens(decode.high),
+        most=tokens(decode.low),
+    )
+
+
+_NO_GAIN = {
+    "any": "Neither faster nor smaller by {} % beyond noise",
+    "speed": "Not faster by {} % beyond noise",
+    "size": "Not smaller by {} %",
+}
+
+
+def nothing_done(effect: Effect) -> str:
+    """Return why nothing that is measured can be the step's doing; empty if it may be."""
+    if effect.stage is Stage.EXECUTION:
+        ran = "No measured token is known to have run through it, so it changes nothing."
+        return "" if effect.used else ran
+    note = f": {effect.note}" if effect.note else ""
+    return "" if effect.changed else f"It changed nothing{note}."
+
+
+def _too_slow(speeds: dict[str, Ratio], gate: Gate) -> str:
+    for verb, ratio in speeds.items():
+        if slowed(ratio, gate):
+            most = bound(100 * (gate.max_slowdown or 0.0))
+            return f"It {_speed(verb, ratio, gate)}: more than {most} % slower."
+    return ""
+
+
+def _no_gain(speeds: dict[str, Ratio], gate: Gate, *, closely: bool) -> tuple[Outcome, str]:
+    """Return whether there is no gain, or too little evidence of one, and how to say it."""
+    possible = gate.gain != "size" and any(
+        ratio.high > 1.0 and ratio.high >= 1.0 + gate.min_gain for ratio in speeds.values()
+    )
+    asked = _NO_GAIN[gate.gain].format(bound(100 * gate.min_gain))
+    if not possible:
+        return Outcome.REJECTED, asked
+    if not closely:
+        return Outcome.UNDECIDED, "Not measured closely enough to claim a gain in speed"
+    launches = len(speeds["decodes"].launches)
+    return Outcome.UNDECIDED, f"Too little evidence of a gain after {launches} launches"
+
+
+def _speed(verb: str, ratio: Ratio, gate: Gate) -> str:
+    asked, decimals = 1.0 + gate.min_gain, 2
+    # What falls short of the gain that was asked for is not to be rounded up to it.
+    while decimals < 6 and ratio.low < asked <= round(ratio.low, decimals):
+        decimals += 1
+    ends = f"({ratio.low:.{decimals}f} to {ratio.high:.{decimals}f}×)"
+    if math.isinf(ratio.high):
+        return f"{verb} at a speed that was not measured closely enough"
+    if not ratio.differs:
+        return f"{verb} as fast within noise {ends}"
+    return f"{verb} {ratio.median:.{decimals}f}× as fast {ends}"
+
+
+def _quality_lost(candidate: Measurements, baseline: Measurements, gate: Gate) -> str:
+    quality = candidate.quality
+    divergence = max(quality.kl_mean, quality.decode_kl_mean)
+    perplexity = quality.perplexity / baseline.quality.perplexity
+    if not quality.is_finite:
+        return "Its predictions are not finite numbers."
+    if divergence > gate.max_kl:
+        return f"It loses quality: KL to the baseline is {divergence:.4f}, above {gate.max_kl:g}."
+    if perplexity > gate.max_perplexity_ratio:
+        return (
+            f"It loses quality: perplexity is {perplexity:.3f}× the baseline's, "
+            f"above {gate.max_perplexity_ratio:g}×."
+        )
+    flips = max(quality.flips or 0.0, quality.decode_flips or 0.0)
+    if gate.max_flips is not None and flips > gate.max_flips:
+        return f"It loses quality: {flips:.4f} of tokens flip, above {gate.max_flips:g}."
+    return ""

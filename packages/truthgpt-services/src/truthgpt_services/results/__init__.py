@@ -1,0 +1,1 @@
+"""Results as data: their schema, statistics, reading and writing. Nothing here draws."""

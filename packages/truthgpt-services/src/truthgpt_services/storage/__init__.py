@@ -1,0 +1,1 @@
+"""Files that survive crashes, and that several processes may use at once."""

@@ -59,9 +59,7 @@ def test_files_are_replaced_whole(tmp_path, samples, monkeypatch):
 
 def test_the_measurements_are_kept_if_the_page_cannot_be_drawn(tmp_path, samples, monkeypatch):
     """An hour of measuring is not lost to a mistake in a template."""
-    from truthgpt_services.report import html
-
-    monkeypatch.setattr(html, "render_html", lambda report: 1 / 0)
+    monkeypatch.setattr("truthgpt_services.report.files.render_html", lambda report: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(samples.report(), tmp_path)
     assert read_report(tmp_path) == samples.report()

@@ -25,6 +25,7 @@ from truthgpt_core import (
 )
 from truthgpt_core.config import ConfigError, ConfigManager, Section
 from truthgpt_core.diagnosis import Diagnosis
+from truthgpt_core.event_system import EventType
 from truthgpt_core.plugin_system import PluginError, PluginManager
 from truthgpt_core.training import TrainingProgress
 
@@ -367,6 +368,23 @@ def test_a_section_that_a_plugin_registers_is_read_while_it_is_active(manager, t
         manager.deactivate("ours")
     with pytest.raises(ConfigError, match="budget"):
         ConfigManager.load_config(file, environment={})
+
+
+@pytest.mark.hook("register_event_handlers")
+def test_a_plugin_listens_while_it_is_active(manager) -> None:
+    """`register_event_handlers` gets the emitter of the manager, and leaves nothing there."""
+    heard: list[Any] = []
+
+    class Listening:
+        @hookimpl
+        def register_event_handlers(self, events):
+            events.on(EventType.CHECKPOINT_SAVED, heard.append)
+
+    manager.register_plugin(Listening(), name="ours")
+    manager.events.emit(EventType.CHECKPOINT_SAVED, {})
+    manager.deactivate("ours")
+    manager.events.emit(EventType.CHECKPOINT_SAVED, {})
+    assert len(heard) == 1
 
 
 @pytest.mark.hook("diagnose")

@@ -192,17 +192,6 @@ def test_a_resumed_run_goes_on(diary: Diary, tmp_path: Path) -> None:
     assert [each.key for each in diary.opened] == [None, "first", None]
 
 
-def test_two_managers_track_a_run_once(diary: Diary, tmp_path: Path) -> None:
-    """A process with two plugin managers tracks a run once, not twice."""
-    other = Diary()
-    manager = activate(other)
-    start(tmp_path)
-    take_step(1)
-    finish(1)
-    manager.deactivate("diary")
-    assert len(diary.rows) + len(other.rows) == 1
-
-
 @pytest.mark.parametrize("what", ["open", "log", "end"])
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
 def test_what_it_raises_is_one_note(

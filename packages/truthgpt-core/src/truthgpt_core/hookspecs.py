@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from truthgpt_core.config import ConfigSections
     from truthgpt_core.diagnosis import Diagnosis
     from truthgpt_core.dynamic_factory import DynamicFactory
+    from truthgpt_core.event_system import EventEmitter
     from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext
     from truthgpt_core.service_registry import ServiceRegistry
     from truthgpt_core.training import TrainingProgress
@@ -88,6 +89,17 @@ def register_config_sections(sections: ConfigSections) -> None:
     Args:
         sections: `sections.register("my_section", MySection)` adds a section, which is
             a pydantic model.
+    """
+
+
+@_hookspec(historic=True)
+def register_event_handlers(events: EventEmitter) -> None:
+    """Listen to events of the application.
+
+    Called once for each plugin, when it is activated. What listens is removed with the plugin.
+
+    Args:
+        events: `events.on(EventType.TRAINING_STEP, handler)` adds a handler.
     """
 
 

@@ -16,20 +16,20 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from truthgpt_core.config.sections import Section
 from truthgpt_core.errors import in_one_line
-from truthgpt_core.event_system import Event, EventType, Subscription, emit_event, on_event
+from truthgpt_core.event_system import Event, EventEmitter, EventType, Subscription
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.paths import read_regular_bytes
 from truthgpt_core.plugin_system.plugin import Plugin, PluginError
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigSections
-    from truthgpt_core.service_registry import ServiceRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,6 @@ _ENDS = (EventType.TRAINING_FINISHED, EventType.TRAINING_FAILED)
 _LAST = -100
 _MOST_WAITING = 10_000
 _LARGEST_KEY = 1 << 20
-
-# Each plugin manager of a process has a tracker of its own; a run is tracked by one.
-_tracked: dict[str, Event] = {}
 
 
 class Outcome(enum.StrEnum):
@@ -129,6 +126,7 @@ class TrackerPlugin(Plugin):
     seconds_to_end: float = 30.0
 
     def __init__(self) -> None:
+        self._events: EventEmitter | None = None
         self._sender: _Sender | None = None
         self._listening: list[Subscription] = []
 
@@ -147,10 +145,11 @@ class TrackerPlugin(Plugin):
         """Register the section."""
         sections.register(self.name, self.section)
 
-    def initialize(self, registry: ServiceRegistry) -> None:
+    @hookimpl
+    def register_event_handlers(self, events: EventEmitter) -> None:
         """Listen for the start of a run."""
-        del registry
-        on_event(EventType.TRAINING_STARTED, self._start, priority=_LAST)
+        self._events = events
+        events.on(EventType.TRAINING_STARTED, self._start, priority=_LAST)
 
     def shutdown(self) -> None:
         """Leave a run that is tracked."""
@@ -159,9 +158,8 @@ class TrackerPlugin(Plugin):
     def _start(self, event: Event) -> None:
         config = event.data.get("config") or {}
         given = config.get(self.name)
-        if given is None or _tracked.get(self.name) is event:
+        if given is None or self._events is None:
             return
-        _tracked[self.name] = event
         self._end(Outcome.INTERRUPTED, "another run began")
         settings = self.section.model_validate(given)
         step, directory = event.data.get("step", 0), Path(config.get("output_dir", "."))
@@ -179,8 +177,9 @@ class TrackerPlugin(Plugin):
             return run
 
         self._sender = _Sender(self.name, open_run, self.rows_at_once)
-        self._listening = [on_event(kind, self._add, priority=_LAST) for kind in _ROWS]
-        self._listening += [on_event(kind, self._finish, priority=_LAST) for kind in _ENDS]
+        listen = partial(self._events.on, priority=_LAST)
+        self._listening = [listen(kind, self._add) for kind in _ROWS]
+        self._listening += [listen(kind, self._finish) for kind in _ENDS]
 
     def _add(self, event: Event) -> None:
         # Its own notes are for the others: it is what could not be reached.
@@ -209,9 +208,11 @@ class TrackerPlugin(Plugin):
     def _tell(self, step: int) -> None:
         # By the thread that trains: those who listen expect no other.
         sender = self._sender
-        while sender is not None and sender.notes:
+        while sender is not None and self._events is not None and sender.notes:
             note = f"{self.name}: {sender.notes.popleft()}"
-            emit_event(EventType.TRAINING_NOTED, {"step": step, "about": self.name, "note": note})
+            self._events.emit(
+                EventType.TRAINING_NOTED, {"step": step, "about": self.name, "note": note}
+            )
 
 
 class _Sender:

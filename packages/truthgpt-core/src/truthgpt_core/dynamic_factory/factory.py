@@ -49,6 +49,7 @@ class DynamicFactory(Generic[T]):
             abstract one or a `runtime_checkable` protocol. None takes any callable,
             and no open components.
         name: what error messages call it, and what `publish_factory` publishes it as.
+        takes_open: whether it has the open components that fit.
         distribution_of: returns the distribution that has a component which is not
             registered, or None if that is not known; for error messages.
 
@@ -61,6 +62,7 @@ class DynamicFactory(Generic[T]):
         base_class: type[T] | None = None,
         name: str | None = None,
         *,
+        takes_open: bool = True,
         distribution_of: Callable[[str], str | None] = lambda name: None,
     ) -> None:
         if base_class is not None:
@@ -69,6 +71,8 @@ class DynamicFactory(Generic[T]):
         self._name = name
         self.distribution_of = distribution_of
         self._names = ComponentNames(self._label)
+        if not takes_open:
+            return
         with lock:
             _factories.add(self)
             for component_name, component in _open:

@@ -12,19 +12,25 @@ from truthgpt_core.plugin_system import catalogue
 from truthgpt_core.training import TrainingBackend
 
 
-def make_factories() -> dict[str, DynamicFactory[Any]]:
-    """Make the factories that plugins fill."""
+def make_factories(*, takes_open: bool = False) -> dict[str, DynamicFactory[Any]]:
+    """Make the factories that plugins fill.
+
+    Args:
+        takes_open: whether they have the components that `register_component` registers for
+            no factory in particular.
+    """
+    make = partial(DynamicFactory[Any], takes_open=takes_open)
     return {
-        "optimizer_factory": DynamicFactory(name="optimizer_factory"),
-        "scheduler_factory": DynamicFactory(name="scheduler_factory"),
-        "dataset_factory": DynamicFactory(name="dataset_factory"),
-        "model_source_factory": DynamicFactory(name="model_source_factory"),
-        "optimization_factory": DynamicFactory(
+        "optimizer_factory": make(name="optimizer_factory"),
+        "scheduler_factory": make(name="scheduler_factory"),
+        "dataset_factory": make(name="dataset_factory"),
+        "model_source_factory": make(name="model_source_factory"),
+        "optimization_factory": make(
             Optimization,
             name="optimization_factory",
             distribution_of=partial(catalogue.distribution_of, "optimizations"),
         ),
-        "training_backend_factory": DynamicFactory(
+        "training_backend_factory": make(
             TrainingBackend,
             name="training_backend_factory",
             distribution_of=partial(catalogue.distribution_of, "training_backends"),

@@ -21,7 +21,7 @@ from truthgpt_core import hookspecs
 from truthgpt_core.config import ConfigSections
 from truthgpt_core.dynamic_factory import DynamicFactory, publish_factory
 from truthgpt_core.errors import TruthGPTError, did_you_mean
-from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.event_system import EventEmitter, EventType, get_event_emitter
 from truthgpt_core.optimization import Optimization
 from truthgpt_core.plugin_system import activation, discovery, order, switches
 from truthgpt_core.plugin_system.builtin import CorePlugin, make_factories
@@ -49,8 +49,13 @@ logger = logging.getLogger(__name__)
 class PluginManager:
     """Finds plugins and activates them.
 
+    Its container gets it and its emitter, as the services `plugin_manager` and `event_emitter`:
+    other services have them injected.
+
     Args:
         container: where plugins register services; the default container if None.
+        events: where it tells what becomes of plugins, and what plugins listen to. If None,
+            the default emitter with the default container, and a new one with any other.
         strict: raise for a broken plugin instead of listing it; if None, the
             environment variable TRUTHGPT_STRICT=1 decides.
 
@@ -59,16 +64,29 @@ class PluginManager:
     another thread that uses plugins, or a service that is not built yet.
 
     Attributes:
+        container: where plugins register services.
+        events: the emitter of this manager.
         hooks: the hooks of all active plugins, to be called with keyword arguments.
         factories: the named factories that plugins fill.
     """
 
     def __init__(
-        self, container: ServiceContainer | None = None, *, strict: bool | None = None
+        self,
+        container: ServiceContainer | None = None,
+        *,
+        events: EventEmitter | None = None,
+        strict: bool | None = None,
     ) -> None:
-        self.container = container if container is not None else get_container()
+        is_default = container is None
+        self.container = get_container() if container is None else container
+        if events is None:
+            events = get_event_emitter() if is_default else EventEmitter()
+        self.events = events
+        for name, service in (("plugin_manager", self), ("event_emitter", events)):
+            if name not in self.container.registry.names():
+                self.container.register(name, service)
         self.strict = os.environ.get(STRICT) == "1" if strict is None else strict
-        self.factories: Mapping[str, DynamicFactory[Any]] = make_factories()
+        self.factories: Mapping[str, DynamicFactory[Any]] = make_factories(takes_open=is_default)
         # The container's: activating a plugin registers services, and making a service may
         # activate plugins. Two locks would be taken in either order, and two threads hang.
         self._lock = self.container.registry.lock
@@ -85,6 +103,7 @@ class PluginManager:
         hook.register_services.call_historic(kwargs={"registry": self.container.registry})
         hook.register_components.call_historic(kwargs={"factories": self.factories})
         hook.register_config_sections.call_historic(kwargs={"sections": ConfigSections()})
+        hook.register_event_handlers.call_historic(kwargs={"events": self.events})
         self.hooks = cast(hookspecs.Hooks, hook)
 
     @one_at_a_time
@@ -353,7 +372,7 @@ class PluginManager:
     def _break(self, row: PluginRow, error: PluginError) -> None:
         row.state, row.reason = State.BROKEN, str(error)
         logger.debug("Plugin %r is broken", row.name, exc_info=error)
-        emit_event(
+        self.events.emit(
             EventType.PLUGIN_FAILED,
             {"plugin": row.name, "version": row.version, "reason": row.reason},
         )
@@ -385,7 +404,7 @@ class PluginManager:
         row.load_seconds = perf_counter() - began
         self._active[row.key] = transaction
         row.state, row.reason = State.ACTIVE, ""
-        emit_event(EventType.PLUGIN_ACTIVATED, {"plugin": row.name, "version": row.version})
+        self.events.emit(EventType.PLUGIN_ACTIVATED, {"plugin": row.name, "version": row.version})
 
     def _withdraw(self, row: PluginRow) -> None:
         row.hooks = row.load_seconds = None
@@ -394,7 +413,7 @@ class PluginManager:
         row.state = State.INACTIVE
         if row.entry_point is None:
             del self._rows[row.key]
-        emit_event(EventType.PLUGIN_DEACTIVATED, {"plugin": row.name, "version": row.version})
+        self.events.emit(EventType.PLUGIN_DEACTIVATED, {"plugin": row.name, "version": row.version})
 
     def _load_file(
         self, file: PluginFile, loaded: list[LoadedFile], waiting: dict[str, Callable[[], None]]

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from train_common import Batches, make_model, middle
 
-from truthgpt_core.event_system import Event, EventType, on_event
+from truthgpt_core.event_system import Event, EventType, get_event_emitter, on_event
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.service_registry import ServiceContainer
 from truthgpt_services import TrainingService
@@ -73,7 +73,7 @@ def table(name: str, checkpoints: int, every: int, rows: int, width: int) -> Ite
         worked[event.data["step"]] = perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
-        service = TrainingService(PluginManager(ServiceContainer()))
+        service = TrainingService(PluginManager(ServiceContainer(), events=get_event_emitter()))
 
         def saved(event: Event) -> None:
             complete[event.data["step"]] = service.progress.step

@@ -47,9 +47,19 @@ def _nothing_compiled(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> OptimizationContext:
+def notes() -> list[dict[str, str]]:
+    """The notes of a test, each as `about` and `note`."""
+    return []
+
+
+@pytest.fixture
+def context(tmp_path: Path, notes: list[dict[str, str]]) -> OptimizationContext:
     """What an optimization is given besides the model, on a CPU."""
-    return OptimizationContext("cpu", tmp_path / "optimization")
+
+    def note(about: str, sentence: str) -> None:
+        notes.append({"about": about, "note": sentence})
+
+    return OptimizationContext("cpu", tmp_path / "optimization", note=note)
 
 
 @pytest.fixture

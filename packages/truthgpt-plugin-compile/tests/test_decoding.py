@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
-from truthgpt_core.event_system import Event, EventType, on_event
 from truthgpt_core.optimization import OptimizationContext
 from truthgpt_plugin_compile.optimization import TorchCompile
 
@@ -25,18 +24,6 @@ PROMPT = torch.arange(3, 8).unsqueeze(0)
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler"
 )
-
-
-@pytest.fixture
-def notes() -> Iterator[list[dict[str, Any]]]:
-    """The notes told during a test."""
-    told: list[dict[str, Any]] = []
-
-    def note(event: Event) -> None:
-        told.append(dict(event.data))
-
-    with on_event(EventType.OPTIMIZATION_NOTED, note):
-        yield told
 
 
 def graphs() -> int:
@@ -119,7 +106,7 @@ def test_more_shapes_than_torch_compiles_run_uncompiled(
 @needs_compiler
 def test_generate_of_transformers_still_works(eager: LlamaForCausalLM, compiled: Any) -> None:
     """`generate` with a static cache uses the compiled step and gives the same tokens."""
-    asked: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
+    asked: dict[str, str] = {"max_new_tokens": 5, "do_sample": False}
     tokens = compiled.generate(PROMPT, cache_implementation="static", **asked)
     assert graphs() >= 1
     expected = eager.generate(PROMPT, cache_implementation="static", **asked)
@@ -203,7 +190,7 @@ def test_save_pretrained_works(eager: LlamaForCausalLM, compiled: Any, tmp_path:
 
 
 @needs_compiler
-def test_what_was_compiled_is_told_once(compiled: Any, notes: list[dict[str, Any]]) -> None:
+def test_what_was_compiled_is_told_once(compiled: Any, notes: list[dict[str, str]]) -> None:
     """After the first compiled step a note has graphs, seconds and graph breaks; later none."""
     decode(compiled)
     decode(compiled)
@@ -217,7 +204,7 @@ def test_what_was_compiled_is_told_once(compiled: Any, notes: list[dict[str, Any
 def test_too_many_recompilations_are_told_with_the_shape(
     eager: LlamaForCausalLM,
     context: OptimizationContext,
-    notes: list[dict[str, Any]],
+    notes: list[dict[str, str]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Beyond the bound a warning names the input and its sizes, and new shapes run uncompiled."""
@@ -241,7 +228,7 @@ def test_where_compiling_fails_the_model_goes_on(
     region: str,
     eager: LlamaForCausalLM,
     context: OptimizationContext,
-    notes: list[dict[str, Any]],
+    notes: list[dict[str, str]],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -250,7 +237,7 @@ def test_where_compiling_fails_the_model_goes_on(
     blocked = tmp_path / "file"
     blocked.touch()
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    there = OptimizationContext("cpu", blocked / "kept")
+    there = replace(context, cache_dir=blocked / "kept")
     broken = TorchCompile(region=region).apply(copy.deepcopy(eager), there).model
     with caplog.at_level(logging.WARNING, LOGGER):
         assert torch.equal(decode(broken)[0], decode(eager)[0])
@@ -265,7 +252,7 @@ def test_where_compiling_fails_the_model_goes_on(
 
 @needs_compiler
 def test_an_error_of_the_model_is_the_one_seen(
-    eager: LlamaForCausalLM, compiled: Any, notes: list[dict[str, Any]]
+    eager: LlamaForCausalLM, compiled: Any, notes: list[dict[str, str]]
 ) -> None:
     """What the model itself refuses, it refuses compiled too, with the same error."""
     errors = []

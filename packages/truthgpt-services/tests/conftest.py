@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from hypothesis import settings
 
+from truthgpt_core.event_system import get_event_emitter
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import PluginManager, discovery
 from truthgpt_core.service_registry import ServiceContainer
@@ -186,7 +187,7 @@ def only_services(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bare_plugins(only_services: None) -> PluginManager:
     """A plugin manager with the services alone."""
-    manager = PluginManager(ServiceContainer(), strict=True)
+    manager = PluginManager(ServiceContainer(), events=get_event_emitter(), strict=True)
     manager.activate_all()
     return manager
 
@@ -194,7 +195,7 @@ def bare_plugins(only_services: None) -> PluginManager:
 @pytest.fixture
 def plugins(only_services: None, examples: ModuleType) -> PluginManager:
     """A plugin manager with the services and the example optimizations."""
-    manager = PluginManager(ServiceContainer(), strict=True)
+    manager = PluginManager(ServiceContainer(), events=get_event_emitter(), strict=True)
     manager.register_plugin(ExamplePlugin(examples.ALL), "examples")
     return manager
 

@@ -16,12 +16,11 @@ from torch._dynamo.utils import get_compilation_metrics
 from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 
-from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.optimization import Note, no_note
 from truthgpt_plugin_compile.compile_cache import KeptCode
 
 logger = logging.getLogger(__name__)
 
-NAME = "torch_compile"
 ABOUT = "compiling"
 
 
@@ -32,9 +31,13 @@ class Compilation:
         mode: as for `torch.compile`.
         max_recompilations: after the first graph; further shapes then run uncompiled.
         kept: where compiled code is kept.
+        note: tells the user of what happened; a copy of the model tells nothing.
     """
 
-    def __init__(self, mode: str, max_recompilations: int, kept: KeptCode) -> None:
+    def __init__(
+        self, mode: str, max_recompilations: int, kept: KeptCode, note: Note = no_note
+    ) -> None:
+        self._note = note
         self._mode = mode
         self._limit = max_recompilations
         self._kept = kept
@@ -153,9 +156,7 @@ class Compilation:
         self._tell(said)
 
     def _tell(self, note: str, about: str = ABOUT) -> None:
-        emit_event(
-            EventType.OPTIMIZATION_NOTED, {"optimization": NAME, "about": about, "note": note}
-        )
+        self._note(about, note)
 
 
 def _with_own_code(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -118,6 +118,7 @@ class TorchCompile(Optimization[TorchCompileOptions]):
             settings["mode"],
             settings["max_recompilations"],
             KeptCode(context.cache_dir, settings, context.device),
+            context.note,
         )
         compile_decoding(model, compilation, whole=settings["region"] == "model")
         covered = tuple(linear_layers(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pkgutil import resolve_name
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from truthgpt_core.diagnosis import Diagnosis
 from truthgpt_core.errors import in_one_line
-from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.event_system import EventEmitter
 from truthgpt_core.hookspecs import hookimpl
-from truthgpt_core.plugin_system import Plugin
+from truthgpt_core.plugin_system import Plugin, PluginManager
 from truthgpt_core.training import TrainingBackend
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigSections
     from truthgpt_core.dynamic_factory import DynamicFactory
-    from truthgpt_core.optimization import Applied, Optimization
     from truthgpt_core.service_registry import ServiceRegistry
     from truthgpt_services.services.inference_service import InferenceService
     from truthgpt_services.services.model_service import ModelService
+    from truthgpt_services.services.training_job import TrainingJob
     from truthgpt_services.services.training_service import TrainingService
 
 _LIBRARIES = (
@@ -49,10 +49,9 @@ class ServicesPlugin(Plugin):
 
     @hookimpl
     def register_services(self, registry: ServiceRegistry) -> None:
-        """Register `model_service`, `inference_service` and `training_service`."""
-        registry.register("model_service", _model_service, singleton=True)
-        registry.register("inference_service", _inference_service, singleton=True)
-        registry.register("training_service", _training_service, singleton=True)
+        """Register `model_service`, `inference_service`, `training_service`, `training_job`."""
+        for name, make in SERVICES.items():
+            registry.register(name, make)
 
     @hookimpl
     def register_components(self, factories: Mapping[str, DynamicFactory[Any]]) -> None:
@@ -96,24 +95,6 @@ class ServicesPlugin(Plugin):
         for path in _LIBRARIES:
             yield _library(path)
         yield _hub()
-
-    @hookimpl(wrapper=True)
-    def apply_optimization(
-        self, optimization: Optimization[Any]
-    ) -> Generator[None, Applied | None, Applied | None]:
-        """Tell of every optimization that is applied, whoever applies it."""
-        from truthgpt_core.optimization import Applied
-
-        emit_event(EventType.OPTIMIZATION_STARTED, {"optimization": optimization.name})
-        applied = yield
-        # Whoever called the hook refuses what is not; what a plugin returns may be anything.
-        if isinstance(applied, Applied) and isinstance(applied.coverage.covered, Sized):
-            covered = len(applied.coverage.covered)
-            emit_event(
-                EventType.OPTIMIZATION_APPLIED,
-                {"optimization": optimization.name, "covered": covered},
-            )
-        return applied
 
     @hookimpl(trylast=True)
     def make_decode_step(self, model: Any, cache: Any) -> Callable[[Any, Any], Any]:
@@ -163,19 +144,37 @@ def _hub() -> Diagnosis:
     return Diagnosis.ok("hub", place)
 
 
-def _model_service() -> ModelService:
+# Functions, so that registering the services imports no torch. Their parameters are those of
+# the constructors, which the container fills.
+
+
+def _model_service(plugins: PluginManager, events: EventEmitter) -> ModelService:
     from truthgpt_services.services.model_service import ModelService
 
-    return ModelService()
+    return ModelService(plugins, events)
 
 
-def _inference_service() -> InferenceService:
+def _inference_service(plugins: PluginManager, events: EventEmitter) -> InferenceService:
     from truthgpt_services.services.inference_service import InferenceService
 
-    return InferenceService()
+    return InferenceService(plugins, events)
 
 
-def _training_service() -> TrainingService:
+def _training_service(plugins: PluginManager, events: EventEmitter) -> TrainingService:
     from truthgpt_services.services.training_service import TrainingService
 
-    return TrainingService()
+    return TrainingService(plugins, events)
+
+
+def _training_job(plugins: PluginManager, model_service: Any, training_service: Any) -> TrainingJob:
+    from truthgpt_services.services.training_job import TrainingJob
+
+    return TrainingJob(plugins, model_service, training_service)
+
+
+SERVICES: Mapping[str, Callable[..., Any]] = {
+    "model_service": _model_service,
+    "inference_service": _inference_service,
+    "training_service": _training_service,
+    "training_job": _training_job,
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from truthgpt_core.application import Application
 from truthgpt_core.optimization import (
     Applied,
     Coverage,
@@ -114,13 +115,10 @@ KINDS = (Boast, LazyBoast, StructureBoast, Invent, Flip, Counting, Silent, Claim
 
 
 @pytest.fixture
-def worker(plugins, monkeypatch):
+def worker(plugins):
     for kind in KINDS:
         plugins.factories["optimization_factory"].register(kind.name, kind)
-    monkeypatch.setattr(
-        "truthgpt_services.services.model_service.get_plugin_manager", lambda: plugins
-    )
-    return Worker(lambda what, done, total: None)
+    return Worker(lambda what, done, total: None, Application(plugins))
 
 
 @pytest.fixture

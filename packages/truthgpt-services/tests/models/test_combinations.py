@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from truthgpt_core.application import Application
 from truthgpt_core.optimization import Optimization, OptimizationError, Options, Verdict
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
@@ -85,15 +86,12 @@ def test_the_same_optimization_again_is_refused_by_the_command(
 
 
 def test_one_more_optimization_goes_on_top_of_those_a_model_has(
-    service, halved, examples, plugins, monkeypatch, tmp_path
+    service, halved, examples, plugins, tmp_path
 ):
     """It is saved with all, what changes weights first, and answers as in memory."""
     output = tmp_path / "out"
     output.mkdir()
-    monkeypatch.setattr(
-        "truthgpt_services.services.model_service.get_plugin_manager", lambda: plugins
-    )
-    worker = Worker(lambda what, done, total: None)
+    worker = Worker(lambda what, done, total: None, Application(plugins))
     step = {"name": "ruin", "options": {}, "distribution": "example 1"}
     worker.build(str(halved), "typed", [step], str(output), "auto", "cpu", 0)
     recipe = read_recipe(output)

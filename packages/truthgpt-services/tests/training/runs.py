@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from truthgpt_core.event_system import EventType, on_event
+from truthgpt_core.event_system import EventType, get_event_emitter, on_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.service_registry import ServiceContainer
@@ -139,7 +139,7 @@ class Validation:
 
 
 def new_plugins(*more: object) -> PluginManager:
-    manager = PluginManager(ServiceContainer())
+    manager = PluginManager(ServiceContainer(), events=get_event_emitter())
     for each in more:
         manager.register_plugin(each)
     return manager

@@ -13,7 +13,7 @@ from truthgpt_core.config import ConfigManager
 from truthgpt_core.event_system import EventType
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_services.data import DataError
-from truthgpt_services.services.training_job import assemble
+from truthgpt_services.services.training_job import TrainingJob
 from truthgpt_services.training.checkpoint_files import read_checkpoint
 from truthgpt_services.training.errors import TrainingError
 
@@ -126,5 +126,5 @@ def test_what_cannot_be_trained_on_is_said_before_training(
         )
     )
     with pytest.raises(DataError, match=said):
-        assemble(ConfigManager.load_config(Path(file)), bare_plugins, device="cpu")
+        TrainingJob(bare_plugins).assemble(ConfigManager.load_config(Path(file)), device="cpu")
     assert not output.exists()

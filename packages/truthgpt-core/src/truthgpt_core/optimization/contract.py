@@ -177,8 +177,13 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Ignore progress."""
 
 
+Note = Callable[[str, str], None]
 Fill = Callable[[str], None]
 """Called as `fill(name)` with the name of a module: its own tensors are then in memory."""
+
+
+def no_note(about: str, note: str) -> None:
+    """Do nothing: nobody asked for notes."""
 
 
 def no_fill(name: str) -> None:
@@ -202,6 +207,9 @@ class OptimizationContext:
             text that the result is judged by. May be empty.
         max_kl: the mean KL divergence, in nats per token, that the result may cost; None if
             nothing was said.
+        note: tells the user what is known only when the model runs, such as how long compiling
+            took. Called as `note(about, sentence)`; a later sentence about the same takes the
+            place of an earlier one. It may be called at any time, also after `apply`.
     """
 
     device: str
@@ -211,6 +219,7 @@ class OptimizationContext:
     fill: Fill = no_fill
     tokens: Sequence[int] = ()
     max_kl: float | None = None
+    note: Note = no_note
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

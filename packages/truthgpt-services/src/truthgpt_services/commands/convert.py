@@ -18,10 +18,12 @@ def convert(model: str, directory: Path, overwrite: bool) -> None:
 
     MODEL is a directory, a .gguf file, package:PACKAGE/FILE or a hub id.
     """
+    from truthgpt_core.application import get_application
     from truthgpt_services.commands.progress import shown_progress
-    from truthgpt_services.services.model_service import ModelService
 
     with shown_progress() as progress:
         progress(f"Converting {model}", 0, 0)
-        ModelService(progress=progress).convert(model, directory, overwrite=overwrite)
+        models = get_application().get_service("model_service")
+        models.progress = progress
+        models.convert(model, directory, overwrite=overwrite)
     say(f"Wrote {directory}")

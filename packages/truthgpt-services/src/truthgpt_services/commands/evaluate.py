@@ -36,7 +36,7 @@ def evaluate(model: str, as_json: bool, **given: Any) -> None:
       truthgpt eval MODEL
       truthgpt eval MODEL --json > before.json
     """  # noqa: D301 - click wants the character, not its escape
-    from truthgpt_core.plugin_system import get_plugin_manager
+    from truthgpt_core.application import get_application
     from truthgpt_services.commands.progress import shown_progress
     from truthgpt_services.optimizing.evaluate_one import evaluate as run
     from truthgpt_services.optimizing.request import read_measuring
@@ -48,7 +48,7 @@ def evaluate(model: str, as_json: bool, **given: Any) -> None:
     with aside, shown_progress() as progress:
         report = run(
             request,
-            get_plugin_manager(),
+            get_application().plugins,
             command=["truthgpt", *sys.argv[1:]],
             progress=progress,
         )

@@ -14,6 +14,8 @@ from truthgpt_services.commands.prompt_input import read_prompt_text
 
 if TYPE_CHECKING:
     from truthgpt_services.inference.text import TextStream
+    from truthgpt_services.services.inference_service import InferenceService
+    from truthgpt_services.services.model_service import ModelService
 
 _SEEDS = click.IntRange(-(2**63), 2**64 - 1)
 
@@ -81,21 +83,24 @@ def generate(
     if "" in options["stop"]:
         raise click.UsageError("--stop is empty.")
     asked = read_prompt_text(prompt, file)
+    from truthgpt_core.application import get_application
     from truthgpt_services.commands.progress import shown_progress
     from truthgpt_services.importing import importing
 
+    application = get_application()
     with importing():
         from truthgpt_services.inference.prompts import as_conversation, check_length, read_prompt
         from truthgpt_services.models.gguf import as_directory
         from truthgpt_services.models.loading import load_config, pick_device
-        from truthgpt_services.services.inference_service import InferenceService
-        from truthgpt_services.services.model_service import ModelService
+
+        models: ModelService = application.get_service("model_service")
+        service: InferenceService = application.get_service("inference_service")
 
     began = perf_counter()
     with shown_progress() as progress:
         progress("Loading the model", 0, 0)
         pick_device(device)
-        models = ModelService(progress=progress)
+        models.progress = progress
         directory = as_directory(models.resolve(model), progress)
         tokenizer = models.load_tokenizer(str(directory))
         # Before the weights are read, which may take long.
@@ -104,7 +109,6 @@ def generate(
         check_length(read, load_config(directory), options["max_new_tokens"])
         loaded = models.load_model(str(directory), {"device": device})
     options["stop"] = list(options["stop"])
-    service = InferenceService()
     service.configure(loaded, tokenizer)
     loading = perf_counter() - began
     stream = service.stream(read, options)

@@ -16,9 +16,9 @@ from truthgpt_core.paths import expanded
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigManager
-    from truthgpt_core.plugin_system import PluginManager
+    from truthgpt_core.event_system import EventEmitter
     from truthgpt_core.training import TrainingBackend
-    from truthgpt_services.services.training_job import Assembled
+    from truthgpt_services.services.training_job import Assembled, TrainingJob
     from truthgpt_services.training.checkpoints import Found
     from truthgpt_services.training.signals import StopSignals
 
@@ -66,28 +66,28 @@ def train(config: Path, resume: bool, overrides: tuple[str, ...], device: str) -
 
 
 def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) -> None:
+    from truthgpt_core.application import get_application
     from truthgpt_core.config import ConfigManager
-    from truthgpt_core.plugin_system import get_plugin_manager
     from truthgpt_services.importing import importing
-    from truthgpt_services.training.signals import StopSignals
 
-    plugins = get_plugin_manager()
-    plugins.activate_all()
-    config = ConfigManager.load_config(path, overrides, factories=plugins.factories)
+    application = get_application()
+    application.plugins.activate_all()
+    config = ConfigManager.load_config(path, overrides, factories=application.factories)
     with importing():
+        job: TrainingJob = application.get_service("training_job")
         from truthgpt_services.training.distributed import choose_backend
     _refuse_to_mix(expanded(config.output_dir), resume)
-    with StopSignals() as signals:
+    with job.training.signals as signals:
         with signals.at_once():
-            backend = choose_backend(config.training, plugins)
-            assembled = _assemble(config, plugins, device, backend, signals)
+            backend = choose_backend(config.training, application.plugins)
+            assembled = _assemble(config, job, device, backend, signals)
             found = assembled.service.resume() if resume else None
         if backend.is_main:
             signals.say = _say_at_once
             _tell_found(found, resume)
             _tell_run(assembled, config)
-        _run(config, assembled, backend)
-        _save(config, assembled, backend, signals)
+        _run(config, assembled, application.events)
+        _save(config, job, assembled, signals)
     backend.close()
     if backend.is_main:
         _show_result(expanded(config.output_dir))
@@ -95,17 +95,13 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
 
 def _assemble(
     config: ConfigManager,
-    plugins: PluginManager,
+    job: TrainingJob,
     device: str,
     backend: TrainingBackend,
     signals: StopSignals,
 ) -> Assembled:
     from truthgpt_core.optimization import no_progress
     from truthgpt_services.commands.progress import shown_progress
-    from truthgpt_services.importing import importing
-
-    with importing():
-        from truthgpt_services.services.training_job import assemble
 
     with shown_progress() if backend.is_main else nullcontext(no_progress) as shown:
 
@@ -113,13 +109,10 @@ def _assemble(
             signals.heed()
             shown(what, done, total)
 
-        return assemble(
-            config, plugins, device=device, progress=progress, backend=backend, signals=signals
-        )
+        return job.assemble(config, device=device, progress=progress, backend=backend)
 
 
-def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) -> None:
-    from truthgpt_core.event_system import get_event_emitter
+def _run(config: ConfigManager, assembled: Assembled, emitter: EventEmitter) -> None:
     from truthgpt_services.formatting import visible
     from truthgpt_services.training.metrics_log import (
         MetricsFile,
@@ -128,12 +121,11 @@ def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) 
         sample,
     )
 
-    output, service = expanded(config.output_dir), assembled.service
+    output, service, backend = expanded(config.output_dir), assembled.service, assembled.backend
     # Before listeners write there: what is in it may be another run's, under way.
     service.open()
     listeners: list[Any] = []
     if backend.is_main:
-        emitter = get_event_emitter()
         run_device = next(assembled.model.parameters()).device
         step = service.progress.step
         listeners = [
@@ -161,21 +153,14 @@ def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) 
 
 
 def _save(
-    config: ConfigManager, assembled: Assembled, backend: TrainingBackend, signals: StopSignals
+    config: ConfigManager, job: TrainingJob, assembled: Assembled, signals: StopSignals
 ) -> None:
-    from truthgpt_services.services.training_job import save_trained
     from truthgpt_services.training.checkpoints import CheckpointStore
 
     output = expanded(config.output_dir)
     last = CheckpointStore(output / "checkpoints").path_of(assembled.service.progress.step)
     with signals.at_once(saved=last):
-        save_trained(
-            assembled.model,
-            assembled.tokenizer,
-            output / "model",
-            source=config.model.name_or_path,
-            backend=backend,
-        )
+        job.save(assembled, output / "model", source=config.model.name_or_path)
 
 
 def _refuse_to_mix(output: Path, resume: bool) -> None:

@@ -22,8 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from truthgpt_core.application import Application, get_application
 from truthgpt_core.errors import TruthGPTError, in_one_line
-from truthgpt_core.event_system import Event, EventType, on_event
+from truthgpt_core.event_system import Event, EventType
 from truthgpt_core.optimization import Stage, calls
 from truthgpt_services.importing import importing
 
@@ -38,18 +39,22 @@ class Worker:
 
     Args:
         progress: told about work that takes seconds.
+        application: where the service `model_service` comes from; the default one of this
+            process if None.
     """
 
-    def __init__(self, progress: Callable[[str, int, int], None]) -> None:
-        from truthgpt_services.services.model_service import ModelService
-
+    def __init__(
+        self, progress: Callable[[str, int, int], None], application: Application | None = None
+    ) -> None:
+        application = application or get_application()
         self._progress = progress
-        self._service = ModelService(progress=progress)
-        self._service.initialize()
+        # By name: a plugin that puts another service in its place makes the candidates, too.
+        self._service = application.get_service("model_service")
+        self._service.progress = progress
         self._bench: Any = None
         self._unproven: set[str] = set()
         self._notes: dict[tuple[str, str], str] = {}
-        on_event(EventType.OPTIMIZATION_NOTED, self._noted)
+        application.events.on(EventType.OPTIMIZATION_NOTED, self._noted)
 
     def convert(
         self, spec: str, kind: str, path: str, file_bytes: int, device: str

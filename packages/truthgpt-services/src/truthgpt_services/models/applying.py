@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.optimization import Applied, Optimization, OptimizationContext
 from truthgpt_core.optimization.calls import refuse_malformed
@@ -14,12 +15,17 @@ from truthgpt_services.models.changes import part_names
 
 
 def apply(
-    hooks: Hooks, optimization: Optimization[Any], model: nn.Module, context: OptimizationContext
+    hooks: Hooks,
+    events: EventEmitter,
+    optimization: Optimization[Any],
+    model: nn.Module,
+    context: OptimizationContext,
 ) -> Applied:
     """Apply an optimization through the hook, so that plugins can take part.
 
     Args:
         hooks: of the plugin manager.
+        events: is told that it begins, and what it covered.
         optimization: with its options.
         model: changed in place where the optimization can.
         context: what it may use besides.
@@ -29,6 +35,7 @@ def apply(
             be used.
     """
     kind = type(optimization)
+    events.emit(EventType.OPTIMIZATION_STARTED, {"optimization": optimization.name})
     names = part_names(model)
     # What the optimization itself raises names it already; a plugin that takes part does not.
     with naming_the_author(kind, "apply"):
@@ -40,4 +47,8 @@ def apply(
             kind, "apply", "gave no model", "It has to return Applied(model), with the model."
         )
     refuse_malformed(optimization, applied, names | part_names(applied.model))
+    covered = len(applied.coverage.covered)
+    events.emit(
+        EventType.OPTIMIZATION_APPLIED, {"optimization": optimization.name, "covered": covered}
+    )
     return applied

@@ -54,7 +54,7 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
         place = Path(scratch)
         stack.enter_context(kept_on_failure(place))
-        job = Job(request, resolved, text, place, place, stack, progress)
+        job = Job(request, resolved, text, place, place, stack, plugins.events, progress)
         job.start()
         return job.report(command)
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.optimization import (
     Optimization,
     OptimizationError,
@@ -105,7 +105,8 @@ def optimize(
         source = resolve(request.model, plugins.factories["model_source_factory"])
     with staged, tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
         stack.enter_context(kept_on_failure(Path(scratch)))
-        job = Job(request, source, text, staged.path, Path(scratch), stack, progress)
+        folder, events = Path(scratch), plugins.events
+        job = Job(request, source, text, staged.path, folder, stack, events, progress)
         if warning := job.timing.meter.look():
             warn(warning)
         job.start([each.optimization for each in asked])
@@ -133,6 +134,7 @@ class Job:
         output: a directory for the models that are made, and for the result.
         scratch: a directory for what workers tell each other.
         stack: ends the workers.
+        events: is told what becomes of each step.
         progress: told about work that takes seconds.
 
     Attributes:
@@ -147,8 +149,10 @@ class Job:
         output: Path,
         scratch: Path,
         stack: ExitStack,
+        events: EventEmitter,
         progress: Progress,
     ) -> None:
+        self._events = events
         self._request = request
         self._plan: Plan = request.plan
         self._resolved = resolved
@@ -233,7 +237,7 @@ class Job:
             verdict = calls.check(step.optimization, self._found.machine.device)
             if not verdict.ok:
                 reason = f"{verdict.reason}. {verdict.fix}".strip().rstrip(".") + "."
-                emit_event(
+                self._events.emit(
                     EventType.OPTIMIZATION_SKIPPED, {"optimization": step.name, "reason": reason}
                 )
                 self._found.note(step, Outcome.NOT_APPLIED, reason[0].upper() + reason[1:])
@@ -243,7 +247,7 @@ class Job:
             # ModelError: what was saved does not load. The baseline was loaded long ago.
             if isinstance(error, WorkerError) and error.worker not in (name, _builder(name)):
                 raise
-            emit_event(
+            self._events.emit(
                 EventType.OPTIMIZATION_FAILED, {"optimization": step.name, "reason": str(error)}
             )
             self._found.note(step, Outcome.FAILED, str(error))
@@ -281,7 +285,7 @@ class Job:
         if made is not None:
             self._accept(made)
         kind = EventType.OPTIMIZATION_FINISHED if accepted else EventType.OPTIMIZATION_REVERTED
-        emit_event(kind, {"optimization": step.name, "reason": self._found.steps[-1].reason})
+        self._events.emit(kind, {"optimization": step.name, "reason": self._found.steps[-1].reason})
         return True
 
     def _made_again(self, found: Comparison, steps: list[AskedStep]) -> MadeVariant | None:
@@ -460,7 +464,7 @@ class Job:
         """Tell what became of a step that was made."""
         accepted = outcome is Outcome.ACCEPTED
         kind = EventType.OPTIMIZATION_FINISHED if accepted else EventType.OPTIMIZATION_REVERTED
-        emit_event(kind, {"optimization": step.name, "reason": reason})
+        self._events.emit(kind, {"optimization": step.name, "reason": reason})
         self._found.note(
             step,
             outcome,

@@ -13,7 +13,7 @@ from typing import Any, cast, overload
 import torch
 
 from truthgpt_core.errors import did_you_mean, in_one_line
-from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_services.inference.batching import generate_rows
 from truthgpt_services.inference.cache_key import Identity
@@ -52,11 +52,15 @@ class InferenceService:
     """Generates text with a model, through the hooks of the active plugins.
 
     Args:
-        plugins: the process's plugin manager if None.
+        plugins: whose hooks are called; that of the default application if None.
+        events: where it emits events; the emitter of `plugins` if None.
     """
 
-    def __init__(self, plugins: PluginManager | None = None) -> None:
+    def __init__(
+        self, plugins: PluginManager | None = None, events: EventEmitter | None = None
+    ) -> None:
         self._plugins = plugins or get_plugin_manager()
+        self._events = events or self._plugins.events
         self._model: Any = None
         self._tokenizer: Any = None
         self._settings = InferenceSettings()
@@ -150,7 +154,7 @@ class InferenceService:
             return "".join(self.stream(cast(Conversation, prompt), options))
         request = self._request(options)
         prompts = self._prompts(prompt, request)
-        with _told() as tally:
+        with _told(self._events) as tally:
             return self._answer_all(prompts, request, tally)
 
     def stream(
@@ -229,7 +233,7 @@ class InferenceService:
     def _answer(self, stream: TextStream, answer: AnswerText, request: _Request) -> Generator[str]:
         tokens = stream.prompt.tokens
         began = perf_counter()
-        with _told() as tally:
+        with _told(self._events) as tally:
             key = self._key(tokens, request) if tokens else None
             known = self._known(key, request)
             if known is not None:
@@ -415,16 +419,16 @@ def _stop_strings(given: object) -> tuple[str, ...]:
 
 
 @contextmanager
-def _told() -> Iterator[_Tally]:
+def _told(events: EventEmitter) -> Iterator[_Tally]:
     """Tell as events that a call begins, and how it ends."""
-    emit_event(EventType.INFERENCE_STARTED, {})
+    events.emit(EventType.INFERENCE_STARTED, {})
     began, tally = perf_counter(), _Tally()
     try:
         yield tally
     except Exception as error:
-        emit_event(EventType.INFERENCE_FAILED, {"reason": in_one_line(error)})
+        events.emit(EventType.INFERENCE_FAILED, {"reason": in_one_line(error)})
         raise
-    emit_event(
+    events.emit(
         EventType.INFERENCE_FINISHED,
         {
             "tokens": tally.tokens,

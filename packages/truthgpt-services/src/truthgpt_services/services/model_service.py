@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from truthgpt_core.errors import TruthGPTError, did_you_mean
-from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.optimization import (
     Applied,
@@ -42,16 +43,25 @@ class ModelService:
     """Loads, optimizes and saves causal language models.
 
     Args:
-        plugins: where optimizations and kinds of model sources come from; the
-            process's plugin manager if None.
+        plugins: where optimizations and kinds of model sources come from; that of the
+            default application if None.
+        events: where it emits events; the emitter of `plugins` if None.
         progress: told about work that takes seconds.
+
+    Attributes:
+        progress: as given; a command that draws progress sets its own.
     """
 
     def __init__(
-        self, plugins: PluginManager | None = None, *, progress: Progress = no_progress
+        self,
+        plugins: PluginManager | None = None,
+        events: EventEmitter | None = None,
+        *,
+        progress: Progress = no_progress,
     ) -> None:
         self._plugins = plugins or get_plugin_manager()
-        self._progress = progress
+        self._events = events or self._plugins.events
+        self.progress = progress
         self._last_report: Report | None = None
 
     @property
@@ -190,13 +200,9 @@ class ModelService:
         if optimization.layerwise and not is_saved(directory):
             opened = lazy_weights.open_model(directory, dtype=how.dtype, device=how.device)
         if opened is None:
-            return applying.apply(
-                self.hooks, optimization, self._load(name, how, run=False), context
-            )
-        model = _loaded(opened.model, name, how)
-        applied = applying.apply(
-            self.hooks, optimization, model, replace(context, fill=opened.fill)
-        )
+            return self._apply(optimization, self._load(name, how, run=False), context)
+        model = self._loaded(opened.model, name, how)
+        applied = self._apply(optimization, model, replace(context, fill=opened.fill))
         opened.fill_rest(applied.model)
         return applied
 
@@ -280,7 +286,7 @@ class ModelService:
                 self._plugins,
                 overwrite=overwrite,
                 load=self.load_model,
-                progress=self._progress,
+                progress=self.progress,
             )
             return optimized
         if output is not None or overwrite or options:
@@ -335,7 +341,7 @@ class ModelService:
         device = str(next(model.parameters()).device)
         context = self._context(optimization.name, device, seed, tokens, max_kl)
         with undone_if_it_fails(model, undo):
-            return applying.apply(self.hooks, optimization, model, context)
+            return self._apply(optimization, model, context)
 
     def save_model(
         self,
@@ -353,7 +359,7 @@ class ModelService:
         """
         dtype = str(model.dtype).removeprefix("torch.")
         saved_model.save(model, tokenizer, directory, Recipe(source, dtype, tuple(steps)))
-        emit_event(EventType.MODEL_SAVED, {"directory": str(directory)})
+        self._events.emit(EventType.MODEL_SAVED, {"directory": str(directory)})
 
     def load_saved(self, directory: Path, device: torch.device, *, run: bool = True) -> Any:
         """Load a model that `save_model` saved.
@@ -399,7 +405,7 @@ class ModelService:
 
     def _directory(self, name: str) -> Path:
         """Return the directory of a model, which may be one that TruthGPT saved."""
-        return as_directory(self.resolve(name), self._progress)
+        return as_directory(self.resolve(name), self.progress)
 
     def _load(self, name: str, how: _Loading, *, run: bool = True) -> Any:
         directory = self._directory(name)
@@ -409,7 +415,20 @@ class ModelService:
             model = self.load_saved(directory, how.device, run=run)
         else:
             raise ModelError(f"{name} is an optimized model: its dtypes are part of it")
-        return _loaded(model, name, how)
+        return self._loaded(model, name, how)
+
+    def _loaded(self, model: Any, name: str, how: _Loading) -> Any:
+        if how.gradient_checkpointing:
+            # The name in newer releases of transformers, which warn of the older one.
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)()
+        self._events.emit(EventType.MODEL_LOADED, {"model": name, "device": str(how.device)})
+        return model
+
+    def _apply(
+        self, optimization: Optimization[Any], model: Any, context: OptimizationContext
+    ) -> Applied:
+        return applying.apply(self._plugins.hooks, self._events, optimization, model, context)
 
     def _made(self, optimizations: Sequence[str | Optimization[Any]]) -> list[Optimization[Any]]:
         made = [
@@ -430,10 +449,17 @@ class ModelService:
         return OptimizationContext(
             device=device,
             cache_dir=cache_dir("optimizations", name),
-            progress=self._progress,
+            progress=self.progress,
             seed=seed,
             tokens=tokens,
             max_kl=max_kl,
+            note=partial(self._note, name),
+        )
+
+    def _note(self, optimization: str, about: str, note: str) -> None:
+        self._events.emit(
+            EventType.OPTIMIZATION_NOTED,
+            {"optimization": optimization, "about": about, "note": note},
         )
 
 
@@ -459,12 +485,3 @@ def _as_loading(options: Mapping[str, Any] | None) -> _Loading:
         pick_device(str(options.get("device") or "auto")),
         bool(options.get("gradient_checkpointing")),
     )
-
-
-def _loaded(model: Any, name: str, how: _Loading) -> Any:
-    if how.gradient_checkpointing:
-        # The name in newer releases of transformers, which warn of the older one.
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)()
-    emit_event(EventType.MODEL_LOADED, {"model": name, "device": str(how.device)})
-    return model

@@ -1,4 +1,4 @@
-"""From a configuration to a training service that is ready to run."""
+"""From a configuration to a trained model: `TrainingJob`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from truthgpt_core.config import ConfigManager, plain_config
 from truthgpt_core.config.nodes import format_path
 from truthgpt_core.errors import did_you_mean
-from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.event_system import EventType
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import expanded
-from truthgpt_core.plugin_system import PluginManager
+from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_core.training import TrainingBackend
 from truthgpt_services.data import DataError, DataLoaderFactory, DatasetManager, TextSource
 from truthgpt_services.data.contract import Described, Fingerprinted
@@ -35,7 +35,6 @@ from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.optimizers import fast_options, parameter_groups
 from truthgpt_services.training.rng import seed_all
 from truthgpt_services.training.run import count_steps
-from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.state import whole_weights
 
 
@@ -50,6 +49,7 @@ class Assembled:
         train_loader: batches to train on.
         val_loader: batches to evaluate on, if some texts are kept for that.
         total_steps: how many steps there will be at most.
+        backend: in how many processes it is trained.
         data_note: what the source of texts has recognized, in a sentence; None for nothing.
     """
 
@@ -59,79 +59,133 @@ class Assembled:
     train_loader: Any
     val_loader: Any
     total_steps: int | None
+    backend: TrainingBackend
     data_note: str | None = None
 
 
-def assemble(
-    config: ConfigManager,
-    plugins: PluginManager,
-    *,
-    device: str = "auto",
-    progress: Progress = no_progress,
-    backend: TrainingBackend | None = None,
-    signals: StopSignals | None = None,
-) -> Assembled:
-    """Make all that a training configuration names, and configure a service with it.
+class TrainingJob:
+    """Trains what a configuration says: finds the parts, puts them together, saves the result.
 
     Args:
-        config: read after the plugins were activated, which add sections to it.
-        plugins: where sources of data, optimizers and schedules come from.
-        device: where to train.
-        progress: told about work that takes seconds; it may raise, to stop.
-        backend: in how many processes to train; as the configuration says if None.
-        signals: as for `TrainingService`.
+        plugins: where sources of data, optimizers and schedules come from; the plugin manager of
+            the default application if None.
+        model_service: loads the model; a new `ModelService` if None.
+        training_service: trains it; a new `TrainingService` if None.
 
-    Raises:
-        TruthGPTError: something is not there or does not fit.
+    Attributes:
+        training: the service that trains.
     """
-    backend = backend or choose_backend(config.training, plugins)
-    device = backend.device(device)
-    # What is wrong with these is known in a moment; loading a model takes a while.
-    pick_device(device)
-    for kind in ("optimizer", "scheduler"):
-        _refuse_unknown_options(config, plugins, kind)
-    texts, kept = _texts(config, plugins)
-    note = _recognized(texts, kept)
-    seed_all(config.seed)
-    progress("Loading the model", 0, 0)
-    models = ModelService(plugins, progress=progress)
-    # What is made first is in the cache for the other processes.
-    with backend.main_first():
-        tokenizer = models.load_tokenizer(config.model.name_or_path)
-        model = _model(config, models, tokenizer, device)
-        refuse_unknown_tokens(model, tokenizer)
-        progress("Preparing the texts", 0, 0)
-        train_loader, val_loader = _loaders(config, texts, kept, model, tokenizer, progress)
-    training = config.training
-    optimizers = plugins.factories["optimizer_factory"]
-    groups = parameter_groups(model, training.weight_decay)
-    chosen = optimizers.get_class(training.optimizer)
-    optimizer = optimizers.create_from_config(
-        {
-            "name": training.optimizer,
-            "parameters": fast_options(chosen, training.optimizer_options, groups),
-        },
-        groups,
-        lr=training.learning_rate,
-    )
-    total = count_steps(train_loader, training)
-    service = TrainingService(plugins, signals)
-    service.configure(
-        config=training.__dict__,
-        model=model,
-        train_loader=train_loader,
-        val_loader=val_loader,
-        optimizer=optimizer,
-        scheduler=make_scheduler(config, plugins, optimizer, total),
-        device=device,
-        output_dir=expanded(config.output_dir),
-        backend=backend,
-        whole_config=plain_config(config),
-    )
-    if backend.rank > 0:
-        # The weights begin the same; what is dropped out does not.
-        seed_all((config.seed + backend.rank) % 2**32)
-    return Assembled(service, model, tokenizer, train_loader, val_loader, total, note)
+
+    def __init__(
+        self,
+        plugins: PluginManager | None = None,
+        model_service: ModelService | None = None,
+        training_service: TrainingService | None = None,
+    ) -> None:
+        self._plugins = plugins or get_plugin_manager()
+        self._models = model_service or ModelService(self._plugins)
+        self.training = training_service or TrainingService(self._plugins)
+
+    def assemble(
+        self,
+        config: ConfigManager,
+        *,
+        device: str = "auto",
+        progress: Progress = no_progress,
+        backend: TrainingBackend | None = None,
+    ) -> Assembled:
+        """Make all that a training configuration names, and configure the service with it.
+
+        Args:
+            config: read after the plugins were activated, which add sections to it.
+            device: where to train.
+            progress: told about work that takes seconds; it may raise, to stop.
+            backend: in how many processes to train; as the configuration says if None.
+
+        Raises:
+            TruthGPTError: something is not there or does not fit.
+        """
+        plugins, models = self._plugins, self._models
+        backend = backend or choose_backend(config.training, plugins)
+        device = backend.device(device)
+        # What is wrong with these is known in a moment; loading a model takes a while.
+        pick_device(device)
+        for kind in ("optimizer", "scheduler"):
+            _refuse_unknown_options(config, plugins, kind)
+        texts, kept = _texts(config, plugins)
+        note = _recognized(texts, kept)
+        seed_all(config.seed)
+        progress("Loading the model", 0, 0)
+        models.progress = progress
+        # What is made first is in the cache for the other processes.
+        with backend.main_first():
+            tokenizer = models.load_tokenizer(config.model.name_or_path)
+            model = _model(config, models, tokenizer, device)
+            refuse_unknown_tokens(model, tokenizer)
+            progress("Preparing the texts", 0, 0)
+            train_loader, val_loader = _loaders(config, texts, kept, model, tokenizer, progress)
+        training = config.training
+        optimizers = plugins.factories["optimizer_factory"]
+        groups = parameter_groups(model, training.weight_decay)
+        chosen = optimizers.get_class(training.optimizer)
+        optimizer = optimizers.create_from_config(
+            {
+                "name": training.optimizer,
+                "parameters": fast_options(chosen, training.optimizer_options, groups),
+            },
+            groups,
+            lr=training.learning_rate,
+        )
+        total = count_steps(train_loader, training)
+        self.training.configure(
+            config=training.__dict__,
+            model=model,
+            train_loader=train_loader,
+            val_loader=val_loader,
+            optimizer=optimizer,
+            scheduler=make_scheduler(config, plugins, optimizer, total),
+            device=device,
+            output_dir=expanded(config.output_dir),
+            backend=backend,
+            whole_config=plain_config(config),
+        )
+        if backend.rank > 0:
+            # The weights begin the same; what is dropped out does not.
+            seed_all((config.seed + backend.rank) % 2**32)
+        return Assembled(
+            self.training, model, tokenizer, train_loader, val_loader, total, backend, note
+        )
+
+    def save(self, assembled: Assembled, directory: Path, *, source: str) -> None:
+        """Save what was trained as an ordinary transformers directory; all processes call this.
+
+        Args:
+            assembled: what `assemble` returned; a model of peft is merged into the one that it
+                was made of.
+            directory: one that TruthGPT wrote is replaced.
+            source: what the model was before.
+
+        Raises:
+            OutputError: it cannot be written, or something else is there.
+        """
+        model, tokenizer = assembled.model, assembled.tokenizer
+        if hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
+        weights = whole_weights(model, assembled.backend)
+        if not assembled.backend.is_main:
+            return
+        marker = {"format": 1, "kind": "trained", "source": source, "steps": []}
+        with StagedDirectory(directory, overwrite=True) as staged:
+            try:
+                with quiet():
+                    model.save_pretrained(staged.path, state_dict=weights)
+                    tokenizer.save_pretrained(staged.path)
+                (staged.path / MARKER).write_text(json.dumps(marker), encoding="utf-8")
+            except Exception as error:
+                explained = explain_write_error(error, directory)
+                raise explained or error from error
+            staged.commit()
+        self._plugins.events.emit(EventType.MODEL_SAVED, {"name": source, "path": str(directory)})
 
 
 def make_scheduler(
@@ -169,40 +223,6 @@ def make_scheduler(
         {"name": training.scheduler, "parameters": training.scheduler_options}, optimizer, **given
     )
     return made
-
-
-def save_trained(
-    model: Any, tokenizer: Any, directory: Path, *, source: str, backend: TrainingBackend
-) -> None:
-    """Save what was trained as an ordinary transformers directory; all processes call this.
-
-    Args:
-        model: one of peft is merged into the model that it was made of.
-        tokenizer: is saved beside.
-        directory: one that TruthGPT wrote is replaced.
-        source: what the model was before.
-        backend: where it was trained.
-
-    Raises:
-        OutputError: it cannot be written, or something else is there.
-    """
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    weights = whole_weights(model, backend)
-    if not backend.is_main:
-        return
-    marker = {"format": 1, "kind": "trained", "source": source, "steps": []}
-    with StagedDirectory(directory, overwrite=True) as staged:
-        try:
-            with quiet():
-                model.save_pretrained(staged.path, state_dict=weights)
-                tokenizer.save_pretrained(staged.path)
-            (staged.path / MARKER).write_text(json.dumps(marker), encoding="utf-8")
-        except Exception as error:
-            explained = explain_write_error(error, directory)
-            raise explained or error from error
-        staged.commit()
-    emit_event(EventType.MODEL_SAVED, {"name": source, "path": str(directory)})
 
 
 def _model(config: ConfigManager, models: ModelService, tokenizer: Any, device: str) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from truthgpt_core.errors import in_one_line
-from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_core.training import TrainingBackend
 from truthgpt_services.models.loading import pick_device
@@ -47,15 +47,23 @@ class TrainingService:
     checkpoint in the output directory.
 
     Args:
-        plugins: whose hooks are asked; the process's plugin manager if None.
-        signals: that end training, of a program that has more to do than to train.
+        plugins: whose hooks are called; that of the default application if None.
+        events: where it emits events; the emitter of `plugins` if None.
+        signals: that end training; SIGTERM and SIGINT if None.
+
+    Attributes:
+        signals: as given. A program that has more to do than to train enters them itself.
     """
 
     def __init__(
-        self, plugins: PluginManager | None = None, signals: StopSignals | None = None
+        self,
+        plugins: PluginManager | None = None,
+        events: EventEmitter | None = None,
+        signals: StopSignals | None = None,
     ) -> None:
         self._plugins = plugins or get_plugin_manager()
-        self._signals = signals or StopSignals()
+        self._events = events or self._plugins.events
+        self.signals = signals or StopSignals()
         self._run: Run | None = None
         self._told_config: Mapping[str, Any] = {}
         self._told_start = False
@@ -131,7 +139,7 @@ class TrainingService:
             prepared=prepared,
             hooks=self._plugins.hooks,
             store=store,
-            signals=self._signals,
+            signals=self.signals,
             emit=self.emit,
             guard=StepGuard(settings),
         )
@@ -286,7 +294,7 @@ class TrainingService:
         where = run.device if device is None else torch.device(device)
         step = run.state.progress.step
         self.emit(EventType.EVALUATION_STARTED, {"step": step})
-        with self._signals:
+        with self.signals:
             try:
                 metrics = evaluate(run, model.to(where), loader, where)
             except EvaluationInterrupted:
@@ -357,7 +365,7 @@ class TrainingService:
                 return
             self._told_end = True
         if self._run is None or self._run.backend.is_main:
-            emit_event(event_type, data)
+            self._events.emit(event_type, data)
 
     def finish(self) -> None:
         """Wait for checkpoints that are being written, and end the run.
@@ -385,7 +393,7 @@ class TrainingService:
         )
         losses: dict[str, float] = {}
         try:
-            with self._signals, kept_memory(run.device):
+            with self.signals, kept_memory(run.device):
                 self.open()
                 run.emit = self._listening(losses)
                 if first_and_last and began == 0:

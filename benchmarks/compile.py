@@ -82,12 +82,10 @@ def run(name: str, folder: str) -> dict[str, Any]:
 
 def work(applied: list[str], saved: Path) -> dict[str, Any]:
     """Decode, and return seconds to the first token and of each one after."""
-    import torch
-
     from truthgpt_core.event_system import Event, EventType, on_event
     from truthgpt_core.optimization import parse_applied
     from truthgpt_core.plugin_system import get_plugin_manager
-    from truthgpt_services.inference.decoding import Sequence
+    from truthgpt_services.inference.engine import TorchEngine
     from truthgpt_services.models.recipe import SavedStep
     from truthgpt_services.services.model_service import ModelService
 
@@ -110,22 +108,22 @@ def work(applied: list[str], saved: Path) -> dict[str, Any]:
         stage = optimization.stage.name.lower()
         steps.append(SavedStep(optimization.name, stage, done.settings, ""))
     applying = time.perf_counter() - began
-    ids = torch.arange(100, 100 + PROMPT).unsqueeze(0)
+    ids = list(range(100, 100 + PROMPT))
     seconds = []
-    with torch.inference_mode():
-        # Reading a prompt for the first time costs all contenders the same, and is
-        # no part of what is compared.
-        Sequence(model, service.hooks, CONTEXT).prefill(ids)
+    engine = TorchEngine(model, service.hooks)
+    # Reading a prompt for the first time costs all contenders the same, and is
+    # no part of what is compared.
+    engine.forward(engine.open(CONTEXT), [ids])
+    began = time.perf_counter()
+    states = engine.open(CONTEXT)
+    (logits,) = engine.forward(states, [ids])
+    for _ in range(NEW):
+        (logits,) = engine.forward(states, [[int(logits.argmax())]])
+        int(logits.argmax())
+        seconds.append(time.perf_counter() - began)
+        if len(seconds) == 1:
+            started = time.time() - float(os.environ["STARTED"])
         began = time.perf_counter()
-        sequence = Sequence(model, service.hooks, CONTEXT)
-        token = sequence.prefill(ids).argmax(-1, keepdim=True)
-        for _ in range(NEW):
-            token = sequence.step(token).argmax(-1, keepdim=True)
-            token.item()
-            seconds.append(time.perf_counter() - began)
-            if len(seconds) == 1:
-                started = time.time() - float(os.environ["STARTED"])
-            began = time.perf_counter()
     if is_first:
         saved.mkdir()
         tokenizer = service.load_tokenizer(MODEL)

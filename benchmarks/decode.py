@@ -159,26 +159,24 @@ class Torch:
 
         from truthgpt_core.optimization import parse_applied
         from truthgpt_core.plugin_system import get_plugin_manager
+        from truthgpt_services.inference.engine import TorchEngine
         from truthgpt_services.services.model_service import ModelService
 
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
         self.torch = torch
         service = ModelService(get_plugin_manager())
         service.initialize()
-        self.hooks = service.hooks
         self.model = service.load_model(MODEL, {"dtype": DTYPES.get(name)})
         for asked, options in parse_applied(OURS.get(name, [])):
             optimization = get_plugin_manager().make_optimization(asked, options)
             self.model = service.apply(optimization, self.model).model
+        self.engine = TorchEngine(self.model, service.hooks)
         self.generates = name == GENERATE
 
     def sequence(self, ids: list[int]) -> tuple[Any, Any]:
         """Read a prompt; return the sequence and the logits after it."""
-        from truthgpt_services.inference.decoding import Sequence
-
-        with self.torch.inference_mode():
-            sequence = Sequence(self.model, self.hooks, CONTEXT)
-            return sequence, sequence.prefill(self.torch.tensor([ids]))
+        states = self.engine.open(CONTEXT)
+        return states, self.engine.forward(states, [ids])[0]
 
     def prefill(self, ids: list[int]) -> None:
         """Read a prompt."""
@@ -188,13 +186,12 @@ class Torch:
         """Tokens per second after the first."""
         if self.generates:
             return self.generate(ids)
-        sequence, logits = self.sequence(ids)
-        with self.torch.inference_mode():
-            token = logits.argmax(-1, keepdim=True)
-            began = time.perf_counter()
-            for _ in range(NEW):
-                token = sequence.step(token).argmax(-1, keepdim=True)
-                token.item()
+        states, logits = self.sequence(ids)
+        token = int(logits.argmax())
+        began = time.perf_counter()
+        for _ in range(NEW):
+            (logits,) = self.engine.forward(states, [[token]])
+            token = int(logits.argmax())
         return NEW / (time.perf_counter() - began)
 
     def generate(self, ids: list[int]) -> float:
@@ -216,11 +213,10 @@ class Torch:
         """Follow a text one token at a time and write down the log-probabilities."""
         import numpy as np
 
-        sequence, logits = self.sequence(ids[:PROMPT])
-        with self.torch.inference_mode():
-            rows = [logits]
-            rows += [sequence.step(self.torch.tensor([[token]])) for token in ids[PROMPT:-1]]
-            np.save(file, self.torch.cat(rows).float().log_softmax(-1).numpy())
+        states, logits = self.sequence(ids[:PROMPT])
+        rows = [logits]
+        rows += [self.engine.forward(states, [[token]])[0] for token in ids[PROMPT:-1]]
+        np.save(file, self.torch.cat(rows).float().log_softmax(-1).numpy())
 
 
 class LlamaCpp:

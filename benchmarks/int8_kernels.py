@@ -22,7 +22,7 @@ import torch
 
 from truthgpt_core.plugin_system import get_plugin_manager
 from truthgpt_plugin_quantize.optimization import Quantize
-from truthgpt_services.inference.decoding import Sampling, Sequence, choose
+from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.measuring.machine import describe_machine, describe_versions
 from truthgpt_services.measuring.text import evaluation_text
 from truthgpt_services.services.model_service import ModelService
@@ -56,23 +56,25 @@ WAYS: dict[str, Callable[[Any, ModelService], Any]] = {
 
 def decode(model: Any, hooks: Any, ids: list[int]) -> float:
     """Tokens per second after the first."""
-    with torch.inference_mode():
-        sequence = Sequence(model, hooks, PROMPT + NEW)
-        token = choose(sequence.prefill(torch.tensor([ids[:PROMPT]])), Sampling(), None)
-        began = time.perf_counter()
-        for _ in range(NEW):
-            token = choose(sequence.step(token), Sampling(), None)
-            token.item()
-        return NEW / (time.perf_counter() - began)
+    engine = TorchEngine(model, hooks)
+    states = engine.open(PROMPT + NEW)
+    (logits,) = engine.forward(states, [ids[:PROMPT]])
+    token = int(logits.argmax())
+    began = time.perf_counter()
+    for _ in range(NEW):
+        (logits,) = engine.forward(states, [[token]])
+        token = int(logits.argmax())
+    return NEW / (time.perf_counter() - began)
 
 
 def log_probabilities(model: Any, hooks: Any, ids: list[int]) -> torch.Tensor:
     """Follow a text one token at a time."""
-    with torch.inference_mode():
-        sequence = Sequence(model, hooks, TEXT)
-        logits = [sequence.prefill(torch.tensor([ids[:32]]))]
-        logits += [sequence.step(torch.tensor([[token]])) for token in ids[32 : TEXT - 1]]
-        return torch.cat(logits).double().log_softmax(-1)
+    engine = TorchEngine(model, hooks)
+    states = engine.open(TEXT)
+    logits = engine.forward(states, [ids[:32]])
+    for token in ids[32 : TEXT - 1]:
+        logits += engine.forward(states, [[token]])
+    return torch.cat(logits).double().log_softmax(-1)
 
 
 def measure(models: dict[str, Any], hooks: Any, ids: list[int], rounds: int, kind: str) -> None:

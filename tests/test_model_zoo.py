@@ -10,9 +10,11 @@ import pytest
 import torch
 import transformers
 
+from truthgpt_core.decoding import SamplingParams
 from truthgpt_core.event_system import EventType, on_event
 from truthgpt_core.plugin_system import get_plugin_manager
-from truthgpt_services.inference.decoding import stream
+from truthgpt_services.inference.decoder import stream
+from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.models.recipe import SavedStep
 from truthgpt_services.services.model_service import ModelService
 from truthgpt_services.testing import VOCABULARY, tiny_tokenizer
@@ -131,7 +133,8 @@ def answers(model: Any) -> torch.Tensor:
 
 def written(model: Any, service: ModelService) -> list[int]:
     """Return the tokens that a model writes after the prompt."""
-    return list(stream(model, service.hooks, PROMPT, max_new_tokens=TOKENS))
+    engine, params = TorchEngine(model, service.hooks), SamplingParams(max_new_tokens=TOKENS)
+    return list(stream(engine, PROMPT[0].tolist(), params))
 
 
 @pytest.mark.parametrize(("name", "recipe"), CASES)

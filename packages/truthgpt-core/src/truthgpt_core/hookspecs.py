@@ -33,6 +33,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigSections
+    from truthgpt_core.decoding import Decoder, Engine, EngineOptions, KVCache
     from truthgpt_core.diagnosis import Diagnosis
     from truthgpt_core.dynamic_factory import DynamicFactory
     from truthgpt_core.event_system import EventEmitter
@@ -136,6 +137,57 @@ def apply_optimization(
 
 
 @_hookspec(firstresult=True)
+def make_engine(source: Any, options: EngineOptions) -> Engine | None:
+    """Return an engine that runs a model, or None to leave it to others.
+
+    Called once per model, with nothing loaded yet, by the commands, the inference service and the
+    processes that measure. The implementation of truthgpt-services, called last, runs the
+    model with PyTorch.
+
+    Args:
+        source: where the model is.
+        options: how to make it, and what the user asked for.
+
+    Returns:
+        The engine, ready to be used.
+    """
+
+
+@_hookspec(firstresult=True)
+def make_decoder(engine: Engine, options: dict[str, Any]) -> Decoder | None:
+    """Return how tokens are decoded, or None to leave it to others.
+
+    Called once per request. The implementation of truthgpt-services, called last, decodes
+    token by token.
+
+    Args:
+        engine: runs the model.
+        options: generation options that are no `SamplingParams`, by name; the implementation takes
+            those that it knows out of it, and answers only if there are some.
+
+    Returns:
+        The decoder.
+    """
+
+
+@_hookspec(firstresult=True)
+def make_cache(model: Model, rows: int, positions: int) -> KVCache | None:
+    """Return a key-value cache for the engine of PyTorch, or None to leave it to others.
+
+    Called once for sequences that are decoded together. The implementation of truthgpt-services,
+    called last, returns a cache of transformers, static where the model has one.
+
+    Args:
+        model: a causal language model of transformers.
+        rows: how many sequences it holds.
+        positions: how many tokens each has at most.
+
+    Returns:
+        The cache, empty.
+    """
+
+
+@_hookspec(firstresult=True)
 def make_decode_step(model: Model, cache: Any) -> Callable[[Any, Any], Any] | None:
     """Return the function that computes one position of a sequence, or None to leave it to others.
 
@@ -224,6 +276,15 @@ class Hooks(Protocol):
     def apply_optimization(
         self, *, optimization: Optimization[Any], model: Model, context: OptimizationContext
     ) -> Applied | None:
+        """See the hook of this name."""
+
+    def make_engine(self, *, source: Any, options: EngineOptions) -> Engine | None:
+        """See the hook of this name."""
+
+    def make_decoder(self, *, engine: Engine, options: dict[str, Any]) -> Decoder | None:
+        """See the hook of this name."""
+
+    def make_cache(self, *, model: Model, rows: int, positions: int) -> KVCache | None:
         """See the hook of this name."""
 
     def make_decode_step(self, *, model: Model, cache: Any) -> Callable[[Any, Any], Any] | None:

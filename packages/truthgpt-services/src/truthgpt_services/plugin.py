@@ -18,8 +18,10 @@ from truthgpt_core.training import TrainingBackend
 
 if TYPE_CHECKING:
     from truthgpt_core.config import ConfigSections
+    from truthgpt_core.decoding import Decoder, Engine, EngineOptions, KVCache
     from truthgpt_core.dynamic_factory import DynamicFactory
     from truthgpt_core.service_registry import ServiceRegistry
+    from truthgpt_services.models.sources import ResolvedModel
     from truthgpt_services.services.inference_service import InferenceService
     from truthgpt_services.services.model_service import ModelService
     from truthgpt_services.services.training_job import TrainingJob
@@ -95,6 +97,29 @@ class ServicesPlugin(Plugin):
         for path in _LIBRARIES:
             yield _library(path)
         yield _hub()
+
+    @hookimpl(trylast=True)
+    def make_engine(self, source: ResolvedModel, options: EngineOptions) -> Engine | None:
+        """Run a model that is on this machine with PyTorch."""
+        if options.load is None:
+            return None
+        from truthgpt_services.inference.engine import TorchEngine
+
+        return TorchEngine(options.load(), options.hooks)
+
+    @hookimpl(trylast=True)
+    def make_decoder(self) -> Decoder:
+        """Decode token by token."""
+        from truthgpt_services.inference.decoder import TokenByToken
+
+        return TokenByToken()
+
+    @hookimpl(trylast=True)
+    def make_cache(self, model: Any, positions: int) -> KVCache:
+        """Return a cache of transformers."""
+        from truthgpt_services.inference.engine import transformers_cache
+
+        return transformers_cache(model, positions)
 
     @hookimpl(trylast=True)
     def make_decode_step(self, model: Any, cache: Any) -> Callable[[Any, Any], Any]:

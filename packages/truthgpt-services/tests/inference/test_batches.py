@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from truthgpt_core.decoding import GenerationError
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_services import InferenceService
-from truthgpt_services.inference.decoding import GenerationError
 
 PROMPTS = [
     "The import statement",
@@ -153,7 +153,7 @@ def test_of_no_prompts_there_are_no_texts(service):
         (["a", 5], "Prompt 2 of 2 is 5: it must be a text"),
         (
             ["a", "x " * 600, "b"],
-            r"Prompt 2 of 3: Prompt and answer have \d+ tokens, and the model",
+            r"Prompt 2 of 3: prompt and answer have \d+ tokens, and the model",
         ),
         (5, "The prompt is 5: it must be a text, a list of messages or a list"),
         ({"a": "b"}, "it must be a text, a list of messages or a list"),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from truthgpt_core.decoding import GenerationError
 from truthgpt_services import InferenceService
 from truthgpt_services.inference import chat_templates
-from truthgpt_services.inference.decoding import GenerationError
 from truthgpt_services.models.loading import load_tokenizer
 
 TEMPLATE = (

@@ -10,23 +10,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truthgpt_core.decoding import GenerationError, SamplingParams
 from truthgpt_core.hookspecs import hookimpl
-from truthgpt_services.inference.decoding import (
-    SMALLEST_CACHE,
-    GenerationError,
-    Sampling,
-    cache_length,
-    choose,
-    stop_tokens,
-    stream,
-)
+from truthgpt_services import InferenceService
+from truthgpt_services.inference.decoder import stream
+from truthgpt_services.inference.engine import SMALLEST_CACHE, TorchEngine, cache_length
+from truthgpt_services.inference.sampling import choose
 
 PROMPT = torch.tensor([[40, 69, 76, 76, 79]])
 CONTEXT = 512
 
 
-def decoded(model, plugins, prompt=PROMPT, **options):
-    return list(stream(model, plugins.hooks, prompt, **({"max_new_tokens": 40} | options)))
+def decoding(model, plugins, prompt=PROMPT, end=frozenset(), **options):
+    params = SamplingParams(**({"max_new_tokens": 40} | options))
+    return stream(TorchEngine(model, plugins.hooks), prompt[0].tolist(), params, end=end)
+
+
+def decoded(model, plugins, *args, **options):
+    return list(decoding(model, plugins, *args, **options))
 
 
 def test_greedy_tokens_are_those_of_transformers(model, bare_plugins):
@@ -62,7 +63,7 @@ def test_tokens_come_as_soon_as_they_are_known(model, bare_plugins):
     """Nothing is computed that nobody asked for, and no token waits for the next."""
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    tokens = stream(model, bare_plugins.hooks, PROMPT, max_new_tokens=40)
+    tokens = decoding(model, bare_plugins)
     next(tokens)
     assert len(calls) == 1
     next(tokens)
@@ -71,7 +72,7 @@ def test_tokens_come_as_soon_as_they_are_known(model, bare_plugins):
 
 def test_a_consumer_is_not_left_in_inference_mode(model, bare_plugins):
     """What is computed between two tokens can have gradients."""
-    for _ in stream(model, bare_plugins.hooks, PROMPT, max_new_tokens=2):
+    for _ in decoding(model, bare_plugins, max_new_tokens=2):
         assert not torch.is_inference_mode_enabled()
 
 
@@ -80,14 +81,28 @@ def test_a_stop_token_ends_the_text_and_is_not_part_of_it(model, bare_plugins):
     tokens = decoded(model, bare_plugins)
     stop = tokens[7]
     expected = tokens[: tokens.index(stop)]
-    assert decoded(model, bare_plugins, stop=frozenset({stop})) == expected
+    assert decoded(model, bare_plugins, end=frozenset({stop})) == expected
 
 
-@pytest.mark.parametrize(("declared", "expected"), [(None, {0}), (7, {0, 7}), ([7, 8], {0, 7, 8})])
-def test_model_and_tokenizer_both_say_what_ends_a_text(model, tokenizer, declared, expected):
-    """A model may declare several tokens, one or none; its tokenizer adds its own."""
+@pytest.mark.parametrize(("declared", "expected"), [(None, set()), (7, {7}), ([7, 8], {7, 8})])
+def test_a_model_says_what_ends_a_text(model, bare_plugins, declared, expected):
+    """It may declare several tokens, one or none."""
     model.generation_config.eos_token_id = declared
-    assert stop_tokens(model, tokenizer) == expected
+    assert TorchEngine(model, bare_plugins.hooks).end_tokens == expected
+
+
+def test_the_tokenizer_says_what_ends_a_text_too(model, tokenizer, bare_plugins):
+    """A text ends with its end-of-text token, if the model declares another or none."""
+    model.generation_config.eos_token_id = None
+    service = InferenceService(bare_plugins)
+    service.configure(model, tokenizer)
+    whole = service.stream("The ", {"max_new_tokens": 8})
+    list(whole)
+    tokenizer.eos_token_id = whole.tokens[3]
+    ended = service.stream("The ", {"max_new_tokens": 8})
+    list(ended)
+    assert ended.finish_reason == "eos_token"
+    assert ended.tokens == whole.tokens[: whole.tokens.index(whole.tokens[3])]
 
 
 def test_an_empty_prompt_is_an_error(model, bare_plugins):
@@ -104,10 +119,10 @@ def test_no_new_tokens_is_an_error(model, bare_plugins):
 
 def test_the_same_seed_gives_the_same_text(model, bare_plugins):
     """Whatever else draws random numbers meanwhile; and another seed gives another text."""
-    once = decoded(model, bare_plugins, sampling=Sampling(temperature=1.0, seed=3))
+    once = decoded(model, bare_plugins, temperature=1.0, seed=3)
     torch.rand(10)
-    assert decoded(model, bare_plugins, sampling=Sampling(temperature=1.0, seed=3)) == once
-    assert decoded(model, bare_plugins, sampling=Sampling(temperature=1.0, seed=4)) != once
+    assert decoded(model, bare_plugins, temperature=1.0, seed=3) == once
+    assert decoded(model, bare_plugins, temperature=1.0, seed=4) != once
 
 
 def test_a_plugin_can_make_the_decode_step(model, bare_plugins):
@@ -141,14 +156,14 @@ def exact(temperature=1.0, keep=range(8)):
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
-        (Sampling(temperature=1.0), exact()),
-        (Sampling(temperature=0.5), exact(0.5)),
-        (Sampling(temperature=3.0), exact(3.0)),
-        (Sampling(temperature=1.0, top_k=3), exact(keep=range(3))),
+        (SamplingParams(temperature=1.0), exact()),
+        (SamplingParams(temperature=0.5), exact(0.5)),
+        (SamplingParams(temperature=3.0), exact(3.0)),
+        (SamplingParams(temperature=1.0, top_k=3), exact(keep=range(3))),
         # 0.392 + 0.238 + 0.144 = 0.774 is the first sum that reaches 0.7.
-        (Sampling(temperature=1.0, top_p=0.7), exact(keep=range(3))),
-        (Sampling(temperature=1.0, top_k=4, top_p=0.99), exact(keep=range(4))),
-        (Sampling(temperature=2.0, top_k=100), exact(2.0)),
+        (SamplingParams(temperature=1.0, top_p=0.7), exact(keep=range(3))),
+        (SamplingParams(temperature=1.0, top_k=4, top_p=0.99), exact(keep=range(4))),
+        (SamplingParams(temperature=2.0, top_k=100), exact(2.0)),
     ],
 )
 def test_tokens_are_drawn_with_their_exact_probabilities(sampling, expected):
@@ -177,7 +192,7 @@ logit_rows = st.lists(st.integers(-160, 160), min_size=2, max_size=12, unique=Tr
 def test_top_k_never_draws_what_is_not_among_the_k_likeliest(row, k, seed):
     """For whatever logits and k."""
     generator = torch.Generator().manual_seed(seed)
-    token = choose(row, Sampling(temperature=5.0, top_k=k), generator)
+    token = choose(row, SamplingParams(temperature=5.0, top_k=k), generator)
     assert int(token) in row[0].argsort(descending=True)[:k].tolist()
 
 
@@ -185,7 +200,7 @@ def test_top_k_never_draws_what_is_not_among_the_k_likeliest(row, k, seed):
 def test_top_p_draws_from_the_fewest_that_reach_p(row, p, seed):
     """What is likelier than the token drawn does not reach p without it."""
     generator = torch.Generator().manual_seed(seed)
-    token = int(choose(row, Sampling(temperature=5.0, top_p=p), generator))
+    token = int(choose(row, SamplingParams(temperature=5.0, top_p=p), generator))
     probabilities = (row[0].double() / 5.0).softmax(-1)
     likelier = probabilities[probabilities > probabilities[token]].sum()
     assert float(likelier) < p + 1e-5
@@ -194,14 +209,16 @@ def test_top_p_draws_from_the_fewest_that_reach_p(row, p, seed):
 @given(logit_rows, st.sampled_from([{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 0.0}]))
 def test_the_narrowest_sampling_is_greedy(row, narrow):
     """One token to choose from, or no temperature: the likeliest is taken."""
-    sampling = Sampling(**({"temperature": 1.0} | narrow))
+    sampling = SamplingParams(**({"temperature": 1.0} | narrow))
     assert int(choose(row, sampling, torch.Generator())) == int(row.argmax())
 
 
 @given(logit_rows, st.floats(1e-300, 1e-3))
 def test_a_temperature_near_nothing_does_not_crash(row, temperature):
     """However small it is, a token is drawn, and it is the likeliest."""
-    token = int(choose(row, Sampling(temperature=temperature), torch.Generator().manual_seed(0)))
+    token = int(
+        choose(row, SamplingParams(temperature=temperature), torch.Generator().manual_seed(0))
+    )
     assert token == int(row.argmax())
 
 
@@ -220,7 +237,7 @@ def test_a_temperature_near_nothing_does_not_crash(row, temperature):
 def test_a_sampling_out_of_range_is_refused_by_name(wrong):
     """The option that is wrong stands in the error."""
     with pytest.raises(GenerationError, match=next(iter(wrong))):
-        Sampling(**wrong)
+        SamplingParams(**wrong)
 
 
 @given(st.integers(1, 100_000), st.one_of(st.none(), st.integers(1, 100_000)))

@@ -12,10 +12,10 @@ import torch
 import transformers
 from tokenizers import decoders, normalizers
 
+from truthgpt_core.decoding import GenerationError
 from truthgpt_core.event_system import EventType, on_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_services import InferenceService
-from truthgpt_services.inference.decoding import GenerationError
 from truthgpt_services.inference.response_cache import CacheStatistics
 from truthgpt_services.models.loading import load_model, load_tokenizer
 

@@ -7,10 +7,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from truthgpt_core.decoding import GenerationError, SamplingParams
 from truthgpt_core.event_system import EventType, on_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_services import InferenceService
-from truthgpt_services.inference.decoding import GenerationError, Sampling, stream
+from truthgpt_services.inference.decoder import stream
+from truthgpt_services.inference.engine import TorchEngine
 
 
 @pytest.fixture
@@ -49,19 +51,9 @@ def say(service, script, tokens):
 
 def test_generated_text_is_the_tokens_decoded_at_once(service, bare_plugins, model, tokenizer):
     """Decoding piece by piece loses and adds nothing."""
-    ids = tokenizer("The ", return_tensors="pt").input_ids
-    sampling = Sampling(temperature=1.0, seed=5)
     options = {"temperature": 1.0, "seed": 5, "max_new_tokens": 200}
-    tokens = list(
-        stream(
-            model,
-            bare_plugins.hooks,
-            ids,
-            max_new_tokens=200,
-            sampling=sampling,
-            stop=frozenset({0}),
-        )
-    )
+    engine, ids = TorchEngine(model, bare_plugins.hooks), tokenizer("The ").input_ids
+    tokens = list(stream(engine, ids, SamplingParams(**options), end=frozenset({0})))
     assert len(tokens) > 20
     assert service.generate("The ", options) == tokenizer.decode(tokens)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
 
+from truthgpt_core.application import Application
+from truthgpt_services import InferenceService
+from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.measuring.bench import Bench
-from truthgpt_services.models.loading import load_tokenizer
+from truthgpt_services.measuring.worker import Worker
 
 TEXT = "The lambda expression yields a function object, which is é and 漢."
 
@@ -21,7 +25,7 @@ def ids(tokenizer):
 
 @pytest.fixture
 def bench(model, tokenizer, bare_plugins):
-    return Bench(model, tokenizer, bare_plugins.hooks)
+    return Bench(TorchEngine(model, bare_plugins.hooks), tokenizer)
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def perturbed(model):
 
 @pytest.fixture
 def other_bench(perturbed, tokenizer, bare_plugins):
-    return Bench(perturbed, tokenizer, bare_plugins.hooks)
+    return Bench(TorchEngine(perturbed, bare_plugins.hooks), tokenizer)
 
 
 def exact(model, ids):
@@ -154,24 +158,28 @@ def test_a_model_is_described_by_what_it_holds(bench, model):
     assert found["weights_bytes"] == 4 * found["parameters"] + buffers
 
 
-def test_the_sample_is_what_generation_gives(bench, model, tokenizer):
+def test_the_sample_is_what_generate_prints(bare_plugins, model, tokenizer, tiny):
     """The text in the report is the model's own greedy continuation."""
-    ids = tokenizer("The future", return_tensors="pt").input_ids
-    mask = torch.ones_like(ids)
-    theirs = model.generate(
-        ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0
-    )[0, ids.shape[1] :].tolist()
-    theirs = theirs[: theirs.index(0)] if 0 in theirs else theirs
-    assert bench.sample("The future", 12) == tokenizer.decode(theirs)
+    worker = Worker(lambda what, done, total: None, Application(bare_plugins))
+    worker.open(str(tiny), None, "cpu")
+    service = InferenceService(bare_plugins)
+    service.configure(model, tokenizer)
+    continued = service.generate("The future", {"max_new_tokens": 12})
+    assert worker.sample("The future", 12) == continued
 
 
-def test_the_sample_of_a_chat_model_is_its_answer(bare_plugins, model, tiny):
+def test_the_sample_of_a_chat_model_is_its_answer(bare_plugins, tiny, tmp_path):
     """The prompt goes through the chat template, as `truthgpt generate` does it."""
-    tokenizer = load_tokenizer(tiny)
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}Answer:"
-    continued = Bench(model, load_tokenizer(tiny), bare_plugins.hooks)
-    asked = Bench(model, tokenizer, bare_plugins.hooks)
-    assert asked.sample("Why", 8) == "\n" + continued.sample("<Why>Answer:", 8)
+    chat = tmp_path / "chat"
+    shutil.copytree(tiny, chat)
+    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}Answer:"
+    (chat / "chat_template.jinja").write_text(template)
+    samples = []
+    for directory, prompt in ((tiny, "<Why>Answer:"), (chat, "Why")):
+        worker = Worker(lambda what, done, total: None, Application(bare_plugins))
+        worker.open(str(directory), None, "cpu")
+        samples.append(worker.sample(prompt, 8))
+    assert samples[1] == "\n" + samples[0]
 
 
 def test_the_beginning_of_a_text_is_taken(bench, tokenizer):

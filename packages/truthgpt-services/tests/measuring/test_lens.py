@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
+from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.measuring.bench import Bench
 
 IDS = list(range(5, 45))
@@ -19,10 +20,14 @@ def lens(tokenizer, bare_plugins, tmp_path):
 
     def look(baseline, candidate, ids=IDS):
         path = str(tmp_path / "layers.npz")
-        missing = Bench(candidate, tokenizer, bare_plugins.hooks).write_layers(ids, path)
+        missing = Bench(TorchEngine(candidate, bare_plugins.hooks), tokenizer).write_layers(
+            ids, path
+        )
         if missing:
             return {"kl": [], "missing": missing}
-        found = Bench(baseline, tokenizer, bare_plugins.hooks).compare_layers(ids, path)
+        found = Bench(TorchEngine(baseline, bare_plugins.hooks), tokenizer).compare_layers(
+            ids, path
+        )
         assert list(tmp_path.iterdir()) == []
         return found
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from truthgpt_core.decoding import GenerationError
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_services import InferenceService, ModelService
 from truthgpt_services.errors import ModelError
-from truthgpt_services.inference.decoding import GenerationError
 from truthgpt_services.models.loading import load_config, load_model, load_tokenizer
 from truthgpt_services.models.sources import LocalSource, describe, resolve
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from truthgpt_core.config import ConfigManager
+from truthgpt_core.decoding import GenerationError
 from truthgpt_services import ModelService
 from truthgpt_services.errors import DeviceError, ModelError
-from truthgpt_services.inference.decoding import GenerationError
 from truthgpt_services.models.loading import load_model, load_tokenizer, pick_device
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from truthgpt_core.decoding import LogitsProcessor
 from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext, calls
@@ -30,6 +31,7 @@ def make_factories(*, takes_open: bool = False) -> dict[str, DynamicFactory[Any]
             name="optimization_factory",
             distribution_of=partial(catalogue.distribution_of, "optimizations"),
         ),
+        "logits_processor_factory": make(LogitsProcessor, name="logits_processor_factory"),
         "training_backend_factory": make(
             TrainingBackend,
             name="training_backend_factory",

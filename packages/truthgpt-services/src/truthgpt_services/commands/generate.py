@@ -11,8 +11,12 @@ import click
 
 from truthgpt_core.terminal_text import harmless, visible
 from truthgpt_services.commands.prompt_input import read_prompt_text
+from truthgpt_services.commands.values import named_values
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from truthgpt_core.decoding import Engine
     from truthgpt_services.inference.text import TextStream
     from truthgpt_services.services.inference_service import InferenceService
     from truthgpt_services.services.model_service import ModelService
@@ -53,6 +57,14 @@ class _Number(click.FloatRange):
 )
 @click.option("--top-p", type=_Number(min=0, max=1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=_SEEDS, default=0, show_default=True)
+@click.option(
+    "--option",
+    "-o",
+    "others",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An option of a plugin's engine, decoder or logits processor; can be repeated.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and timings as JSON.")
 def generate(
@@ -63,6 +75,7 @@ def generate(
     raw: bool,
     device: str,
     as_json: bool,
+    others: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Answer or continue PROMPT with MODEL, which may be one that `truthgpt optimize` made.
@@ -82,6 +95,10 @@ def generate(
         raise click.UsageError("--system is part of a conversation, and --raw has none.")
     if "" in options["stop"]:
         raise click.UsageError("--stop is empty.")
+    given = named_values(others)
+    if named := sorted(given.keys() & options.keys()):
+        name = named[0]
+        raise click.UsageError(f"--option {name}: write --{name.replace('_', '-')} instead.")
     asked = read_prompt_text(prompt, file)
     from truthgpt_core.application import get_application
     from truthgpt_services.commands.progress import shown_progress
@@ -90,7 +107,6 @@ def generate(
     application = get_application()
     with importing():
         from truthgpt_services.inference.prompts import as_conversation, check_length, read_prompt
-        from truthgpt_services.models.gguf import as_directory
         from truthgpt_services.models.loading import load_config, pick_device
 
         models: ModelService = application.get_service("model_service")
@@ -101,15 +117,27 @@ def generate(
         progress("Loading the model", 0, 0)
         pick_device(device)
         models.progress = progress
-        directory = as_directory(models.resolve(model), progress)
-        tokenizer = models.load_tokenizer(str(directory))
-        # Before the weights are read, which may take long.
-        given = asked if raw else as_conversation(tokenizer, asked, system)
-        read = read_prompt(tokenizer, given)
-        check_length(read, load_config(directory), options["max_new_tokens"])
-        loaded = models.load_model(str(directory), {"device": device})
+        source = models.resolve(model)
+        tokenizer: Any = None
+        read: Any = None
+
+        def check_prompt(directory: Path) -> None:
+            # Before the weights are read, which may take long.
+            nonlocal tokenizer, read
+            tokenizer = models.load_tokenizer(str(directory))
+            read = read_prompt(
+                tokenizer, asked if raw else as_conversation(tokenizer, asked, system)
+            )
+            check_length(read, load_config(directory), options["max_new_tokens"])
+
+        engine = models.make_engine(
+            source, {"device": device}, given=given, before_loading=check_prompt
+        )
+    if read is None:
+        read = _asked_of(engine, asked, system, raw=raw)
     options["stop"] = list(options["stop"])
-    service.configure(loaded, tokenizer)
+    options |= given
+    service.configure(engine, tokenizer)
     loading = perf_counter() - began
     stream = service.stream(read, options)
     if as_json:
@@ -122,6 +150,18 @@ def generate(
         if stream.stopped_by is not None:
             what = f'Nothing was generated before "{harmless(stream.stopped_by)}".'
         click.echo(f"truthgpt: {what}", err=True)
+
+
+def _asked_of(engine: Engine, asked: str, system: str | None, *, raw: bool) -> Any:
+    """Return the prompt for an engine that did not load the model from a directory."""
+    from truthgpt_services.inference.prompts import as_conversation
+
+    if raw:
+        return asked
+    if engine.tokenizer is not None:
+        return as_conversation(engine.tokenizer, asked, system)
+    begin = [] if system is None else [{"role": "system", "content": system}]
+    return [*begin, {"role": "user", "content": asked}]
 
 
 def _print_text(stream: TextStream, asked: str) -> str:

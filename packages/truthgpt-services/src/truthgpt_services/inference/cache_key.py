@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from truthgpt_core.decoding import Decoder, Engine, SamplingParams
 from truthgpt_core.plugin_system import PluginManager
-from truthgpt_services.inference.decoding import Sampling
+from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.inference.fingerprint import Fingerprint, UnseenError
 
 _FORMAT = "2"
@@ -24,6 +25,11 @@ _LIBRARIES = ("truthgpt-services", "torch", "transformers")
 
 # Tensors whose changes PyTorch does not count are read for each key, up to so many bytes.
 _UNCOUNTED = 1 << 20
+
+_HOOKS = frozenset(
+    {"make_decode_step", "make_cache", "make_decoder", "make_engine", "register_components"}
+)
+"""A plugin with one of them may take part in decoding."""
 
 _Tensors = list[tuple[str, torch.Tensor]]
 
@@ -42,12 +48,14 @@ class Identity:
     of NumPy that shares the memory, or the address.
 
     Args:
-        model: a causal language model of transformers.
+        engine: runs the model; keys can be made for that of PyTorch alone, whose model can be
+            looked at.
         plugins: whose hooks are called.
     """
 
-    def __init__(self, model: Any, plugins: PluginManager) -> None:
-        self._model = model
+    def __init__(self, engine: Engine, plugins: PluginManager) -> None:
+        self._engine = engine
+        self._model: Any = getattr(engine, "model", None)
         self._plugins = plugins
         self._seen: _Seen | None = None
         self._content = ""
@@ -55,28 +63,32 @@ class Identity:
     def key(
         self,
         tokens: Sequence[int],
-        max_new_tokens: int,
-        sampling: Sampling,
+        params: SamplingParams,
         end: frozenset[int],
-        stop: Sequence[str] = (),
+        decoder: Decoder,
+        others: Mapping[str, Any],
     ) -> str:
         """Return the key of a request, 64 hexadecimal digits.
 
         Args:
             tokens: of the prompt.
-            max_new_tokens: how many the answer has at most.
-            sampling: how they are chosen.
+            params: how tokens are chosen, and how many.
             end: tokens that end it.
-            stop: texts that end it.
+            decoder: the strategy.
+            others: the options that are not in `params`.
 
         Raises:
             UnseenError: something that can change the answer cannot be seen.
         """
+        if not isinstance(self._engine, TorchEngine):
+            raise UnseenError(f"what the engine {self._engine.name} computes cannot be seen")
         device = next(self._model.parameters()).device.type
-        chosen = {name: repr(value) for name, value in asdict(sampling).items()}
+        named = asdict(params)
+        count, stop = named.pop("max_new_tokens"), named.pop("stop")
+        chosen = {name: repr(value) for name, value in named.items()}
         # A generator of random numbers gives others on another kind of device.
         chosen["device"] = device
-        if sampling.temperature == 0:
+        if params.temperature == 0:
             # The likeliest token is the same one, whatever else was said.
             chosen = {"temperature": "0"}
         parts = [
@@ -87,10 +99,11 @@ class Identity:
             str(torch.get_autocast_dtype(device)),
             self._of_plugins(),
             [*map(int, tokens)],
-            int(max_new_tokens),
+            int(count),
             chosen,
             sorted(end),
             sorted(stop),
+            [decoder.name, *(f"{name}={others[name]!r}" for name in sorted(others))],
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -123,7 +136,7 @@ class Identity:
     def _of_plugins(self) -> list[list[str]]:
         found = []
         for row in self._plugins.rows():
-            if "make_decode_step" not in (row.hooks or ()):
+            if _HOOKS.isdisjoint(row.hooks or ()):
                 continue
             # Who writes a plugin as a file changes it more often than its version.
             code = b""

@@ -20,8 +20,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NoReturn
 
+from truthgpt_core.decoding import GenerationError
 from truthgpt_core.errors import in_one_line
-from truthgpt_services.inference.decoding import GenerationError
 
 Message = dict[str, Any]
 

@@ -32,7 +32,7 @@ _IRRELEVANT = frozenset({"name_or_path", "_is_hf_initialized", "_compiled_call_i
 _UNKNOWN_PLACE = "_name_or_path"
 
 # Hides the padding of a batch while it is decoded, and does nothing to other callers.
-_OWN_HOOKS = "truthgpt_services.inference.batching"
+_OWN_HOOKS = "truthgpt_services.inference.engine"
 
 # A class that was made by a class statement; others keep state where Python cannot see it.
 _HEAP_TYPE = 1 << 9

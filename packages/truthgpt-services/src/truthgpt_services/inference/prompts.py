@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from truthgpt_core.decoding import GenerationError
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_services.data.chat_template import Chat
 from truthgpt_services.inference.chat_templates import Message, has_template, render
-from truthgpt_services.inference.decoding import GenerationError
 
 _FORM = 'A conversation is a list of messages like {"role": "user", "content": "..."}.'
 

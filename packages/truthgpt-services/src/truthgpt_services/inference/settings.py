@@ -8,8 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from truthgpt_core.decoding import GenerationError
 from truthgpt_core.errors import did_you_mean
-from truthgpt_services.inference.decoding import GenerationError
 
 
 @dataclass(frozen=True, slots=True)

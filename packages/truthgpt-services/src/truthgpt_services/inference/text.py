@@ -100,7 +100,7 @@ class TextStream(Iterator[str]):
 
     Args:
         prompt: what is continued.
-        answer: what its pieces go through.
+        answer: what its pieces go through; None if no tokens are known.
 
     Attributes:
         prompt: what is continued.
@@ -112,7 +112,7 @@ class TextStream(Iterator[str]):
         seconds: the same to the end.
     """
 
-    def __init__(self, prompt: Prompt, answer: AnswerText) -> None:
+    def __init__(self, prompt: Prompt, answer: AnswerText | None = None) -> None:
         self.prompt = prompt
         self.finish_reason: str | None = None
         self.cached = False
@@ -124,12 +124,12 @@ class TextStream(Iterator[str]):
     @property
     def tokens(self) -> list[int]:
         """The tokens that were made so far, those of a stop string included."""
-        return self._answer.tokens
+        return [] if self._answer is None else self._answer.tokens
 
     @property
     def stopped_by(self) -> str | None:
         """The stop string that ended it, if one did."""
-        return self._answer.stopped_by
+        return None if self._answer is None else self._answer.stopped_by
 
     def start(self, pieces: Generator[str]) -> TextStream:
         """Take the pieces from here."""

@@ -10,59 +10,52 @@ from typing import Any
 import numpy as np
 import torch
 
-from truthgpt_core.hookspecs import Hooks
-from truthgpt_services.inference.decoding import (
-    Sampling,
-    Sequence,
-    choose,
-    refuse_unknown_tokens,
-    stop_tokens,
-    stream,
-)
-from truthgpt_services.inference.prompts import as_conversation, read_prompt
+from truthgpt_core.decoding import Engine, require
+from truthgpt_services.inference.engine import refuse_unknown_tokens
 from truthgpt_services.measuring import memory
 from truthgpt_services.measuring.divergence import divergence
 from truthgpt_services.measuring.logit_lens import NoLensError, States, divergence_by_layer, states
 from truthgpt_services.models.loading import explained
-from truthgpt_services.models.saved_model import weights_bytes
-
-_GREEDY = Sampling()
 
 
 class Bench:
     """Measures a model; every method takes and returns what JSON can hold.
 
     Args:
-        model: a causal language model of transformers.
+        engine: runs the model.
         tokenizer: to go with it.
-        hooks: the hooks of the plugin manager.
 
     Attributes:
-        model: the model.
+        engine: runs the model.
+        tokenizer: as given.
+
+    Raises:
+        GenerationError: the engine gives no logits.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, hooks: Hooks) -> None:
-        self.model = model
-        self._tokenizer = tokenizer
-        self._hooks = hooks
-        self._device = next(model.parameters()).device
+    def __init__(self, engine: Engine, tokenizer: Any) -> None:
+        require(engine, "logits", "Measuring")
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self._device: torch.device = getattr(engine, "device", torch.device("cpu"))
+
+    @property
+    def model(self) -> Any:
+        """The model, if PyTorch runs it; else None."""
+        return getattr(self.engine, "model", None)
 
     def describe(self) -> dict[str, Any]:
-        """Say what the model is made of, and begin to watch its memory."""
+        """Return what the model is made of, and begin to watch its memory."""
         memory.reset_peak(self._device)
-        return {
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "weights_bytes": weights_bytes(self.model),
-        }
+        return {"parameters": 0, "dtype": "", "weights_bytes": 0, **self.engine.describe()}
 
     def tokenize(self, text: str, limit: int) -> list[int]:
         """The first tokens of a text, `limit` at most."""
         # Eight characters a token are more than any text has, and tokenizing all of a
         # large one to use its beginning would take minutes.
         with explained("The text cannot be encoded"):
-            ids: list[int] = self._tokenizer(text[: 8 * limit], verbose=False).input_ids
-        refuse_unknown_tokens(self.model, ids)
+            ids: list[int] = self.tokenizer(text[: 8 * limit], verbose=False).input_ids
+        refuse_unknown_tokens(self.engine, [ids])
         return ids[:limit]
 
     def warm_up(self, ids: list[int], new_tokens: int) -> float:
@@ -79,21 +72,21 @@ class Bench:
         Returns:
             Seconds from prompt in to first token out.
         """
-        with torch.inference_mode():
-            began = time.perf_counter()
-            self._sequence = Sequence(self.model, self._hooks, len(ids) + new_tokens)
-            self._token = choose(self._sequence.prefill(torch.tensor([ids])), _GREEDY, None)
-            self._token.item()
-            return time.perf_counter() - began
+        began = time.perf_counter()
+        (self._state,) = self.engine.open(len(ids) + new_tokens)
+        self._token = self._next(ids)
+        return time.perf_counter() - began
 
     def decode(self, tokens: int) -> float:
         """Seconds that so many more tokens take, not stopping at the end of the text."""
-        with torch.inference_mode():
-            began = time.perf_counter()
-            for _ in range(tokens):
-                self._token = choose(self._sequence.step(self._token), _GREEDY, None)
-                self._token.item()
-            return time.perf_counter() - began
+        began = time.perf_counter()
+        for _ in range(tokens):
+            self._token = self._next([self._token])
+        return time.perf_counter() - began
+
+    def _next(self, tokens: list[int]) -> int:
+        (logits,) = self.engine.forward([self._state], [tokens])
+        return int(logits[-1].argmax())
 
     def peak_memory(self) -> int:
         """Highest bytes since the model was loaded."""
@@ -102,23 +95,6 @@ class Bench:
     def available_memory(self) -> int | None:
         """Bytes that one more process can take; None: unknown."""
         return memory.available(self._device)
-
-    def sample(self, prompt: str, new_tokens: int) -> str:
-        """What the model says to a prompt, greedily.
-
-        A model with a chat template is asked the prompt, and its answer begins a line; any
-        other continues the prompt.
-        """
-        read = read_prompt(self._tokenizer, as_conversation(self._tokenizer, prompt))
-        tokens = stream(
-            self.model,
-            self._hooks,
-            torch.tensor([read.tokens]),
-            max_new_tokens=new_tokens,
-            stop=stop_tokens(self.model, self._tokenizer),
-        )
-        text: str = self._tokenizer.decode(list(tokens))
-        return f"\n{text}" if read.is_chat else text
 
     def write_reference(self, ids: list[int], path: str | None, *, prompt: int = 0) -> list[float]:
         """Predict each next token of a window; write all log-probabilities to a file.
@@ -179,6 +155,8 @@ class Bench:
         Returns:
             Why that cannot be had, as a clause; empty if it was written.
         """
+        if self.model is None:
+            return f"the engine {self.engine.name} shows no hidden states"
         try:
             states(self.model, ids).write(Path(path))
         except NoLensError as error:
@@ -201,19 +179,18 @@ class Bench:
 
     def _predict(self, ids: list[int], prompt: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield log-probabilities, float32 of shape (tokens, vocabulary), and the true tokens."""
-        tokens = torch.tensor([ids], device=self._device)
-        with torch.inference_mode():
-            if prompt == 0:
-                logits = self.model(input_ids=tokens, use_cache=False).logits[0, :-1]
-                yield logits.float().log_softmax(-1), tokens[0, 1:]
-                return
-            sequence = Sequence(self.model, self._hooks, len(ids))
-            logits = sequence.prefill(tokens[:, :prompt])
-            for position in range(prompt, len(ids)):
-                token = tokens[:, position : position + 1]
-                yield logits.float().log_softmax(-1), token[0]
-                if position + 1 < len(ids):
-                    logits = sequence.step(token)
+        require(self.engine, "prompt_logprobs", "Measuring quality")
+        targets = torch.tensor(ids, device=self._device)
+        if prompt == 0:
+            logits = self.engine.prompt_logits(ids)
+            yield logits[:-1].float().log_softmax(-1), targets[1:]
+            return
+        (state,) = self.engine.open(len(ids))
+        (logits,) = self.engine.forward([state], [ids[:prompt]])
+        for position in range(prompt, len(ids)):
+            yield logits.float().log_softmax(-1), targets[position : position + 1]
+            if position + 1 < len(ids):
+                (logits,) = self.engine.forward([state], [[ids[position]]])
 
 
 def _negative_log_likelihood(predicted: torch.Tensor, targets: torch.Tensor) -> list[float]:

@@ -51,6 +51,7 @@ class Worker:
         # By name: a plugin that puts another service in its place makes the candidates, too.
         self._service = application.get_service("model_service")
         self._service.progress = progress
+        self._inference = application.get_service("inference_service")
         self._bench: Any = None
         self._unproven: set[str] = set()
         self._notes: dict[tuple[str, str], str] = {}
@@ -163,12 +164,15 @@ class Worker:
         """Load the model to be measured."""
         from truthgpt_services.measuring.bench import Bench
         from truthgpt_services.models.recipe import is_saved, read_recipe
+        from truthgpt_services.models.sources import ResolvedModel
 
         began = time.perf_counter()
-        model = self._service.load_model(directory, {"dtype": dtype, "device": device})
-        tokenizer = self._service.load_tokenizer(directory)
+        source = ResolvedModel(directory, "directory", Path(directory), 0)
+        engine = self._service.make_engine(source, {"dtype": dtype, "device": device})
+        tokenizer = engine.tokenizer or self._service.load_tokenizer(directory)
         seconds = time.perf_counter() - began
-        self._bench = Bench(model, tokenizer, self._service.hooks)
+        self._bench = Bench(engine, tokenizer)
+        self._inference.configure(engine, tokenizer)
         steps = read_recipe(Path(directory)).steps if is_saved(Path(directory)) else ()
         self._unproven = set()
         for step in steps:
@@ -179,6 +183,19 @@ class Worker:
                 said = "Its was_used says True before anything is computed, so it proves nothing."
                 self._notes[step.name, "was_used"] = said
         return {"load_seconds": seconds, **self._bench.describe()}
+
+    def sample(self, prompt: str, new_tokens: int) -> str:
+        """What the model says to a prompt, greedily.
+
+        A model with a chat template is asked the prompt, and its answer begins a line; any
+        other continues the prompt.
+        """
+        from truthgpt_services.inference.prompts import as_conversation
+
+        asked = as_conversation(self._bench.tokenizer, prompt)
+        stream = self._inference.stream(asked, {"max_new_tokens": new_tokens})
+        text = "".join(stream)
+        return f"\n{text}" if stream.prompt.is_chat else text
 
     def write_card(self, directory: str, report: str) -> None:
         """Complete the model card of a saved model with what was measured."""
@@ -195,7 +212,7 @@ class Worker:
         False for a step that said so before there were any.
         """
         optimization = self._service.make_optimization(name, settings)
-        if name in self._unproven:
+        if name in self._unproven or self._bench.model is None:
             return False
         return calls.was_used(optimization, self._bench.model)
 

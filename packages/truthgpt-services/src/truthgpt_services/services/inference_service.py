@@ -6,27 +6,26 @@ import json
 import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, cast, overload
 
-import torch
-
+from truthgpt_core.decoding import (
+    SAMPLING_OPTIONS,
+    Decoder,
+    Engine,
+    GenerationError,
+    LogitsProcessor,
+    SamplingParams,
+    require,
+)
 from truthgpt_core.errors import did_you_mean, in_one_line
 from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
-from truthgpt_services.inference.batching import generate_rows
 from truthgpt_services.inference.cache_key import Identity
 from truthgpt_services.inference.chat_templates import Message
-from truthgpt_services.inference.decoding import (
-    GenerationError,
-    Sampling,
-    cache_length,
-    check_new_tokens,
-    context_of,
-    stop_tokens,
-    stream,
-)
+from truthgpt_services.inference.decoder import TokenByToken, decode_rows, stream
+from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.inference.fingerprint import UnseenError
 from truthgpt_services.inference.prompts import (
     Prompt,
@@ -35,14 +34,11 @@ from truthgpt_services.inference.prompts import (
     read_prompt,
 )
 from truthgpt_services.inference.response_cache import AnswerCache, CacheStatistics
+from truthgpt_services.inference.sampling import Sampler
 from truthgpt_services.inference.settings import InferenceSettings, read_settings
 from truthgpt_services.inference.text import AnswerText, TextStream
 
 logger = logging.getLogger(__name__)
-
-_SAMPLING = tuple(field.name for field in fields(Sampling))
-_OPTIONS = ("max_new_tokens", "stop", *_SAMPLING)
-DEFAULT_NEW_TOKENS = 128
 
 _Tokens = tuple[int, ...]
 Conversation = list[Message] | tuple[Message, ...]
@@ -61,7 +57,7 @@ class InferenceService:
     ) -> None:
         self._plugins = plugins or get_plugin_manager()
         self._events = events or self._plugins.events
-        self._model: Any = None
+        self._engine: Engine | None = None
         self._tokenizer: Any = None
         self._settings = InferenceSettings()
         self._answers: AnswerCache | None = None
@@ -69,7 +65,7 @@ class InferenceService:
         self._warned = False
 
     def configure(
-        self, model: Any, tokenizer: Any, config: Mapping[str, Any] | None = None
+        self, model: Any, tokenizer: Any = None, config: Mapping[str, Any] | None = None
     ) -> None:
         """Say what to generate with, and how.
 
@@ -82,8 +78,8 @@ class InferenceService:
         `configure`, or after `clear_cache`, and not before.
 
         Args:
-            model: a causal language model of transformers.
-            tokenizer: the one it was trained with.
+            model: a causal language model of transformers, or an `Engine` that runs one.
+            tokenizer: the one it was trained with; None for that of the engine.
             config: `use_cache` (default False), `cache_dir` (where answers are kept on disk;
                 default None, in memory alone), `max_cache_bytes` (default 64 MiB; the least
                 recently used go first) and `max_batch_size` (default 8; how many prompts are
@@ -94,14 +90,15 @@ class InferenceService:
         """
         settings = read_settings(config)
         self._plugins.activate_all()
-        self._model = model
-        self._tokenizer = tokenizer
+        engine = model if isinstance(model, Engine) else TorchEngine(model, self._plugins.hooks)
+        self._engine = engine
+        self._tokenizer = tokenizer if tokenizer is not None else engine.tokenizer
         self._settings = settings
         self._answers = self._identity = None
         self._warned = False
         if settings.use_cache:
             self._answers = AnswerCache(settings.cache_dir, settings.max_cache_bytes)
-            self._identity = Identity(model, self._plugins)
+            self._identity = Identity(engine, self._plugins)
 
     @property
     def cache_statistics(self) -> CacheStatistics:
@@ -135,7 +132,7 @@ class InferenceService:
         """Continue a prompt, or several, which are decoded together.
 
         What follows a prompt is the same as if it were alone, but for rounding (see
-        `generate_rows`).
+        `decode_rows`).
 
         Args:
             prompt: as for `stream`, or a list of such prompts. A list of messages is one
@@ -170,7 +167,8 @@ class InferenceService:
                 template of the tokenizer; or what `read_prompt` made of one of them.
             options: `max_new_tokens` (default 128), `temperature` (default 0, the
                 likeliest token), `top_k`, `top_p`, `seed` (default 0), `stop` (a text, or a
-                list of texts: what is generated ends before the first of them).
+                list of texts: what is generated ends before the first of them), and those of
+                the decoders and logits processors of plugins.
 
         Returns:
             An iterator over pieces of text, which also says the tokens and why it ended.
@@ -181,29 +179,89 @@ class InferenceService:
                 the text.
         """
         request = self._request(options)
-        read = self._prompt(prompt, "The prompt")
-        stream = TextStream(read, answer := AnswerText(self._tokenizer, request.stop))
-        return stream.start(self._answer(stream, answer, request))
+        if not request.engine.capabilities.logits:
+            return self._stream_of_engine(prompt, request)
+        read = self._prompt(prompt, "The prompt", request)
+        answers = TextStream(read, answer := AnswerText(self._tokenizer, request.params.stop))
+        return answers.start(self._answer(answers, answer, request))
 
     def _request(self, options: Mapping[str, Any] | None) -> _Request:
-        if self._model is None:
+        engine = self._engine
+        if engine is None:
             raise GenerationError(
                 "There is no model to generate with", hint="Call configure first."
             )
         if options is not None and not isinstance(options, Mapping):
             raise GenerationError(f"The options are {options!r}: they must be a mapping")
-        sampling = dict(options or {})
-        for option in sampling:
-            if option not in _OPTIONS:
-                raise GenerationError(
-                    f'There is no option "{option}" for generating',
-                    hint=did_you_mean(str(option), _OPTIONS) or f"Known: {', '.join(_OPTIONS)}.",
-                )
-        max_new_tokens = sampling.pop("max_new_tokens", DEFAULT_NEW_TOKENS)
-        check_new_tokens(max_new_tokens)
-        stop = _stop_strings(sampling.pop("stop", ()))
-        end = stop_tokens(self._model, self._tokenizer)
-        return _Request(int(max_new_tokens), Sampling(**sampling), end, stop)
+        given = {str(name): value for name, value in (options or {}).items()}
+        params = SamplingParams(
+            **{name: given.pop(name) for name in SAMPLING_OPTIONS if name in given}
+        )
+        others = dict(given)
+        decoder = self._plugins.hooks.make_decoder(engine=engine, options=given)
+        decoder = decoder or TokenByToken()
+        processors = self._processors(given)
+        if engine.capabilities.logits:
+            for capability in decoder.requires:
+                require(engine, capability, f'The decoder "{decoder.name}"')
+        elif others:
+            require(engine, "logits", f'The option "{next(iter(others))}"')
+        if processors:
+            require(engine, "masks", f'The option "{next(iter(others))}"')
+        end = engine.end_tokens
+        eos = getattr(self._tokenizer, "eos_token_id", None)
+        if isinstance(eos, int):
+            end |= {eos}
+        return _Request(engine, params, end, decoder, tuple(processors), others)
+
+    def _processors(self, given: dict[str, Any]) -> list[LogitsProcessor]:
+        """Make the logits processors that some options are for, and take these out."""
+        factory = self._plugins.factories["logits_processor_factory"]
+        kinds: dict[str, type[LogitsProcessor]] = {
+            name: factory.get_class(name) for name in factory.names()
+        }
+        made = []
+        for name, kind in kinds.items():
+            own = {option: given.pop(option) for option in kind.options if option in given}
+            if own:
+                made.append(factory.create(name, **own))
+        if given:
+            option = next(iter(given))
+            known = [*SAMPLING_OPTIONS, *(each for kind in kinds.values() for each in kind.options)]
+            raise GenerationError(
+                f'There is no option "{option}" for generating',
+                hint=did_you_mean(option, known) or f"Known: {', '.join(known)}.",
+            )
+        return made
+
+    def _stream_of_engine(self, prompt: object, request: _Request) -> TextStream:
+        """Let an engine that chooses tokens itself generate the text."""
+        is_chat = is_conversation(prompt)
+        if isinstance(prompt, Prompt):
+            prompt, is_chat = prompt.text, False
+        if not is_chat and not isinstance(prompt, str):
+            raise GenerationError(
+                f"The prompt is {prompt!r:.80}: it must be a text or a list of messages"
+            )
+        stream = TextStream(Prompt("" if is_chat else str(prompt), (), is_chat))
+
+        def pieces() -> Generator[str]:
+            began = perf_counter()
+            with _told(self._events) as tally, request.engine.session():
+                made = iter(request.engine.generate(prompt, request.params))
+                while True:
+                    try:
+                        piece = next(made)
+                    except StopIteration as end:
+                        stream.finish_reason = end.value or "eos_token"
+                        break
+                    tally.add(1)
+                    if stream.first_token_seconds is None:
+                        stream.first_token_seconds = perf_counter() - began
+                    yield piece
+                stream.seconds = perf_counter() - began
+
+        return stream.start(pieces())
 
     def _prompts(self, given: Any, request: _Request) -> list[_Tokens]:
         if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
@@ -214,20 +272,23 @@ class InferenceService:
         prompts = []
         for number, each in enumerate(given, start=1):
             name = f"Prompt {number} of {len(given)}"
-            tokens = self._prompt(each, name).tokens
+            # All of them before the first is decoded: that may take long.
+            tokens = self._prompt(each, name, request).tokens
             if not tokens:
                 raise GenerationError(f"{name} is empty")
-            try:
-                # All of them before the first is decoded: that may take long.
-                cache_length(len(tokens) + request.max_new_tokens, context_of(self._model))
-            except GenerationError as error:
-                raise GenerationError(f"{name}: {error.message}", hint=error.hint) from None
+            used, limit = len(tokens) + request.params.max_new_tokens, request.engine.context_length
+            if limit is not None and used > limit:
+                raise GenerationError(
+                    f"{name}: prompt and answer have {used} tokens, and the model holds {limit}",
+                    hint="Shorten the prompt, or ask for fewer tokens.",
+                )
             prompts.append(tokens)
         return prompts
 
-    def _prompt(self, given: object, name: str) -> Prompt:
+    def _prompt(self, given: object, name: str, request: _Request) -> Prompt:
         prompt = read_prompt(self._tokenizer, given, name)
-        check_tokens(prompt.tokens, vocabulary_of(self._model), name)
+        if request.engine.vocabulary_size is not None:
+            check_tokens(prompt.tokens, request.engine.vocabulary_size, name)
         return prompt
 
     def _answer(self, stream: TextStream, answer: AnswerText, request: _Request) -> Generator[str]:
@@ -269,7 +330,7 @@ class InferenceService:
             if known is None:
                 missing[prompt] = key
             else:
-                texts[prompt] = _whole(AnswerText(self._tokenizer, request.stop), known)
+                texts[prompt] = _whole(AnswerText(self._tokenizer, request.params.stop), known)
         # Those of like length together: what is padded is computed for nothing.
         waiting = sorted(missing, key=len)
         size = self._settings.max_batch_size
@@ -277,43 +338,45 @@ class InferenceService:
             batch = waiting[begin : begin + size]
             for prompt, answer in zip(batch, self._decoded_together(batch, request), strict=True):
                 tally.add(len(answer.tokens))
-                again = AnswerText(self._tokenizer, request.stop)
+                again = AnswerText(self._tokenizer, request.params.stop)
                 texts[prompt] = _whole(again, answer.tokens)
                 self._keep(missing[prompt], again, request)
         return [texts[prompt] for prompt in prompts]
 
     def _decoded(self, prompt: _Tokens, request: _Request) -> Iterator[int]:
-        with _evaluating(self._model):
-            yield from stream(
-                self._model,
-                self._plugins.hooks,
-                torch.tensor([prompt], dtype=torch.int64),
-                max_new_tokens=request.max_new_tokens,
-                sampling=request.sampling,
-                stop=request.end,
-            )
+        return stream(
+            request.engine,
+            prompt,
+            request.params,
+            end=request.end,
+            decoder=request.decoder,
+            processors=request.processors,
+        )
 
     def _decoded_together(self, prompts: list[_Tokens], request: _Request) -> list[AnswerText]:
-        answers = [AnswerText(self._tokenizer, request.stop) for _ in prompts]
+        answers = [AnswerText(self._tokenizer, request.params.stop) for _ in prompts]
 
         def ended(row: int, token: int) -> bool:
+            if token in request.end:
+                return True
             answers[row].add(token)
             return answers[row].stopped_by is not None
 
-        if len(prompts) == 1:
-            # As it would be alone: the fastest steps of plugins take one row.
-            for token in self._decoded(prompts[0], request):
-                if ended(0, token):
-                    break
+        rows = request.engine.capabilities.rows
+        together = rows is None or rows >= len(prompts)
+        if len(prompts) == 1 or not together or not isinstance(request.decoder, TokenByToken):
+            # One as it would be alone: the fastest steps of plugins take one row.
+            for row, prompt in enumerate(prompts):
+                for token in self._decoded(prompt, request):
+                    if ended(row, token):
+                        break
             return answers
-        with _evaluating(self._model):
-            generate_rows(
-                self._model,
-                self._plugins.hooks,
+        with request.engine.session():
+            decode_rows(
+                request.engine,
                 prompts,
-                max_new_tokens=request.max_new_tokens,
-                sampling=request.sampling,
-                stop=request.end,
+                [request.sampler() for _ in prompts],
+                max_new_tokens=request.params.max_new_tokens,
                 ended=ended,
             )
         return answers
@@ -323,7 +386,7 @@ class InferenceService:
             return None
         try:
             return self._identity.key(
-                prompt, request.max_new_tokens, request.sampling, request.end, request.stop
+                prompt, request.params, request.end, request.decoder, request.others
             )
         except (UnseenError, RecursionError) as error:
             if not self._warned:
@@ -337,13 +400,13 @@ class InferenceService:
         if self._answers is None or key is None:
             return None
         found: list[int] = []
-        vocabulary = vocabulary_of(self._model)
+        vocabulary = request.engine.vocabulary_size
 
         def usable(kept: str) -> bool:
             tokens = request.tokens_of(kept, vocabulary)
             if tokens is None:
                 return False
-            answer = AnswerText(self._tokenizer, request.stop)
+            answer = AnswerText(self._tokenizer, request.params.stop)
             # Where the tokenizer is another one, the stop string may not be there.
             _whole(answer, tokens)
             found[:] = tokens
@@ -360,30 +423,40 @@ class InferenceService:
 class _Request:
     """What is asked of a prompt."""
 
-    max_new_tokens: int
-    sampling: Sampling
+    engine: Engine
+    params: SamplingParams
     end: frozenset[int]
-    stop: tuple[str, ...]
+    decoder: Decoder
+    processors: tuple[LogitsProcessor, ...]
+    others: Mapping[str, Any]
+
+    def sampler(self) -> Sampler:
+        """Return what chooses the tokens of one sequence."""
+        device = getattr(self.engine, "device", "cpu")
+        return Sampler(self.params, device, self.processors)
 
     def reason(self, answer: AnswerText) -> str:
         """Say why an answer that is whole ended."""
         if answer.stopped_by is not None:
             return "stop_sequence"
-        return "length" if len(answer.tokens) >= self.max_new_tokens else "eos_token"
+        return "length" if len(answer.tokens) >= self.params.max_new_tokens else "eos_token"
 
     def kept(self, answer: AnswerText) -> str:
         """Return what the cache keeps of an answer."""
         return json.dumps({"tokens": answer.tokens, "finish_reason": self.reason(answer)})
 
-    def tokens_of(self, kept: str, vocabulary: int) -> list[int] | None:
+    def tokens_of(self, kept: str, vocabulary: int | None) -> list[int] | None:
         """Return the tokens of what `kept` returned; None for anything else."""
         try:
             found = json.loads(kept)["tokens"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
-        if not isinstance(found, list) or len(found) > self.max_new_tokens:
+        if not isinstance(found, list) or len(found) > self.params.max_new_tokens:
             return None
-        whole = all(type(token) is int and 0 <= token < vocabulary for token in found)
+        whole = all(
+            type(token) is int and token >= 0 and (vocabulary is None or token < vocabulary)
+            for token in found
+        )
         return found if whole else None
 
 
@@ -399,23 +472,8 @@ class _Tally:
         self.computed = True
 
 
-def vocabulary_of(model: Any) -> int:
-    """How many tokens a model knows."""
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    return int(rows or model.config.get_text_config().vocab_size)
-
-
 def _whole(answer: AnswerText, tokens: Sequence[int]) -> str:
     return "".join([*map(answer.add, tokens), answer.rest()])
-
-
-def _stop_strings(given: object) -> tuple[str, ...]:
-    listed = (given,) if isinstance(given, str) else given
-    if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
-        raise GenerationError(f"stop is {given!r:.80}: it must be a text or a list of texts")
-    if "" in listed:
-        raise GenerationError("stop has an empty text, which ends everything")
-    return tuple(listed)
 
 
 @contextmanager
@@ -436,15 +494,3 @@ def _told(events: EventEmitter) -> Iterator[_Tally]:
             "cached": not tally.computed,
         },
     )
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Keep a model in evaluation mode for a while: one that is trained is at random else."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from truthgpt_core.decoding import Engine, EngineOptions
 from truthgpt_core.errors import TruthGPTError, did_you_mean
 from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.hookspecs import Hooks
@@ -205,6 +206,49 @@ class ModelService:
         applied = self._apply(optimization, model, replace(context, fill=opened.fill))
         opened.fill_rest(applied.model)
         return applied
+
+    def make_engine(
+        self,
+        source: ResolvedModel,
+        options: Mapping[str, Any] | None = None,
+        *,
+        given: dict[str, Any] | None = None,
+        before_loading: Callable[[Path], None] = lambda directory: None,
+    ) -> Engine:
+        """Make the engine that runs a model: that of a plugin, or else that of PyTorch.
+
+        Args:
+            source: what `resolve` returned.
+            options: as for `load_model`.
+            given: further options, by name; an engine takes those that it knows out of it.
+            before_loading: called with the directory of the model before PyTorch loads it.
+
+        Raises:
+            ModelError: it cannot be loaded, or an option is wrong.
+        """
+        options = options or {}
+        how = _as_loading(options)
+
+        def load() -> Any:
+            directory = as_directory(source, self.progress)
+            before_loading(directory)
+            return self.load_model(str(directory), options)
+
+        dtype = options.get("dtype") or options.get("torch_dtype")
+        named = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+        engine = self.hooks.make_engine(
+            source=source,
+            options=EngineOptions(
+                device=str(how.device),
+                dtype=named,
+                given={} if given is None else given,
+                load=load,
+                hooks=self.hooks,
+            ),
+        )
+        if engine is None:
+            raise ModelError(f"No engine runs {source.spec}")
+        return engine
 
     def load_tokenizer(self, name: str) -> Any:
         """Load the tokenizer of a model, named as for `load_model`.

@@ -24,6 +24,7 @@ from truthgpt_core import (
     hookspecs,
 )
 from truthgpt_core.config import ConfigError, ConfigManager, Section
+from truthgpt_core.decoding import EngineOptions
 from truthgpt_core.diagnosis import Diagnosis
 from truthgpt_core.event_system import EventType
 from truthgpt_core.plugin_system import PluginError, PluginManager
@@ -52,6 +53,9 @@ PROGRESS = TrainingProgress(
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "diagnose": {},
     "apply_optimization": {"optimization": Double(), "model": 3, "context": CONTEXT},
+    "make_engine": {"source": "source", "options": EngineOptions()},
+    "make_decoder": {"engine": "engine", "options": {}},
+    "make_cache": {"model": "model", "rows": 1, "positions": 8},
     "make_decode_step": {"model": "model", "cache": "cache"},
     "make_training_step": {"model": "model"},
     "should_stop_training": {"progress": PROGRESS},
@@ -445,6 +449,50 @@ def test_a_wrapper_can_change_what_the_core_did(manager) -> None:
 def test_nobody_has_a_decode_step_without_services(manager) -> None:
     """With nobody to make a decode step, the answer is None."""
     assert manager.hooks.make_decode_step(model=object(), cache=None) is None
+
+
+@pytest.mark.hook("make_engine")
+def test_a_plugin_takes_its_options_and_makes_the_engine(manager) -> None:
+    """`make_engine` gives the first engine; what a plugin takes of the options is gone."""
+
+    class Ours:
+        @hookimpl
+        def make_engine(self, source, options):
+            return f"engine for {source}" if options.given.pop("ours", False) else None
+
+    manager.register_plugin(Ours(), name="ours")
+    options = EngineOptions(given={"ours": True, "other": 1})
+    assert manager.hooks.make_engine(source="tiny", options=options) == "engine for tiny"
+    assert options.given == {"other": 1}
+    assert manager.hooks.make_engine(source="tiny", options=options) is None
+
+
+@pytest.mark.hook("make_decoder")
+def test_a_plugin_makes_the_decoder_of_a_request(manager) -> None:
+    """`make_decoder` gives the first decoder, for requests with an option of its own."""
+
+    class Ours:
+        @hookimpl
+        def make_decoder(self, options):
+            return "ours" if options.pop("lookup", False) else None
+
+    manager.register_plugin(Ours(), name="ours")
+    assert manager.hooks.make_decoder(engine="engine", options={"lookup": True}) == "ours"
+    assert manager.hooks.make_decoder(engine="engine", options={}) is None
+
+
+@pytest.mark.hook("make_cache")
+def test_a_plugin_makes_the_cache_of_some_models(manager) -> None:
+    """`make_cache` gives the first cache, and is told how large it has to be."""
+
+    class Ours:
+        @hookimpl
+        def make_cache(self, model, rows, positions):
+            return (rows, positions) if model == "ours" else None
+
+    manager.register_plugin(Ours(), name="ours")
+    assert manager.hooks.make_cache(model="ours", rows=2, positions=64) == (2, 64)
+    assert manager.hooks.make_cache(model="theirs", rows=2, positions=64) is None
 
 
 @pytest.mark.hook("make_decode_step")

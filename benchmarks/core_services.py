@@ -59,7 +59,7 @@ def singleton() -> Contest:
         "singleton `get`",
         (
             calling("a dict", "at.get('inner')", {"at": Names({"inner": Inner()})}),
-            calling("**truthgpt**", "at.get('inner')", {"at": container}, reach=2),
+            calling("**truthgpt**", "at.get('inner')", {"at": container}, reach=2.5),
             *if_installed(
                 {
                     "wireup": lambda: _wireup("singleton", Inner),
@@ -76,13 +76,13 @@ def transient() -> Contest:
     """Make a service that needs one that needs one, each made anew."""
     container = ServiceContainer()
     for kind in GRAPH:
-        container.register(kind.__name__.lower(), kind, lifetime="transient")
+        container.register(kind.__name__.lower(), kind, singleton=False)
     assert container.get("outer") is not container.get("outer")
     return Contest(
         "3-deep transient",
         (
             calling("direct calls", "direct()", {"direct": direct}),
-            calling("**truthgpt**", "at.get('outer')", {"at": container}, reach=1.5),
+            calling("**truthgpt**", "at.get('outer')", {"at": container}, reach=3),
             *if_installed(
                 {
                     "wireup": lambda: _wireup("transient", Outer),

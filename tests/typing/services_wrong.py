@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from truthgpt_core.service_registry import (
-    Provider,
-    ServiceContainer,
-    get_container,
-    register_service,
-)
+from truthgpt_core.service_registry import ServiceContainer, get_container, register_service
 
 
 class Clock:
@@ -15,13 +10,12 @@ class Clock:
 
 
 # error: arg-type, reportArgumentType
-@register_service("typed_alarm", lifetime="long")
+@register_service("typed_alarm", "singleton")
 class Alarm:
     """A service with a lifetime that there is not."""
 
-    def __init__(self, later: Provider[Clock]) -> None:
-        # error: assignment, reportAttributeAccessIssue
-        self.clock: str = later()
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
 
 def use(container: ServiceContainer) -> None:
@@ -30,18 +24,14 @@ def use(container: ServiceContainer) -> None:
     container.register(Clock)
     # error: arg-type, reportArgumentType
     container.register("clock", Clock, "singleton")
-    # error: arg-type, reportArgumentType
-    container.register("clock", Clock, lifetime="forever")
+    # error: call-arg, reportCallIssue
+    container.register("clock", Clock, lifetime="transient")
     # error: call-arg, reportCallIssue
     container.get()
     # error: arg-type, reportArgumentType
     container.get(Clock)
     # error: call-arg, reportCallIssue
     container.get("clock", default=None)
-    # error: attr-defined, reportAttributeAccessIssue
-    container.scope().get("clock")
-    # error: call-arg, reportCallIssue
-    container.override("clock")
     # error: attr-defined, reportAttributeAccessIssue
     container.registry.get("clock")
     # error: index, reportIndexIssue

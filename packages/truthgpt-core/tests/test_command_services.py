@@ -8,7 +8,6 @@ import pytest
 
 SHOP = """
 from truthgpt_core import hookimpl
-from truthgpt_core.service_registry import Provider
 
 class Store:
     def __init__(self):
@@ -19,21 +18,21 @@ class Session:
         pass
 
 class Job:
-    def __init__(self, session: Provider[Session], store: Store):
+    def __init__(self, session: Session, store: Store):
         pass
 
 @hookimpl
 def register_services(registry):
     registry.register("store", Store)
-    registry.register("session", Session, lifetime="scoped")
-    registry.register("job", Job, lifetime="transient")
+    registry.register("session", Session)
+    registry.register("job", Job, singleton=False)
 """
 GRAPH = """\
 flowchart TD
     n0(["job"])
-    n1("session")
+    n1["session"]
     n2["store"]
-    n0 -.-> n1
+    n0 --> n1
     n0 --> n2
     n1 --> n2
 """
@@ -62,16 +61,14 @@ def test_services_as_json(truthgpt, site) -> None:
         {
             "name": "job",
             "lifetime": "transient",
-            "needs": ["store"],
-            "later": ["session"],
+            "needs": ["session", "store"],
             "missing": [],
             "plugin": "shop",
         },
         {
             "name": "session",
-            "lifetime": "scoped",
+            "lifetime": "singleton",
             "needs": ["store"],
-            "later": [],
             "missing": [],
             "plugin": "shop",
         },
@@ -79,7 +76,6 @@ def test_services_as_json(truthgpt, site) -> None:
             "name": "store",
             "lifetime": "singleton",
             "needs": [],
-            "later": [],
             "missing": [],
             "plugin": "shop",
         },
@@ -141,7 +137,7 @@ def test_health_builds_nothing(truthgpt, site, tmp_path) -> None:
     assert result.stdout.splitlines() == [
         "service  lifetime   built  health",
         "job      transient  no",
-        "session  scoped     no",
+        "session  singleton  no",
         "store    singleton  no",
     ]
     assert not trace.exists()

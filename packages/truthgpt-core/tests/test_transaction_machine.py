@@ -1,10 +1,10 @@
 """Any program of registrations is undone without a trace.
 
-A machine registers, replaces and removes services, event handlers, components,
-factories and config sections, in transactions that nest, fail, and are rolled back
-later in any order, while services are in use, overridden and built on one another.
-After every step, all that can be seen of the registries is what a model of a few
-lines says: of each name, the newest registration that was not taken back is in force.
+A machine registers, replaces and removes services, event handlers, components, factories
+and config sections, in transactions that nest, fail, and are rolled back later in any order,
+while services are in use and built on one another. After every step, all that can be seen of
+the registries is what a model of a few lines says: of each name, the newest registration that
+was not taken back is in force.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from truthgpt_core.dynamic_factory import (
 )
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.event_system import EventEmitter, EventType
-from truthgpt_core.service_registry import ServiceContainer, ServiceError, UnknownServiceError
+from truthgpt_core.service_registry import ServiceContainer, ServiceError
 from truthgpt_core.transaction import Transaction
 
 STEPS: dict[str, tuple[set[str], dict[str, st.SearchStrategy[Any]]]] = {}
@@ -45,9 +45,7 @@ some_names = st.lists(names, unique=True, max_size=2)
 mostly = st.integers(0, 3).map(bool)
 seldom = mostly.map(lambda drawn: not drawn)
 hows = st.tuples(mostly, seldom)  # replacing, for good
-recipes = st.tuples(
-    some_names, some_names, st.sampled_from(["singleton"] * 3 + ["scoped", "transient"])
-)
+recipes = st.tuples(some_names, st.sampled_from([True, True, False]))
 one_of_two = st.integers(0, 1)
 classes = st.deferred(lambda: st.sampled_from([Hammer, Saw]))
 
@@ -94,24 +92,15 @@ class Made:
 
 
 class Recipe:
-    """What is registered as a service: a function, and the lifetime of what it makes."""
+    """What is registered as a service: a function, and whether it is a singleton."""
 
-    def __init__(self, kitchen: list[ServiceContainer], number: int, name: str, drawn: Any) -> None:
-        needs, by_hand, lifetime = drawn
-        # Circles through parameters would make most graphs faulty; and transient services
-        # that get one another by hand, in a circle, would recur for ever.
+    def __init__(self, number: int, name: str, drawn: Any) -> None:
+        needs, self.singleton = drawn
+        # Cycles would make most graphs faulty.
         needs = sorted((need for need in needs if need > name), reverse=True)
-        if lifetime == "transient" or number % 4:
-            by_hand = [other for other in by_hand if other > name]
 
         def made(*injected: Any) -> Made:
-            return Made(name, number, (*injected, *map(got, by_hand)))
-
-        def got(other: str) -> Any:
-            try:
-                return kitchen[0].get(other)
-            except UnknownServiceError:
-                return "absent"
+            return Made(name, number, injected)
 
         # A few have no defaults, so that some graphs are faulty.
         default = "=None" if number % 4 else ""
@@ -119,8 +108,6 @@ class Recipe:
         scope: dict[str, Any] = {"made": made}
         exec(f"def make({parameters}): return made({', '.join(needs)})", scope)
         self.make: Callable[..., Made] = scope["make"]
-        self.lifetime: Any = lifetime
-        self.kept = lifetime != "transient"
 
 
 def got(get: Callable[[str], Any], name: str) -> Any:
@@ -133,13 +120,13 @@ def got(get: Callable[[str], Any], name: str) -> Any:
     return service
 
 
-def seen(container: ServiceContainer, scope: Any) -> tuple[Any, ...]:
+def seen(container: ServiceContainer) -> tuple[Any, ...]:
     """Return all that can be seen of a container's services."""
     try:
         container.registry.validate()
     except ServiceError as error:
         return container.graph(), type(error), str(error)
-    services = [got(get, name) for name in NAMES for get in (container.get, scope.get)]
+    services = [got(container.get, name) for name in NAMES]
     return container.graph(), *[one.told() if isinstance(one, Made) else one for one in services]
 
 
@@ -178,11 +165,6 @@ class Registrations(RuleBasedStateMachine):
         self.ended: list[tuple[Transaction, list[tuple[Any, object]]]] = []
         self.count = 0
         self.container = ServiceContainer()
-        self.kitchen = [self.container]
-        self.scoping = self.container.scope()
-        self.scope = self.scoping.__enter__()
-        self.overrides: list[tuple[str, Recipe, Any]] = []
-        self.before_overrides: list[Any] | None = None
         self.emitter = EventEmitter()
         self.heard: list[int] = []
         self.handles: list[Any] = []
@@ -213,11 +195,8 @@ class Registrations(RuleBasedStateMachine):
             self.check(services=not registries or data.draw(mostly, label="look"))
 
     def teardown(self) -> None:
-        for *_, override in reversed(self.overrides):
-            override.__exit__(None, None, None)
         for transaction, _ in reversed(self.open):
             transaction.__exit__(LookupError, LookupError("the end"), None)
-        self.scoping.__exit__(None, None, None)
         self.container.close()
         self.factories.clear()  # a factory has open components for as long as it is alive
         assert DynamicFactory(Tool).names() == ()
@@ -280,13 +259,12 @@ class Registrations(RuleBasedStateMachine):
         for key, token in tokens:
             self.piles[key] = [entry for entry in self.piles[key] if entry[0] is not token]
         self.changed = set(self.used)
-        self.before_overrides = None
 
     # Services
 
     def recipe(self, name: str, drawn: Any) -> Recipe:
         self.count += 1
-        return Recipe(self.kitchen, self.count, name, drawn)
+        return Recipe(self.count, name, drawn)
 
     @step("services", name=names, drawn=recipes, again=seldom, how=hows)
     def register_service(self, name: str, drawn: Any, again: bool, how: Any) -> None:
@@ -296,48 +274,10 @@ class Registrations(RuleBasedStateMachine):
         recipe = present if again and present else recipe
 
         def register() -> None:
-            self.container.register(name, recipe.make, lifetime=recipe.lifetime, replace=replace)
+            self.container.register(name, recipe.make, recipe.singleton, replace=replace)
 
         allowed = present is not None if replace else present in (None, recipe)
         self.attempt(register, allowed, ("service", name), recipe, for_good)
-        if allowed and recipe is not present:
-            self.before_overrides = None
-
-    @step("services", name=names)
-    def unregister_service(self, name: str) -> None:
-        key, unregister = ("service", name), partial(self.container.registry.unregister, name)
-        self.attempt(unregister, self.top(*key) is not None, key, None)
-        self.before_overrides = None
-
-    @step("overrides", name=names, drawn=recipes)
-    def begin_override(self, name: str, drawn: Any) -> None:
-        overridden = self.overridden().get(name) or self.top("service", name)
-        if overridden is None:
-            return
-        if not self.overrides:
-            self.before_overrides = self.kept()
-        recipe = self.recipe(name, (*drawn[:2], overridden.lifetime))
-        override = self.container.override(name, recipe.make)
-        override.__enter__()
-        self.overrides.append((name, recipe, override))
-
-    @step("overrides", which=st.integers(0, 9))
-    def end_override(self, which: int) -> None:
-        if not self.overrides:
-            return
-        *_, override = self.overrides.pop(which % len(self.overrides))
-        override.__exit__(None, None, None)
-        if not self.overrides and self.before_overrides is not None:
-            for before, now in zip(self.before_overrides, self.kept(), strict=True):
-                assert now is before or not isinstance(before, Made)
-
-    def overridden(self) -> dict[str, Recipe]:
-        return {name: recipe for name, recipe, _ in self.overrides}
-
-    def kept(self) -> list[Any]:
-        """Return the services that are the same as long as nothing changes."""
-        tops = [(name, self.top("service", name)) for name in NAMES]
-        return [got(self.scope.get, name) for name, top in tops if top and top.kept]
 
     # Events
 
@@ -424,9 +364,9 @@ class Registrations(RuleBasedStateMachine):
     def check(self, services: bool) -> None:
         """Compare what changed with the model; after a rollback, everything."""
         # Not looked at, services are not built before the next step.
-        unseen = set() if services else {"services", "overrides"}
+        unseen = set() if services else {"services"}
         changed, self.changed = self.changed - unseen, self.changed & unseen
-        if not changed.isdisjoint(("services", "overrides")):
+        if "services" in changed:
             self.services_are_as_in_a_new_container()
         if "events" in changed:
             self.handlers_are_called_in_order()
@@ -441,13 +381,11 @@ class Registrations(RuleBasedStateMachine):
         tops = {name: self.top("service", name) for name in NAMES}
         registered = {name: recipe for name, recipe in tops.items() if recipe}
         assert self.container.registry.names() == tuple(sorted(registered))
-        found = seen(self.container, self.scope)
-        with ServiceContainer() as fresh, fresh.scope() as scope:
-            self.kitchen[0] = fresh
-            for name, recipe in {**registered, **self.overridden()}.items():
-                fresh.register(name, recipe.make, lifetime=recipe.lifetime)
-            assert found == seen(fresh, scope)
-        self.kitchen[0] = self.container
+        found = seen(self.container)
+        with ServiceContainer() as fresh:
+            for name, recipe in registered.items():
+                fresh.register(name, recipe.make, recipe.singleton)
+            assert found == seen(fresh)
 
     def handlers_are_called_in_order(self) -> None:
         tops = {number: self.top("handler", number) for number in range(len(self.handles))}
@@ -494,7 +432,6 @@ def using(registries: str) -> Any:
 
 
 TestServices = using("services")
-TestOverrides = using("services overrides")
 TestEvents = using("events")
 TestComponents = using("components factories")
-TestAllTogether = using("services overrides events components factories sections")
+TestAllTogether = using("services events components factories sections")

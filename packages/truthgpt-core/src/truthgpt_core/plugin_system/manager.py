@@ -83,7 +83,7 @@ class PluginManager:
             events = get_event_emitter() if is_default else EventEmitter()
         self.events = events
         for name, service in (("plugin_manager", self), ("event_emitter", events)):
-            if name not in self.container.registry.names():
+            if name not in self.container:
                 self.container.register(name, service)
         self.strict = os.environ.get(STRICT) == "1" if strict is None else strict
         self.factories: Mapping[str, DynamicFactory[Any]] = make_factories(takes_open=is_default)

@@ -1,4 +1,4 @@
-"""What can go wrong with services: every error that the registry and the container raise."""
+"""The errors of the service registry and the service container."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ServiceError(TruthGPTError):
 
 
 class InvalidServiceError(ServiceError):
-    """What was offered under a name cannot be a service, or the name cannot be a name."""
+    """The name or the object cannot be registered as a service."""
 
 
 class DuplicateServiceError(ServiceError):
@@ -24,53 +24,46 @@ class UnknownServiceError(ServiceError):
 
 
 class MissingDependencyError(ServiceError):
-    """A service needs something that no registered service provides."""
+    """A parameter without a default matches no registered service."""
 
 
 class AmbiguousDependencyError(ServiceError):
-    """A service needs a class that several registered services provide."""
+    """Several registered services are of the class that a parameter is annotated with."""
 
 
 class ServiceCycleError(ServiceError):
-    """Services need one another in a circle.
+    """Services need each other in a cycle.
 
-    Attributes:
-        path: the names along the circle; the last one is the first again.
+    Args:
+        path: the names along the cycle; the last one is the first again.
+        plugins: by service name, the plugin that registered it, or None.
     """
 
-    def __init__(
-        self,
-        path: Sequence[str],
-        *,
-        while_building: bool = False,
-        owners: Mapping[str, str | None] | None = None,
-    ) -> None:
+    def __init__(self, path: Sequence[str], plugins: Mapping[str, str | None]) -> None:
         self.path = tuple(path)
-        said = "got one another while they were being built" if while_building else "form a cycle"
-        of = [f'{name} is of plugin "{owner}"' for name, owner in (owners or {}).items() if owner]
-        owned = f" ({', '.join(of)})" if of else ""
+        owned = [f'{name} is of plugin "{plugins[name]}"' for name in path[:-1] if plugins[name]]
         super().__init__(
-            f"Services {said}: {' -> '.join(self.path)}{owned}",
-            hint="Annotate one of the parameters as Provider[...] and call it after construction.",
+            f"Services need each other in a cycle: {' -> '.join(path)}"
+            + (f" ({', '.join(owned)})" if owned else ""),
+            hint="Let one of them get the other from the container when it first uses it, "
+            "not in its constructor.",
         )
 
 
-class LifetimeError(ServiceError):
-    """A scoped service is needed where no scope is, or by something that outlives the scope."""
-
-
 class ServiceClosedError(ServiceError):
-    """The container or the scope was closed before the call."""
+    """The container is closed."""
 
 
 class ServiceCloseError(ServiceError):
     """Closing some services failed; all the others were closed nevertheless.
 
-    Attributes:
-        errors: what each of the failing services raised, by its name, in closing order.
+    Args:
+        errors: what each of them raised, by service name, in the order of closing.
     """
 
-    def __init__(self, errors: Sequence[tuple[str, Exception]]) -> None:
-        self.errors: Mapping[str, Exception] = dict(errors)
-        failures = "; ".join(f'"{name}": {type(error).__name__}: {error}' for name, error in errors)
-        super().__init__(f"Closing services failed ({failures})")
+    def __init__(self, errors: Mapping[str, Exception]) -> None:
+        self.errors = errors
+        failed = "; ".join(
+            f'"{name}": {type(error).__name__}: {error}' for name, error in errors.items()
+        )
+        super().__init__(f"Closing services failed ({failed})")

@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 def services(as_json: bool, health: bool) -> None:
     """Draw the services that the plugins register, and who needs whom.
 
-    What is printed is a Mermaid flowchart, for a file or a block of Markdown: singletons are
-    rectangles, scoped services round, transient ones stadiums; a dotted arrow leads to what is
-    got later, through a provider.
+    Prints a Mermaid flowchart, for a file or a block of Markdown: singletons are rectangles,
+    transient services stadiums.
 
-    Ends with an error if the services could not be built as they are: one needs what is not
-    there, or they need one another in a circle. The graph is printed all the same.
+    Ends with an error if the services cannot be built: one needs what is not registered, or they
+    need each other in a cycle. The graph is printed all the same.
 
     \b
       truthgpt services > services.mmd

@@ -1,4 +1,4 @@
-"""Services of plugins: whose they are, what they may replace, and classes written in C."""
+"""Services of plugins: whose they are, and what they may replace."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from truthgpt_core.dynamic_factory import DynamicFactory, UnknownComponentError
 from truthgpt_core.plugin_system import State
-from truthgpt_core.service_registry import ServiceContainer, UnknownServiceError
 
 CODE = "from truthgpt_core import hookimpl\n{before}\n@hookimpl\ndef register_services(registry):\n"
 
@@ -34,12 +33,6 @@ def test_replacing_what_is_not_there_is_the_plugins_error(site, manager) -> None
     assert 'There is no service "of_early" to replace' in reason
     assert 'Did you mean "of_earli"?' in reason
     assert "require the distribution of that one" in reason
-
-
-def test_replacing_what_is_not_there_is_an_error_by_hand_too() -> None:
-    """Outside plugins as well, and it says to leave out replace=True."""
-    with pytest.raises(UnknownServiceError, match=r"Leave out replace=True\.$"):
-        ServiceContainer().register("new", lambda: 1, replace=True)
 
 
 def test_a_component_that_is_not_there_cannot_be_replaced() -> None:
@@ -72,12 +65,12 @@ def test_a_name_that_is_taken_says_by_which_plugin(site, manager) -> None:
             'a is of plugin "owner", b is of plugin "owner"',
         ),
         (
-            "registry.register('s', make); registry.register('short', short, lifetime='scoped')",
-            "def make(short): ...\ndef short(): ...",
-            'Singleton "s" of plugin "owner" needs the scoped service "short" of plugin "owner"',
+            "registry.register('a', make_a); registry.register('b', A); registry.register('c', A)",
+            "class A: ...\ndef make_a(one: A): ...",
+            'needs one of "b" of plugin "owner", "c" of plugin "owner"',
         ),
     ],
-    ids=["missing", "cycle", "lifetime"],
+    ids=["missing", "cycle", "ambiguous"],
 )
 def test_faults_name_the_plugin(site, truthgpt, body: str, before: str, said: str) -> None:
     """`truthgpt services` ends with an error that says whose service is at fault."""
@@ -86,21 +79,3 @@ def test_faults_name_the_plugin(site, truthgpt, body: str, before: str, said: st
     assert said in result.stderr
     owners = {each["name"]: each["plugin"] for each in json.loads(result.stdout)}
     assert "owner" in owners.values()
-
-
-@pytest.mark.parametrize("kind", [dict, list, set, frozenset, bytearray, object])
-def test_classes_written_in_c_can_be_services(kind: type) -> None:
-    """A built-in class is made without arguments, once or each time."""
-    container = ServiceContainer()
-    container.register("one", kind)
-    container.register("many", kind, singleton=False)
-    assert type(container.get("one")) is kind
-    assert container.get("one") is container.get("one")
-    assert type(container.get("many")) is kind
-
-
-def test_a_builtin_class_is_found_by_its_name(manager) -> None:
-    """A parameter gets it by name; by class, one `dict` is like any other."""
-    manager.container.register("memory", dict)
-    manager.container.register("user", lambda memory: memory)
-    assert manager.container.get("user") is manager.container.get("memory")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,19 +46,7 @@ def test_racing_threads_get_one_singleton() -> None:
     assert len(set(map(id, got))) == 1
 
 
-def test_racing_threads_get_one_instance_of_a_scope() -> None:
-    """Threads that share a scope share what is scoped."""
-    made: list[str] = []
-    container = ServiceContainer()
-    container.register("s", lambda: slow(made, "s"), lifetime="scoped")
-    with container.scope() as scope:
-        got = at_once([lambda: scope.get("s")] * 8)
-    assert made == ["s"]
-    assert len(set(map(id, got))) == 1
-
-
-@pytest.mark.parametrize("lifetime", ["singleton", "scoped"])
-def test_racing_threads_get_one_instance_of_what_fails_the_first_time(lifetime: Any) -> None:
+def test_racing_threads_get_one_instance_of_what_fails_the_first_time() -> None:
     """One of eight threads gets the error, and the others the one instance that is made then."""
     attempts: list[str] = []
     container = ServiceContainer()
@@ -69,57 +57,31 @@ def test_racing_threads_get_one_instance_of_what_fails_the_first_time(lifetime: 
             raise OSError("not yet")
         return object()
 
-    container.register("s", flaky, lifetime=lifetime)
+    container.register("s", flaky)
 
-    with container.scope() as scope:
+    def get() -> object:
+        try:
+            return container.get("s")
+        except OSError as error:
+            return error
 
-        def get() -> object:
-            try:
-                return scope.get("s")
-            except OSError as error:
-                return error
-
-        got = at_once([get] * 8)
+    got = at_once([get] * 8)
     assert len(attempts) == 2
     (failure,) = (one for one in got if isinstance(one, OSError))
     assert len({id(one) for one in got if one is not failure}) == 1
 
 
-def test_racing_threads_open_a_generator_function_once() -> None:
-    """Eight threads that ask for it and for what is built on it open it once, and close it once."""
-    made: list[str] = []
-    container = ServiceContainer()
-
-    def opened() -> Iterator[object]:
-        yield slow(made, "opened")
-        made.append("closed")
-
-    container.register("opened", opened)
-    container.register("user", lambda opened: [opened])
-    asked = ["opened", "user"] * 4
-    got = at_once([lambda name=name: container.get(name) for name in asked])  # type: ignore[misc]
-    assert made == ["opened"]
-    assert {id(one[0] if isinstance(one, list) else one) for one in got} == {id(got[0])}
-    container.close()
-    assert made == ["opened", "closed"]
-
-
-def test_each_scope_of_racing_threads_has_its_own() -> None:
-    """Threads with scopes of their own get an instance each, and share the singleton it needs."""
+def test_transient_services_of_racing_threads_share_singletons() -> None:
+    """Threads that get transient services build the singleton that those need once."""
     made: list[str] = []
     container = ServiceContainer()
     container.register("pool", lambda: slow(made, "pool"))
-    container.register("session", lambda pool: [pool], lifetime="scoped")
-
-    def work() -> Any:
-        with container.scope() as scope:
-            return scope.get("session"), scope.get("session")
-
-    got = at_once([work] * 8)
+    container.register("session", lambda pool: [pool], singleton=False)
+    container.register("job", lambda session: [session], singleton=False)
+    got = at_once([lambda: container.get("job")] * 8)
     assert made == ["pool"]
-    assert all(first is second for first, second in got)
-    assert len({id(session) for session, _ in got}) == 8
-    assert len({id(session[0]) for session, _ in got}) == 1
+    assert len({id(job[0]) for job in got}) == 8
+    assert len({id(job[0][0]) for job in got}) == 1
 
 
 def test_services_may_be_replaced_while_threads_use_them() -> None:
@@ -145,53 +107,6 @@ def test_services_may_be_replaced_while_threads_use_them() -> None:
     uses = at_once([replace, *[use] * 4])[1:]
     assert all(left == right for got in uses for left, right in got)
     assert container.get("both") == (100, 100)
-
-
-def test_container_that_is_closed_waits_for_a_scope_that_another_thread_closes() -> None:
-    """A singleton is open until all that a scope built on it is closed, in whatever thread."""
-    container = ServiceContainer()
-    closing, go_on = threading.Event(), threading.Event()
-    log: list[str] = []
-
-    def pool() -> Iterator[str]:
-        yield "pool"
-        log.append("pool")
-
-    def session(pool: str) -> Iterator[str]:
-        yield "session"
-        closing.set()
-        assert go_on.wait(TIMEOUT)
-        log.append("session")
-
-    container.register("pool", pool)
-    container.register("session", session, lifetime="scoped")
-
-    def work() -> None:
-        with container.scope() as scope:
-            scope.get("session")
-
-    with ThreadPoolExecutor(2) as threads:
-        working = threads.submit(work)
-        assert closing.wait(TIMEOUT)
-        stopping = threads.submit(container.close)
-        threading.Event().wait(0.1)  # for it to have come as far as it can
-        go_on.set()
-        working.result(TIMEOUT)
-        stopping.result(TIMEOUT)
-    assert log == ["session", "pool"]
-
-
-def test_service_may_close_the_container_that_closes_it() -> None:
-    """A `close` that closes the container, or the scope, again does no harm."""
-    container = ServiceContainer()
-
-    def session() -> Iterator[str]:
-        yield "session"
-        container.close()
-
-    container.register("session", session, lifetime="scoped")
-    with container.scope() as scope:
-        scope.get("session")
 
 
 def test_threads_entering_from_different_ends_finish() -> None:

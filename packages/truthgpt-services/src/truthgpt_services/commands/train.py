@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 def train(config: Path, resume: bool, overrides: tuple[str, ...], device: str) -> None:
     """Train or fine-tune a model, as the YAML file CONFIG says.
 
-    Its output_dir gets checkpoints, metrics.jsonl, loss.svg, logs for TensorBoard if that is
-    installed and, in the end, the trained model as the directory "model", which every other
-    command takes. SIGTERM and Ctrl-C save a checkpoint and leave; Ctrl-C twice leaves at once.
-    --resume goes on after anything. `truthgpt config schema` has every key of CONFIG.
+    Its output_dir gets checkpoints, metrics.jsonl, loss.svg and, in the end, the trained model as
+    the directory "model", which every other command takes. SIGTERM and Ctrl-C save a checkpoint and
+    leave; Ctrl-C twice leaves at once. --resume goes on after anything. `truthgpt config schema`
+    has every key of CONFIG.
 
     \b
       truthgpt train examples/train.yaml
@@ -121,12 +121,7 @@ def _assemble(
 def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) -> None:
     from truthgpt_core.event_system import get_event_emitter
     from truthgpt_services.formatting import visible
-    from truthgpt_services.training.metrics_log import (
-        MetricsFile,
-        ProgressLine,
-        TensorBoardLog,
-        sample,
-    )
+    from truthgpt_services.training.metrics_log import MetricsFile, ProgressLine, sample
 
     output, service = expanded(config.output_dir), assembled.service
     # Before listeners write there: what is in it may be another run's, under way.
@@ -138,7 +133,6 @@ def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) 
         step = service.progress.step
         listeners = [
             MetricsFile(output / "metrics.jsonl", after=step, emitter=emitter),
-            TensorBoardLog(output / "tensorboard", emitter, after=step),
             ProgressLine(emitter, assembled.total_steps, run_device),
         ]
 

@@ -106,7 +106,7 @@ class TestMlflow(TrackerContract):
     def test_the_note_of_a_failure_says_what_failed(
         self, training: SimulatedTraining, tmp_path: Path
     ) -> None:
-        """A store that cannot be written is told by the error of the system."""
+        """Of a store that cannot be written, it has the error of the system."""
         (tmp_path / "file").touch()
         uri = (tmp_path / "file" / "store").as_uri()
         training.start({"experiment": "tests", "tracking_uri": uri})

@@ -24,7 +24,9 @@ SERVICES = PACKAGES / "truthgpt-services"
 QUANTIZE = PACKAGES / "truthgpt-plugin-quantize"
 COMPILE = PACKAGES / "truthgpt-plugin-compile"
 ACCELERATE = PACKAGES / "truthgpt-plugin-accelerate"
-TRACKERS = tuple(PACKAGES / f"truthgpt-plugin-{name}" for name in ("wandb", "mlflow", "trackio"))
+TRACKERS = tuple(
+    PACKAGES / f"truthgpt-plugin-{name}" for name in ("tensorboard", "wandb", "mlflow", "trackio")
+)
 # One after the other in one environment: those that need less go first.
 COMPUTING = (QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)

@@ -111,7 +111,10 @@ def start(directory: Path, *, step: int = 0, **sections: Any) -> None:
 def take_step(step: int) -> None:
     """Tell of a step."""
     data = {"step": step, "epoch": 0, "loss": 2.0 / step, "learning_rate": 0.1, "grad_norm": 1.0}
-    emit_event(EventType.TRAINING_STEP, {**data, "lr": 0.1, "tokens": 8, "tokens_per_second": 4.0})
+    emit_event(
+        EventType.TRAINING_STEP,
+        {**data, "lr": 0.1, "tokens": 8, "tokens_per_second": 4.0, "flops": 16},
+    )
 
 
 def finish(step: int = 0) -> None:
@@ -136,6 +139,7 @@ def test_steps_evaluations_and_notes_arrive_in_order(diary: Diary, tmp_path: Pat
         "grad_norm": 1.0,
         "tokens": 8,
         "tokens_per_second": 4.0,
+        "flops": 16,
     }
     assert evaluation.numbers == {"val_loss": 3.0}
     assert (note.about, note.note, note.numbers) == ("spike", "High.", {})

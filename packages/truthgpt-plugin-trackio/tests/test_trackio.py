@@ -2,171 +2,114 @@
 
 from __future__ import annotations
 
-import random
+import os
 import subprocess
 import sys
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import pytest
-import trackio
 from trackio.sqlite_storage import SQLiteStorage
 
-if TYPE_CHECKING:
-    from conftest import Training
+from truthgpt_core.testing import RecordedRun, SimulatedTraining, TrackerContract
+from truthgpt_core.tracking import Outcome
+from truthgpt_plugin_trackio.plugin import TrackioPlugin
 
 
-@pytest.fixture
-def section() -> dict[str, str]:
-    """The section of a configuration, with a project that nobody else has."""
-    return {"project": f"tests-{uuid.uuid4().hex}"}
+class TestTrackio(TrackerContract):
+    """The contract of trackers, and what is particular to trackio."""
 
+    plugin = TrackioPlugin
+    library = "trackio"
 
-def only_run(section: dict[str, str]) -> str:
-    """Return the name of the only run of the project."""
-    (name,) = SQLiteStorage.get_runs(section["project"])
-    return str(name)
+    def section(self, place: Path) -> dict[str, Any]:
+        """Return one with a project that nothing else has."""
+        del place
+        return {"project": f"tests-{uuid.uuid4().hex}"}
 
+    def unreachable(self, place: Path) -> dict[str, Any]:
+        """Return one with a server and no credentials for it."""
+        del place
+        return {"project": "tests", "server_url": "http://127.0.0.1:9"}
 
-def logs(section: dict[str, str]) -> list[dict[str, Any]]:
-    """Return what the only run of the project has logged."""
-    return list(SQLiteStorage.get_logs(section["project"], only_run(section)))
+    def recorded(self, section: Mapping[str, Any], directory: Path) -> Sequence[RecordedRun]:
+        """Read the runs of a project."""
+        del directory
+        project = section["project"]
+        return [self.read(project, name) for name in SQLiteStorage.get_runs(project)]
 
+    def read(self, project: str, name: str) -> RecordedRun:
+        """Read a run."""
+        history: dict[str, list[tuple[int, float]]] = {}
+        for row in SQLiteStorage.get_logs(project, name):
+            for metric, value in row.items():
+                if metric not in ("step", "timestamp"):
+                    history.setdefault(metric, []).append((row["step"], value))
+        alerts = list(reversed(SQLiteStorage.get_alerts(project, name)))
+        ends = [each for each in alerts if each["title"] in list(Outcome)]
+        return RecordedRun(
+            history,
+            SQLiteStorage.get_run_config(project, name) or {},
+            [each["text"] for each in alerts if each not in ends],
+            Outcome(ends[-1]["title"]) if ends else None,
+            (ends[-1]["text"] or "") if ends else "",
+        )
 
-def alerts(section: dict[str, str]) -> list[tuple[str, str | None, str]]:
-    """Return titles, texts and levels of the alerts of the project."""
-    found = SQLiteStorage.get_alerts(section["project"])
-    return [(each["title"], each["text"], each["level"]) for each in found]
-
-
-def test_a_run_is_there_with_all_that_it_told(training: Training, section: dict[str, str]) -> None:
-    """The configuration, metrics by step, evaluations, notes and the end are in trackio."""
-    training.start(section)
-    training.step(1, 3.0)
-    training.step(2, 2.0)
-    training.evaluate(2, 2.5)
-    training.note(2, "spike", "The loss is high.")
-    training.finish(2)
-    assert only_run(section).startswith("out-")
-    first, second, evaluation = logs(section)
-    assert (first["step"], first["loss"]) == (1, 3.0)
-    assert (second["step"], second["loss"]) == (2, 2.0)
-    assert (evaluation["step"], evaluation["val_loss"]) == (2, 2.5)
-    assert {"learning_rate", "grad_norm", "tokens_per_second", "epoch", "tokens"} <= set(first)
-    config = SQLiteStorage.get_run_config(section["project"], only_run(section))
-    assert config["training"]["learning_rate"] == 0.1
-    assert ("spike", "The loss is high.", "warn") in alerts(section)
-    assert ("finished", None, "info") in alerts(section)
-    assert training.notes == ["The loss is high."]
-
-
-def test_numbers_that_are_not_finite_arrive(training: Training, section: dict[str, str]) -> None:
-    """A loss that is not a number keeps nothing else from arriving."""
-    training.start(section)
-    training.step(1, float("nan"))
-    training.step(2, float("inf"))
-    training.step(3, 1.0)
-    training.finish(3)
-    assert [each["step"] for each in logs(section)] == [1, 2, 3]
-
-
-@pytest.mark.parametrize("ended", ["interrupted", "failed"])
-def test_it_is_told_how_a_run_ended(
-    ended: str, training: Training, section: dict[str, str]
-) -> None:
-    """A run that was interrupted or failed has an alert that says so, with the reason."""
-    training.start(section)
-    training.step(1)
-    if ended == "failed":
+    def test_alerts_have_levels(self, training: SimulatedTraining, tmp_path: Path) -> None:
+        """A note is a warning under what it is about, and a run that failed an error."""
+        section = self.section(tmp_path)
+        training.start(section)
+        training.note(1, "spike", "The loss is high.")
         training.fail(1, "why")
-    else:
-        training.finish(1, interrupted="why")
-    assert (ended, "why", "error" if ended == "failed" else "info") in alerts(section)
+        alerts = {
+            (each["title"], each["text"], each["level"])
+            for each in SQLiteStorage.get_alerts(section["project"])
+        }
+        assert alerts == {("spike", "The loss is high.", "warn"), ("failed", "why", "error")}
 
-
-def test_a_resumed_run_goes_on(training: Training, section: dict[str, str]) -> None:
-    """After a resume there is one run, with steps that were done again."""
-    training.start(section)
-    for step in (1, 2, 3):
-        training.step(step)
-    training.finish(3, interrupted="SIGTERM")
-    training.start(section, step=2)
-    training.step(3)
-    training.step(4)
-    training.finish(4)
-    assert sorted(each["step"] for each in logs(section)) == [1, 2, 3, 3, 4]
-
-
-def test_a_run_from_the_beginning_is_a_new_one(training: Training, section: dict[str, str]) -> None:
-    """Another run in the same output directory is another one in trackio."""
-    for _ in range(2):
+    def test_a_run_is_named_after_its_output_directory(
+        self, training: SimulatedTraining, tmp_path: Path
+    ) -> None:
+        """Where the section names none, with something behind it that makes it new."""
+        section = self.section(tmp_path)
         training.start(section)
         training.step(1)
         training.finish(1)
-    assert len(SQLiteStorage.get_runs(section["project"])) == 2
+        (name,) = SQLiteStorage.get_runs(section["project"])
+        assert name.startswith("out-")
+
+    def test_the_note_of_a_refused_server_says_what_is_missing(
+        self, training: SimulatedTraining, tmp_path: Path
+    ) -> None:
+        """What trackio says is in the note."""
+        training.start(self.unreachable(tmp_path))
+        training.finish(0)
+        (note,) = training.notes
+        assert note.startswith("trackio: ValueError: ")
+        assert "write token" in note
 
 
-def test_what_trackio_refuses_is_a_note(training: Training) -> None:
-    """A server without credentials is a note, and training goes on."""
-    training.start({"project": "tests", "server_url": "http://127.0.0.1:9"})
-    training.step(1)
-    training.finish(1)
-    first, second = training.notes
-    assert first.startswith("trackio: ValueError: ")
-    assert "write token" in first
-    assert second == "trackio: 1 steps, evaluations and notes have not arrived"
-
-
-def run_alone(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own: trackio reads the environment when it is imported."""
-    import os
-
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-
-
-def test_a_disk_that_takes_nothing_does_not_end_training(tmp_path_factory: Any) -> None:
+def test_a_disk_that_takes_nothing_does_not_end_training(tmp_path: Path) -> None:
     """Where trackio can write nothing, training goes on to its end."""
-    directory = tmp_path_factory.mktemp("full")
-    (directory / "file").touch()
+    (tmp_path / "file").touch()
     code = (
         "from truthgpt_core.plugin_system import PluginManager\n"
         "from truthgpt_core.event_system import EventType, emit_event\n"
         "PluginManager().activate('trackio')\n"
-        f"config = {{'trackio': {{'project': 'p'}}, 'output_dir': {str(directory)!r}}}\n"
+        f"config = {{'trackio': {{'project': 'p'}}, 'output_dir': {str(tmp_path)!r}}}\n"
         "emit_event(EventType.TRAINING_STARTED, {'step': 0, 'config': config})\n"
         "emit_event(EventType.TRAINING_STEP, {'step': 1, 'loss': 2.0})\n"
         "emit_event(EventType.TRAINING_FINISHED, {'step': 1})\n"
         "print('trained')\n"
     )
-    done = run_alone(code, TRACKIO_DIR=str(directory / "file" / "trackio"))
-    assert done.stdout.endswith("trained\n")
-
-
-def test_random_numbers_of_training_stay(training: Training, section: dict[str, str]) -> None:
-    """A tracked run draws the same random numbers as one that is not."""
-    random.seed(0)
-    before = random.getstate()
-    training.start(section)
-    training.step(1)
-    training.finish(1)
-    assert random.getstate() == before
-    assert logs(section)
-
-
-def test_without_a_section_nothing_is_imported() -> None:
-    """Where the plugin is installed and not asked for, trackio is not even imported."""
-    run_alone(
-        "import sys; from truthgpt_core.plugin_system import PluginManager;"
-        "from truthgpt_core.event_system import EventType, emit_event;"
-        "PluginManager().activate('trackio');"
-        "emit_event(EventType.TRAINING_STARTED, {'step': 0, 'config': {'trackio': None}});"
-        "assert 'trackio' not in sys.modules"
+    # In a process of its own: trackio reads the environment when it is imported.
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TRACKIO_DIR": str(tmp_path / "file" / "trackio")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
-    assert trackio.__version__
+    assert done.stdout.endswith("trained\n")

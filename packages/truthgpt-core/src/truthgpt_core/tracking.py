@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NUMBERS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "tokens")
+_NUMBERS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "tokens", "flops")
 _ROWS = (EventType.TRAINING_STEP, EventType.EVALUATION_FINISHED, EventType.TRAINING_NOTED)
 _ENDS = (EventType.TRAINING_FINISHED, EventType.TRAINING_FAILED)
 # After the others that listen, so that a note stands after the step that it comes with.

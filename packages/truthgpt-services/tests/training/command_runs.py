@@ -36,7 +36,6 @@ def warm() -> None:
     for name in (
         "rich.console",
         "rich.table",
-        "torch.utils.tensorboard",
         "transformers.optimization",
         "truthgpt_services.commands.train",
         "truthgpt_services.services.training_job",

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 def train(config: Path, resume: bool, overrides: tuple[str, ...], device: str) -> None:
     """Train or fine-tune a model, as the YAML file CONFIG says.
 
-    Its output_dir gets checkpoints, metrics.jsonl, loss.svg, logs for TensorBoard if that is
-    installed and, in the end, the trained model as the directory "model", which every other
-    command takes. SIGTERM and Ctrl-C save a checkpoint and leave; Ctrl-C twice leaves at once.
-    --resume goes on after anything. `truthgpt config schema` has every key of CONFIG.
+    Its output_dir gets checkpoints, metrics.jsonl, loss.svg and, in the end, the trained model as
+    the directory "model", which every other command takes. SIGTERM and Ctrl-C save a checkpoint and
+    leave; Ctrl-C twice leaves at once. --resume goes on after anything. `truthgpt config schema`
+    has every key of CONFIG.
 
     \b
       truthgpt train examples/train.yaml
@@ -114,12 +114,7 @@ def _assemble(
 
 def _run(config: ConfigManager, assembled: Assembled, emitter: EventEmitter) -> None:
     from truthgpt_services.formatting import visible
-    from truthgpt_services.training.metrics_log import (
-        MetricsFile,
-        ProgressLine,
-        TensorBoardLog,
-        sample,
-    )
+    from truthgpt_services.training.metrics_log import MetricsFile, ProgressLine, sample
 
     output, service, backend = expanded(config.output_dir), assembled.service, assembled.backend
     # Before listeners write there: what is in it may be another run's, under way.
@@ -130,7 +125,6 @@ def _run(config: ConfigManager, assembled: Assembled, emitter: EventEmitter) -> 
         step = service.progress.step
         listeners = [
             MetricsFile(output / "metrics.jsonl", after=step, emitter=emitter),
-            TensorBoardLog(output / "tensorboard", emitter, after=step),
             ProgressLine(emitter, assembled.total_steps, run_device),
         ]
 

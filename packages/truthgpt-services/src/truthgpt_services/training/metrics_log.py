@@ -1,4 +1,4 @@
-"""What listens to a run: files of its metrics, TensorBoard, a line of progress, samples.
+"""What listens to a run: a file of its metrics, a line of progress, samples.
 
 They are listeners: what they raise is logged and counted by the emitter, and the run goes on.
 """
@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import torch
 
-from truthgpt_core.event_system import Event, EventEmitter, EventType, Subscription
+from truthgpt_core.event_system import Event, EventEmitter, EventType
 from truthgpt_core.paths import read_regular_bytes
 from truthgpt_core.terminal_text import harmless
 from truthgpt_services.formatting import number, seconds, shortened, size
@@ -77,42 +77,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row:
                     rows.append(row)
     return rows
-
-
-class TensorBoardLog:
-    """Writes the numbers of steps and evaluations for TensorBoard, if that is installed.
-
-    Args:
-        directory: for its files.
-        emitter: whose events are written.
-        after: a run that goes on begins after this step; what was written of later ones is
-            not shown any more.
-    """
-
-    def __init__(self, directory: Path, emitter: EventEmitter, *, after: int = 0) -> None:
-        self._listening: list[Subscription] = []
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        self._writer = SummaryWriter(str(directory), purge_step=after + 1 if after else None)
-        self._listening = [
-            emitter.on(kind, self._write)
-            for kind in (EventType.TRAINING_STEP, EventType.EVALUATION_FINISHED)
-        ]
-
-    def close(self) -> None:
-        """Write no more."""
-        if self._listening:
-            for each in self._listening:
-                each.remove()
-            self._writer.close()
-
-    def _write(self, event: Event) -> None:
-        group = "train" if event.type is EventType.TRAINING_STEP else "validation"
-        for name, value in _flat(event.data).items():
-            if name not in ("step", "lr") and isinstance(value, int | float):
-                self._writer.add_scalar(f"{group}/{name}", value, event.data["step"])
 
 
 class ProgressLine:

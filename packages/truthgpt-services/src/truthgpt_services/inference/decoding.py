@@ -171,7 +171,7 @@ class Sequence:
         Raises:
             GenerationError: a token is beyond the model's vocabulary.
         """
-        refuse_unknown_tokens(self._model, ids)
+        refuse_unknown_tokens(ids, vocabulary_of(self._model))
         ids = ids.to(self._device)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=self._device).expand_as(ids)
@@ -240,23 +240,32 @@ def stream(
                 logits = sequence.step(token)
 
 
-def refuse_unknown_tokens(model: Any, tokens: list[int] | torch.Tensor) -> None:
+def refuse_unknown_tokens(
+    tokens: list[int] | tuple[int, ...] | torch.Tensor, vocabulary: int, name: str = "The prompt"
+) -> None:
     """Refuse tokens that a model has no embedding for.
 
     Args:
-        model: a causal language model of transformers.
         tokens: their ids.
+        vocabulary: how many tokens the model knows.
+        name: what has them, for the error.
 
     Raises:
-        GenerationError: one is beyond the model's vocabulary.
+        GenerationError: one is beyond the vocabulary: the tokenizer is that of another model.
     """
-    known = getattr(model.config.get_text_config(), "vocab_size", None)
-    largest = int(torch.as_tensor(tokens).max()) if len(tokens) else 0
-    if isinstance(known, int) and largest >= known:
+    ids = torch.as_tensor(tokens).flatten()
+    beyond = ids[(ids < 0) | (ids >= vocabulary)]
+    if beyond.numel():
         raise GenerationError(
-            f"The tokenizer makes the token {largest:,}, and the model knows {known:,} tokens",
-            hint="Use the tokenizer that belongs to the model.",
+            f"{name} has the token {int(beyond[0])}, and the model knows {vocabulary}",
+            hint="The tokenizer belongs to another model, or has tokens that were added to it.",
         )
+
+
+def vocabulary_of(model: Any) -> int:
+    """How many tokens a model knows."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    return int(rows or model.config.get_text_config().vocab_size)
 
 
 def context_of(model: Any) -> int | None:

@@ -18,6 +18,7 @@ from truthgpt_services.inference.decoding import (
     refuse_unknown_tokens,
     stop_tokens,
     stream,
+    vocabulary_of,
 )
 from truthgpt_services.inference.prompts import as_conversation, read_prompt
 from truthgpt_services.measuring import memory
@@ -62,7 +63,7 @@ class Bench:
         # large one to use its beginning would take minutes.
         with explained("The text cannot be encoded"):
             ids: list[int] = self._tokenizer(text[: 8 * limit], verbose=False).input_ids
-        refuse_unknown_tokens(self.model, ids)
+        refuse_unknown_tokens(ids, vocabulary_of(self.model), "The text")
         return ids[:limit]
 
     def warm_up(self, ids: list[int], new_tokens: int) -> float:

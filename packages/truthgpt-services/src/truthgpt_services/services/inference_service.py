@@ -24,16 +24,13 @@ from truthgpt_services.inference.decoding import (
     cache_length,
     check_new_tokens,
     context_of,
+    refuse_unknown_tokens,
     stop_tokens,
     stream,
+    vocabulary_of,
 )
 from truthgpt_services.inference.fingerprint import UnseenError
-from truthgpt_services.inference.prompts import (
-    Prompt,
-    check_tokens,
-    is_conversation,
-    read_prompt,
-)
+from truthgpt_services.inference.prompts import Prompt, is_conversation, read_prompt
 from truthgpt_services.inference.response_cache import AnswerCache, CacheStatistics
 from truthgpt_services.inference.settings import InferenceSettings, read_settings
 from truthgpt_services.inference.text import AnswerText, TextStream
@@ -223,7 +220,7 @@ class InferenceService:
 
     def _prompt(self, given: object, name: str) -> Prompt:
         prompt = read_prompt(self._tokenizer, given, name)
-        check_tokens(prompt.tokens, vocabulary_of(self._model), name)
+        refuse_unknown_tokens(prompt.tokens, vocabulary_of(self._model), name)
         return prompt
 
     def _answer(self, stream: TextStream, answer: AnswerText, request: _Request) -> Generator[str]:
@@ -393,12 +390,6 @@ class _Tally:
     def add(self, tokens: int) -> None:
         self.tokens += tokens
         self.computed = True
-
-
-def vocabulary_of(model: Any) -> int:
-    """How many tokens a model knows."""
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    return int(rows or model.config.get_text_config().vocab_size)
 
 
 def _whole(answer: AnswerText, tokens: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Opening files that others may have put there, and paths as they are typed."""
+"""Single files that are read with care and written whole, and paths as they are typed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from truthgpt_core.paths import (
     UnusableFileError,
     cache_dir,
     expanded,
+    is_unfinished,
     open_regular,
+    read_json,
     read_regular_bytes,
     settings_dir,
+    write_file,
 )
 
 
@@ -105,3 +108,94 @@ def test_a_directory_of_an_unknown_user_is_an_error_of_ours(monkeypatch, variabl
     monkeypatch.setenv(variable, "~no-such-user/x")
     with pytest.raises(UnusableFileError, match="no home directory"):
         place("below")
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path) -> None:
+    """With the permissions that it had; a new one has those of new files."""
+    path = tmp_path / "file"
+    write_file(path, "ä")
+    (tmp_path / "like").touch()
+    assert path.stat().st_mode == (tmp_path / "like").stat().st_mode
+    path.chmod(0o604)
+    with path.open("rb") as old:
+        write_file(path, b"\xff", flush=False)
+        assert old.read() == "ä".encode()
+    assert path.read_bytes() == b"\xff"
+    assert path.stat().st_mode & 0o777 == 0o604
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_private_file_is_its_owner_s(tmp_path) -> None:
+    """Whatever was there before, and whatever the umask is."""
+    path = tmp_path / "file"
+    path.touch(0o666)
+    write_file(path, "x", private=True)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path) -> None:
+    """What it leads to stays as it is."""
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    write_file(tmp_path / "link", "new")
+    assert (tmp_path / "real").read_text() == "old"
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_text() == "new"
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path) -> None:
+    """A directory is in its place, or the content is no text; nothing is left beside it."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(OSError, match="directory"):
+        write_file(tmp_path / "directory", "x")
+    with pytest.raises(UnicodeEncodeError):
+        write_file(tmp_path / "file", "\udc80")
+    assert (tmp_path / "file").read_text() == "old"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["directory", "file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path) -> None:
+    """At each moment; what else it leaves is known by its name."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    for moment in ("fsync", "replace"):
+        child = os.fork()
+        if child == 0:
+            os.fsync = Path.replace = lambda *given: os._exit(9)  # type: ignore[method-assign]
+            write_file(path, "new", flush=moment == "fsync")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert path.read_text() == "old"
+    left = [each.name for each in tmp_path.iterdir() if each != path]
+    assert len(left) == 2
+    assert all(map(is_unfinished, left))
+
+
+@pytest.mark.parametrize("content", ["[", "[]", "3", '"x"', "[" * 100_000, "\udc80"], ids=repr)
+def test_what_is_no_json_object_is_a_value_error(tmp_path, content) -> None:
+    """Deep JSON and bytes that are no text included."""
+    path = tmp_path / "file"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"JSON|nested|Expecting|decode"):
+        read_json(path)
+    path.write_text('{"key": 1}')
+    assert read_json(path) == {"key": 1}
+    with pytest.raises(UnusableFileError, match="has more than 9 bytes"):
+        read_json(path, limit=9)
+
+
+def test_a_file_of_one_s_own_is_no_link_and_nobody_else_s_to_write(tmp_path) -> None:
+    """What others may have written is refused, with the reason."""
+    path, link = tmp_path / "file", tmp_path / "link"
+    write_file(path, "x", private=True)
+    link.symlink_to("file")
+    with open_regular(path, own=True) as file:
+        assert file.read() == b"x"
+    with pytest.raises(UnusableFileError, match="it is a symbolic link"):
+        open_regular(link, own=True)
+    path.chmod(0o620)
+    with pytest.raises(UnusableFileError, match="another user may have written it"):
+        open_regular(path, own=True)
+    open_regular(path).close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,9 +230,8 @@ def arrays(tmp_path: Path) -> Path:
 
 def manifest_of(directory: Path, content: Any) -> None:
     """Write the manifest of a directory of arrays, with its checksum."""
-    text = json.dumps(content)
-    seal = {"content": text, "crc32": zlib.crc32(text.encode())}
-    (directory / "truthgpt.json").write_text(json.dumps(seal))
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (directory / "truthgpt.json").write_text(json.dumps({**content, "sha256": digest}))
 
 
 @pytest.mark.parametrize("name", ["truthgpt.json", "ids.bin"])
@@ -245,21 +243,35 @@ def test_a_pipe_in_the_cache_of_tokens_is_a_miss(arrays, name) -> None:
     assert not arrays.exists()
 
 
+def test_a_manifest_of_tokens_with_a_right_checksum_is_taken(arrays) -> None:
+    """So that the ones below are refused for what is in them."""
+    manifest = json.loads((arrays / "truthgpt.json").read_text())
+    del manifest["sha256"]
+    manifest_of(arrays, manifest)
+    assert read_arrays(arrays) is not None
+
+
 @pytest.mark.parametrize(
-    "layout",
+    "change",
     [
-        {"ids": {"dtype": "|O", "bytes": 20, "crc32": 0}},
-        {"../../outside": {"dtype": "<u2", "bytes": 0, "crc32": 0}},
-        {"ids": {"dtype": "<u2", "bytes": "20", "crc32": 0}},
-        {"ids": None},
-        [],
+        {"arrays": {"ids": "|O"}},
+        {"arrays": {"../../outside": "<u2"}},
+        {"arrays": {"ids": None, "other": 3}},
+        {"arrays": {"ids": "<i8,<i8"}},
+        {"arrays": []},
+        {"files": {"ids.bin": {"bytes": "20", "crc32": 0}}},
+        {"files": {"ids.bin": {"bytes": 20, "md5": 0}}},
+        {"files": {"../outside.bin": {"bytes": 0, "crc32": 0}}},
+        {"files": {"ids.bin": None}},
+        {"files": []},
     ],
     ids=str,
 )
-def test_a_layout_that_misleads_is_a_miss(arrays, layout) -> None:
+def test_a_layout_that_misleads_is_a_miss(arrays, change) -> None:
     """Arrays of objects are pointers, and names with slashes lead elsewhere."""
-    content = {"format": 1, "kind": "arrays", "arrays": layout, "facts": {}}
-    manifest_of(arrays, content)
+    manifest = json.loads((arrays / "truthgpt.json").read_text())
+    del manifest["sha256"]
+    manifest_of(arrays, manifest | change)
     assert read_arrays(arrays) is None
 
 

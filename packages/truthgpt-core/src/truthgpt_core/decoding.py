@@ -329,6 +329,29 @@ class KVCache(Protocol):
         """Return how many positions are filled."""
 
 
+def refuse_unknown_tokens(
+    tokens: Sequence[int], vocabulary: int | None, name: str = "The prompt"
+) -> None:
+    """Refuse tokens that a model has no embedding for.
+
+    Args:
+        tokens: their ids.
+        vocabulary: how many tokens the model knows; None if it does not say.
+        name: what has them, for the error.
+
+    Raises:
+        GenerationError: one is beyond the vocabulary: the tokenizer is that of another model.
+    """
+    if vocabulary is None:
+        return
+    beyond = [token for token in tokens if not 0 <= token < vocabulary]
+    if beyond:
+        raise GenerationError(
+            f"{name} has the token {beyond[0]}, and the model knows {vocabulary}",
+            hint="The tokenizer belongs to another model, or has tokens that were added to it.",
+        )
+
+
 def require(engine: Engine, capability: str, feature: str) -> None:
     """Refuse a feature that needs a capability which an engine lacks.
 

@@ -25,7 +25,7 @@ from truthgpt_core.config.sections import Section
 from truthgpt_core.errors import in_one_line
 from truthgpt_core.event_system import Event, EventEmitter, EventType, Subscription
 from truthgpt_core.hookspecs import hookimpl
-from truthgpt_core.paths import read_regular_bytes
+from truthgpt_core.paths import read_json, write_file
 from truthgpt_core.plugin_system.plugin import Plugin, PluginError
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ _ENDS = (EventType.TRAINING_FINISHED, EventType.TRAINING_FAILED)
 # After the others that listen, so that a note stands after the step that it comes with.
 _LAST = -100
 _MOST_WAITING = 10_000
-_LARGEST_KEY = 1 << 20
 
 
 class Outcome(enum.StrEnum):
@@ -171,7 +170,7 @@ class TrackerPlugin(Plugin):
                 directory.mkdir(parents=True, exist_ok=True)
             run = self.open(settings, RunStart(config, directory, step, key, note))
             try:
-                file.write_text(json.dumps({"key": run.key}) + "\n", encoding="utf-8")
+                write_file(file, json.dumps({"key": run.key}) + "\n")
             except OSError as error:
                 note(f"a resumed run will be a new one there: {in_one_line(error)}")
             return run
@@ -319,8 +318,8 @@ def _row(event: Event) -> Row:
 
 
 def _read_key(file: Path) -> str | None:
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return str(json.loads(read_regular_bytes(file, limit=_LARGEST_KEY))["key"])
+    with suppress(OSError, ValueError, KeyError):
+        return str(read_json(file)["key"])
     return None
 
 

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 
+from truthgpt_core.paths import file_sha256, is_unfinished, read_json, write_file
 from truthgpt_plugin_compile.compilers import wanted_compiler
 
 KERNEL_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CHECKSUMS = "truthgpt-checksums.json"
+_LARGEST_CHECKSUMS = 1 << 26
 
 
 class KeptCode:
@@ -130,12 +132,12 @@ def _compiler_version(compiler: str) -> str:
 
 def _discard_if_damaged(path: Path) -> None:
     try:
-        written = json.loads((path / CHECKSUMS).read_bytes())
-        whole = all(_checksum(path / name) == wanted for name, wanted in written.items())
+        written = read_json(path / CHECKSUMS, limit=_LARGEST_CHECKSUMS)
+        whole = all(file_sha256(path / name) == wanted for name, wanted in written.items())
     except FileNotFoundError:
         # Nothing was ever finished here, or a file is gone. Inductor makes both anew.
         return
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         whole = False
     if not whole:
         shutil.rmtree(path, ignore_errors=True)
@@ -143,15 +145,11 @@ def _discard_if_damaged(path: Path) -> None:
 
 def _write_checksums(path: Path) -> None:
     sums = {
-        str(file.relative_to(path)): _checksum(file)
+        str(file.relative_to(path)): file_sha256(file)
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.suffix != ".lock" and file.name != CHECKSUMS
+        if file.is_file()
+        and file.suffix != ".lock"
+        and file.name != CHECKSUMS
+        and not is_unfinished(file.name)
     }
-    new = path / f"{CHECKSUMS}.{os.getpid()}"
-    new.write_text(json.dumps(sums), encoding="utf-8")
-    new.replace(path / CHECKSUMS)
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    write_file(path / CHECKSUMS, json.dumps(sums), flush=False)

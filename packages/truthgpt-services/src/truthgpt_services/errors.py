@@ -23,6 +23,10 @@ class OutputError(TruthGPTError):
     """An output directory cannot be written."""
 
 
+class DamagedError(TruthGPTError):
+    """A file is missing, or is not what was written."""
+
+
 class WorkerError(TruthGPTError):
     """A worker process failed or went away.
 

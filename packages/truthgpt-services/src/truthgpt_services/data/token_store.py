@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -26,14 +26,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truthgpt_core.optimization import Progress
-from truthgpt_core.paths import cache_dir, read_regular_bytes
+from truthgpt_core.paths import cache_dir, read_json, write_file
 from truthgpt_services.data.chat_template import Chat
 from truthgpt_services.data.contract import Fingerprinted, TextSource
-from truthgpt_services.data.token_arrays import ArrayLists, Arrays, Sink, read_arrays, write_arrays
+from truthgpt_services.data.token_arrays import (
+    ArrayLists,
+    Arrays,
+    Sink,
+    most_bytes,
+    read_arrays,
+    write_arrays,
+)
 from truthgpt_services.data.tokenize import Encoded, TextEncoder
 from truthgpt_services.data.tokenize_workers import EncodingPool
 from truthgpt_services.errors import DataError
-from truthgpt_services.storage.lru import most_bytes
 
 Texts = TextSource | Iterable[str | list[dict[str, Any]]]
 
@@ -42,7 +48,6 @@ IN_MEMORY = 4_000_000
 _CHUNK = 500_000
 _MOST_PROCESSES = 8
 _FORMAT = "1"
-_LARGEST_NOTE = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -151,6 +156,7 @@ class _Opening:
         except DataError as error:
             _log.info("%s; the texts are read again next time", error.message)
             return False
+        self._forget()
         return True
 
     def _much(self, chunks: Iterator[list[str]]) -> TokenStore:
@@ -190,26 +196,35 @@ class _Opening:
                 _fill(sink, encoded, self._progress, hashed)
             return hashed.key(), {"key": hashed.key()}
 
-        return TokenStore(write_arrays(self._folder, fill), hashed.key())
+        arrays = write_arrays(self._folder, fill)
+        self._forget()
+        return TokenStore(arrays, hashed.key())
 
     def _content_of(self, fingerprint: str) -> str | None:
         try:
-            known = json.loads(read_regular_bytes(self._note(fingerprint), limit=_LARGEST_NOTE))
+            known = read_json(self._note(fingerprint))
             key = known["key"] if known["fingerprint"] == fingerprint else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError):
             return None
         return key if isinstance(key, str) and re.fullmatch("[0-9a-f]+", key) else None
 
     def _remember(self, fingerprint: str, key: str) -> None:
         note = self._note(fingerprint)
-        aside = note.with_suffix(f".{os.getpid()}")
-        try:
+        # If not, the texts are read once more next time, and that is all.
+        with suppress(OSError):
             note.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps({"fingerprint": fingerprint, "key": key}))
-            aside.replace(note)
-        except OSError:
-            # Next time the texts are read once more, and that is all.
-            aside.unlink(missing_ok=True)
+            write_file(note, json.dumps({"fingerprint": fingerprint, "key": key}), flush=False)
+
+    def _forget(self) -> None:
+        """Remove notes of tokens that are not there any more."""
+        for note in self._folder.glob("known/*"):
+            with suppress(OSError):
+                try:
+                    gone = not (self._folder / str(read_json(note)["key"])).is_dir()
+                except (ValueError, KeyError):
+                    gone = True
+                if gone:
+                    note.unlink()
 
     def _note(self, fingerprint: str) -> Path:
         return self._folder / "known" / f"{fingerprint}.json"

@@ -17,6 +17,7 @@ from truthgpt_core.decoding import (
     GenerationError,
     KVCache,
     SequenceState,
+    refuse_unknown_tokens,
 )
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_services.models.saved_model import weights_bytes
@@ -80,7 +81,8 @@ class TorchEngine(Engine):
         all_logits: bool = False,
     ) -> list[torch.Tensor]:
         """Append tokens; sequences that were opened together take one pass."""
-        refuse_unknown_tokens(self, tokens)
+        for each in tokens:
+            self._check(each)
         groups: dict[_Group, list[int]] = {}
         rows = [_row(state) for state in states]
         for index, row in enumerate(rows):
@@ -94,7 +96,7 @@ class TorchEngine(Engine):
 
     def prompt_logits(self, tokens: Sequence[int]) -> torch.Tensor:
         """Compute them without a cache."""
-        refuse_unknown_tokens(self, [tokens])
+        self._check(tokens)
         ids = torch.tensor([list(tokens)], device=self.device)
         with torch.inference_mode():
             logits: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
@@ -132,6 +134,11 @@ class TorchEngine(Engine):
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "weights_bytes": weights_bytes(self.model),
         }
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise GenerationError("The prompt is empty")
+        refuse_unknown_tokens(tokens, self.vocabulary_size)
 
     @property
     def _kind(self) -> str:
@@ -321,21 +328,3 @@ def transformers_cache(model: Any, positions: int) -> KVCache:
         return static
     dynamic: KVCache = DynamicCache(config=model.config)
     return dynamic
-
-
-def refuse_unknown_tokens(engine: Engine, tokens: Sequence[Sequence[int]]) -> None:
-    """Refuse tokens that a model has no embedding for.
-
-    Raises:
-        GenerationError: one is beyond the model's vocabulary, or a sequence gets none.
-    """
-    known = engine.vocabulary_size
-    for each in tokens:
-        if not each:
-            raise GenerationError("The prompt is empty")
-        if known is not None and max(each) >= known:
-            raise GenerationError(
-                f"The tokenizer makes the token {max(each):,}, "
-                f"and the model knows {known:,} tokens",
-                hint="Use the tokenizer that belongs to the model.",
-            )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from truthgpt_core.decoding import GenerationError
+from truthgpt_core.decoding import GenerationError, refuse_unknown_tokens
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_services.data.chat_template import Chat
 from truthgpt_services.inference.chat_templates import Message, has_template, render
@@ -83,7 +82,7 @@ def check_length(prompt: Prompt, config: Any, max_new_tokens: int) -> None:
             hint=f"There is room for --max-new-tokens {room}." if room > 0 else "Shorten it.",
         )
     if isinstance(vocabulary := getattr(part, "vocab_size", None), int):
-        check_tokens(prompt.tokens, vocabulary)
+        refuse_unknown_tokens(prompt.tokens, vocabulary)
 
 
 def read_prompt(tokenizer: Any, given: object, name: str = "The prompt") -> Prompt:
@@ -119,20 +118,6 @@ def read_prompt(tokenizer: Any, given: object, name: str = "The prompt") -> Prom
     text = render(tokenizer, messages)
     # The template has written those that there are to be.
     return Prompt(text, _tokens(tokenizer, text, name, add_special_tokens=False), is_chat=True)
-
-
-def check_tokens(tokens: Sequence[int], vocabulary: int, name: str = "The prompt") -> None:
-    """See that a model knows all tokens of a prompt.
-
-    Raises:
-        GenerationError: it does not: the tokenizer is that of another model.
-    """
-    beyond = [token for token in tokens if not 0 <= token < vocabulary]
-    if beyond:
-        raise GenerationError(
-            f"{name} has the token {beyond[0]}, and the model knows {vocabulary}",
-            hint="The tokenizer belongs to another model, or has tokens that were added to it.",
-        )
 
 
 def _tokens(tokenizer: Any, text: str, name: str, **options: bool) -> tuple[int, ...]:

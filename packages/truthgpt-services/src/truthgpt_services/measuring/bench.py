@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from truthgpt_core.decoding import Engine, require
-from truthgpt_services.inference.engine import refuse_unknown_tokens
+from truthgpt_core.decoding import Engine, refuse_unknown_tokens, require
 from truthgpt_services.measuring import memory
 from truthgpt_services.measuring.divergence import divergence
 from truthgpt_services.measuring.logit_lens import NoLensError, States, divergence_by_layer, states
@@ -55,7 +54,7 @@ class Bench:
         # large one to use its beginning would take minutes.
         with explained("The text cannot be encoded"):
             ids: list[int] = self.tokenizer(text[: 8 * limit], verbose=False).input_ids
-        refuse_unknown_tokens(self.engine, [ids])
+        refuse_unknown_tokens(ids, self.engine.vocabulary_size, "The text")
         return ids[:limit]
 
     def warm_up(self, ids: list[int], new_tokens: int) -> float:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from truthgpt_core.errors import TruthGPTError
-from truthgpt_core.paths import cache_dir
+from truthgpt_core.paths import cache_dir, write_file
 
 NAME = "worker.log"
 """The file beside `report.json`."""
@@ -74,9 +74,7 @@ def keep(folder: Path) -> Path | None:
     path = place / f"{now:%Y-%m-%d-%H%M%S}-{os.getpid()}.log"
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
-            file.write(collected(folder))
+        write_file(path, collected(folder), private=True)
     except OSError:
         return None
     for old in sorted(place.glob("*.log"))[:-MOST_KEPT]:

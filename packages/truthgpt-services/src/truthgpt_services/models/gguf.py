@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from truthgpt_core.optimization import Progress, no_progress
-from truthgpt_core.paths import cache_dir
+from truthgpt_core.paths import cache_dir, file_sha256
 from truthgpt_core.terminal_text import harmless
-from truthgpt_services.errors import ModelError
+from truthgpt_services.errors import DamagedError, ModelError
 from truthgpt_services.models.lazy_weights import open_model
 from truthgpt_services.models.loading import (
     explained,
@@ -31,13 +31,8 @@ from truthgpt_services.models.loading import (
     refuse_random_weights,
 )
 from truthgpt_services.models.sources import ResolvedModel, optimizations_of
-from truthgpt_services.models.weights_file import file_sha256
-from truthgpt_services.storage.atomic import (
-    MARKER,
-    StagedDirectory,
-    explain_write_error,
-    read_marker,
-)
+from truthgpt_services.storage.atomic import MARKER, StagedDirectory, explained_writing, remove
+from truthgpt_services.storage.manifest import read_manifest, verify_files, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +55,7 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
     if not resolved.is_gguf:
         return resolved.path
     key = hashlib.sha256()
-    with resolved.path.open("rb") as file:
-        key.update(hashlib.file_digest(file, "sha256").digest())
+    key.update(bytes.fromhex(file_sha256(resolved.path)))
     for part in (str(_FORMAT), version("transformers"), version("gguf")):
         key.update(part.encode())
     target = cache_dir("converted", f"{resolved.path.stem}-{key.hexdigest()[:16]}")
@@ -71,13 +65,14 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
             return target
         logger.warning("%s is converted again: in the cache, %s", resolved.path, damage)
         # All below it is ours, under a name that only `resolved` has.
-        shutil.rmtree(target, ignore_errors=True)
+        with suppress(OSError):
+            remove(target)
     progress("Converting GGUF, once: the result is kept in the cache", 0, 0)
     with StagedDirectory(target, overwrite=True) as staged:
         with _bars_told_to(progress):
             _convert(resolved.path, staged.path)
-        checksums = {each.name: file_sha256(each) for each in staged.path.iterdir()}
-        _mark(staged.path, resolved.spec, sha256=checksums)
+        with explained_writing(target):
+            write_manifest(staged.path / MARKER, _facts(resolved.spec))
         staged.commit()
     return target
 
@@ -85,16 +80,10 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
 def _damage(directory: Path) -> str:
     """Say what is wrong with a converted model in the cache; empty if nothing is."""
     try:
-        checksums = read_marker(directory)["sha256"]
-        for name, checksum in sorted(checksums.items()):
-            file = directory / Path(name).name
-            if not file.is_file():
-                return f"{file.name} is missing"
-            if file_sha256(file) != checksum:
-                return f"{file.name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MARKER} is damaged"
-    return "" if "config.json" in checksums else f"{MARKER} is damaged"
+        verify_files(directory, read_manifest(directory / MARKER, _FORMAT))
+    except DamagedError as error:
+        return error.message
+    return ""
 
 
 def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
@@ -116,19 +105,15 @@ def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
     # Without its weights in memory, if that can be; converting a GGUF file has looked already.
     if not resolved.is_gguf and open_model(source) is None:
         load_model(source)
-    try:
+    with explained_writing(target.target):
         for file in sorted(source.iterdir()):
             if file.is_file() and file.name != MARKER:
                 shutil.copyfile(file, target.path / file.name)
-        _mark(target.path, resolved.spec)
-    except OSError as error:
-        explained = explain_write_error(error, target.target)
-        raise explained or error from error
+        (target.path / MARKER).write_text(json.dumps(_facts(resolved.spec)), encoding="utf-8")
 
 
-def _mark(directory: Path, source: str, **more: Any) -> None:
-    marker = {"format": _FORMAT, "kind": "converted", "source": source, "steps": []} | more
-    (directory / MARKER).write_text(json.dumps(marker))
+def _facts(source: str) -> dict[str, Any]:
+    return {"format": _FORMAT, "kind": "converted", "source": source, "steps": []}
 
 
 @contextmanager
@@ -181,12 +166,9 @@ def _convert(gguf: Path, directory: Path) -> None:
             del model.config.quantization_config
         model.hf_quantizer = None
         model.is_quantized = False
-        try:
+        with explained_writing(directory):
             model.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
-        except Exception as error:
-            full = explain_write_error(error, directory)
-            raise full or error from error
 
 
 def _refuse_too_many(gguf: Path) -> None:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
@@ -35,15 +34,12 @@ from truthgpt_core.optimization import (
     calls,
 )
 from truthgpt_core.optimization.errors import described, distribution_of
+from truthgpt_core.paths import file_sha256
 from truthgpt_services.models.loading import DTYPES, load_config, quiet
 from truthgpt_services.models.model_card import write_model_card
 from truthgpt_services.models.recipe import Recipe, SavedStep, read_recipe
-from truthgpt_services.models.weights_file import Skeleton, WeightsFile, file_sha256
-from truthgpt_services.storage.atomic import (
-    MARKER,
-    explain_write_error,
-    share_as_umask_says,
-)
+from truthgpt_services.models.weights_file import Skeleton, WeightsFile
+from truthgpt_services.storage.atomic import MARKER, explained_writing, share_as_umask_says
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +69,7 @@ def save(model: Any, tokenizer: Any, directory: Path, recipe: Recipe) -> None:
         OutputError: the disk is full.
     """
     tensors, shared = _unshared(model)
-    try:
+    with explained_writing(directory):
         with quiet():
             model.config.save_pretrained(directory)
             if getattr(model, "generation_config", None) is not None:
@@ -90,8 +86,6 @@ def save(model: Any, tokenizer: Any, directory: Path, recipe: Recipe) -> None:
         }
         (directory / MARKER).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
         share_as_umask_says(directory)
-    except (OSError, SafetensorError) as error:
-        raise explain_write_error(error, directory) or error from error
 
 
 def _mark_config(path: Path, *, changed: bool) -> None:

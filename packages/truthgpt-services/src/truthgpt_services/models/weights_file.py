@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from truthgpt_core.paths import file_sha256
 from truthgpt_services.errors import ModelError
-
-_CHUNK = 2**20
 
 _AGAIN = "Make the model again, or copy it again from where it came."
 
@@ -195,16 +193,6 @@ class WeightsFile:
 
     def _damaged(self, why: str) -> ModelError:
         return ModelError(f"{self._path} is damaged: {why}", hint=_AGAIN)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        chunk = memoryview(bytearray(_CHUNK))
-        while count := file.readinto(chunk):
-            digest.update(chunk[:count])
-    return digest.hexdigest()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

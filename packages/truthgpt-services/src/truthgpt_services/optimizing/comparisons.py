@@ -11,10 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
-import secrets
-import stat
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,16 +19,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from truthgpt_core.paths import cache_dir
+from truthgpt_core.paths import cache_dir, file_sha256
 from truthgpt_services.results.io import json_text
 from truthgpt_services.results.schema import Load, Quality, Step, Variant
+from truthgpt_services.storage.lru import FileCache
 
 FORMAT = 1
 DAYS = 7
 """After these a comparison is measured again: a machine changes in ways that no key has."""
-MOST_KEPT = 100
 
-_MOST_BYTES = 16_000_000
+_MAX_BYTES = 16_000_000
 _READ_WHOLE = 16_000_000
 # They choose kernels and threads, or what plugins do.
 _VARIABLES = ("CUDA", "GOMP", "KMP", "MKL", "OMP", "OPENBLAS", "PYTORCH", "TORCH", "TRUTHGPT")
@@ -88,7 +85,13 @@ class Comparisons:
 
     def __init__(self, given: Mapping[str, Any], folder: Path | None = None) -> None:
         self._given = given
-        self._folder = folder or cache_dir("comparisons")
+        self._files = FileCache(
+            folder or cache_dir("comparisons"),
+            ".json",
+            max_bytes=_MAX_BYTES,
+            max_age=DAYS * 86400,
+            flush=True,
+        )
         self._seen: set[str] = set()
 
     def key(self, steps: Sequence[Mapping[str, Any]]) -> str:
@@ -99,13 +102,11 @@ class Comparisons:
 
     def get(self, key: str) -> Comparison | None:
         """Return a comparison; None if it is not there, is too old, or is not whole."""
-        path = self._folder / f"{key}.json"
-        content = _read(path)
-        checksum, _, body = (content or b"").partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != checksum:
+        text = self._files.get(key)
+        if text is None:
             return None
         try:
-            found = Comparison.model_validate(json.loads(body))
+            found = Comparison.model_validate(json.loads(text))
         except (ValidationError, ValueError, RecursionError):
             return None
         if found.format != FORMAT or found.key != key:
@@ -115,46 +116,22 @@ class Comparisons:
 
     def put(self, comparison: Comparison) -> None:
         """Keep a comparison; a directory that cannot be written keeps none."""
-        body = json_text(comparison.model_dump(mode="json")).encode(errors="backslashreplace")
-        path = self._folder / f"{comparison.key}.json"
-        aside = path.with_name(f".{secrets.token_hex(8)}.tmp")
+        text = json_text(comparison.model_dump(mode="json"))
         with suppress(OSError):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
-                    file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-                    file.flush()
-                    os.fsync(file.fileno())
-                aside.replace(path)
-                self._seen.add(comparison.key)
-            finally:
-                aside.unlink(missing_ok=True)
-            self._make_room()
+            self._files.put(comparison.key, text)
+            self._seen.add(comparison.key)
 
     def forget(self) -> None:
         """Remove what this command has used or kept: its run has come to its end."""
         for key in self._seen:
-            with suppress(OSError):
-                (self._folder / f"{key}.json").unlink()
-
-    def _make_room(self) -> None:
-        files = sorted(
-            ((path.lstat().st_mtime, path) for path in self._folder.glob("*.json")), reverse=True
-        )
-        oldest = time.time() - DAYS * 86400
-        for place, (changed, path) in enumerate(files):
-            if place >= MOST_KEPT or changed < oldest:
-                path.unlink(missing_ok=True)
+            self._files.remove(key)
 
 
 def digest(directory: Path, pattern: str = "*.safetensors") -> str:
     """Return a checksum over the files of a directory that match, with their names."""
     found = hashlib.sha256()
     for path in sorted(directory.glob(pattern)):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        found.update(f"{path.name}\0{content}\0".encode(errors="backslashreplace"))
+        found.update(f"{path.name}\0{file_sha256(path)}\0".encode(errors="backslashreplace"))
     return found.hexdigest()
 
 
@@ -201,23 +178,3 @@ def sources(modules: Iterable[str]) -> dict[str, str]:
 def environment() -> dict[str, str]:
     """Return the variables of the environment that may change what is measured."""
     return {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
-
-
-def _read(path: Path) -> bytes | None:
-    """Read a file that only its owner can write; None for everything else."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        facts = os.fstat(descriptor)
-        ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
-        recent = facts.st_mtime > time.time() - DAYS * 86400
-        if not ours or facts.st_mode & 0o022 or facts.st_size > _MOST_BYTES or not recent:
-            return None
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(_MOST_BYTES)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from truthgpt_core.errors import TruthGPTError
-from truthgpt_core.paths import expanded, read_regular_bytes
+from truthgpt_core.paths import expanded, read_regular_bytes, write_file
 from truthgpt_services.results.schema import SCHEMA_VERSION, Report
 
 JSON_NAME = "report.json"
@@ -73,19 +71,11 @@ def write_text(path: Path, text: str) -> None:
     """
     # A lone surrogate, which a file name can hold, becomes the \uXXXX that JSON reads.
     content = text.encode("utf-8", "backslashreplace")
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_file(path, content)
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 def report_json(report: Report) -> str:

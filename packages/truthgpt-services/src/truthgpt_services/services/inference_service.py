@@ -17,6 +17,7 @@ from truthgpt_core.decoding import (
     GenerationError,
     LogitsProcessor,
     SamplingParams,
+    refuse_unknown_tokens,
     require,
 )
 from truthgpt_core.errors import did_you_mean, in_one_line
@@ -27,12 +28,7 @@ from truthgpt_services.inference.chat_templates import Message
 from truthgpt_services.inference.decoder import TokenByToken, decode_rows, stream
 from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.inference.fingerprint import UnseenError
-from truthgpt_services.inference.prompts import (
-    Prompt,
-    check_tokens,
-    is_conversation,
-    read_prompt,
-)
+from truthgpt_services.inference.prompts import Prompt, is_conversation, read_prompt
 from truthgpt_services.inference.response_cache import AnswerCache, CacheStatistics
 from truthgpt_services.inference.sampling import Sampler
 from truthgpt_services.inference.settings import InferenceSettings, read_settings
@@ -287,8 +283,7 @@ class InferenceService:
 
     def _prompt(self, given: object, name: str, request: _Request) -> Prompt:
         prompt = read_prompt(self._tokenizer, given, name)
-        if request.engine.vocabulary_size is not None:
-            check_tokens(prompt.tokens, request.engine.vocabulary_size, name)
+        refuse_unknown_tokens(prompt.tokens, request.engine.vocabulary_size, name)
         return prompt
 
     def _answer(self, stream: TextStream, answer: AnswerText, request: _Request) -> Generator[str]:

@@ -28,7 +28,7 @@ from truthgpt_services.data.contract import Described, Fingerprinted
 from truthgpt_services.models.loading import pick_device, quiet
 from truthgpt_services.services.model_service import ModelService
 from truthgpt_services.services.training_service import TrainingService
-from truthgpt_services.storage.atomic import MARKER, StagedDirectory, explain_write_error
+from truthgpt_services.storage.atomic import MARKER, StagedDirectory, explained_writing
 from truthgpt_services.training.config_sections import ArchitectureSection, LoraSection
 from truthgpt_services.training.distributed import choose_backend
 from truthgpt_services.training.errors import TrainingError
@@ -176,14 +176,10 @@ class TrainingJob:
             return
         marker = {"format": 1, "kind": "trained", "source": source, "steps": []}
         with StagedDirectory(directory, overwrite=True) as staged:
-            try:
-                with quiet():
-                    model.save_pretrained(staged.path, state_dict=weights)
-                    tokenizer.save_pretrained(staged.path)
+            with explained_writing(directory), quiet():
+                model.save_pretrained(staged.path, state_dict=weights)
+                tokenizer.save_pretrained(staged.path)
                 (staged.path / MARKER).write_text(json.dumps(marker), encoding="utf-8")
-            except Exception as error:
-                explained = explain_write_error(error, directory)
-                raise explained or error from error
             staged.commit()
         self._plugins.events.emit(EventType.MODEL_SAVED, {"name": source, "path": str(directory)})
 

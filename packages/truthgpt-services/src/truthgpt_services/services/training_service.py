@@ -18,11 +18,7 @@ from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_core.training import TrainingBackend
 from truthgpt_services.models.loading import pick_device
 from truthgpt_services.training.batches import Batch, explain_lost_worker
-from truthgpt_services.training.checkpoint_files import (
-    read_checkpoint,
-    replace_checkpoint,
-    write_checkpoint,
-)
+from truthgpt_services.training.checkpoint_files import read_checkpoint, write_checkpoint
 from truthgpt_services.training.checkpoints import CheckpointStore, Found
 from truthgpt_services.training.distributed import choose_backend
 from truthgpt_services.training.errors import CheckpointError, TrainingError, TrainingInterrupted
@@ -339,10 +335,7 @@ class TrainingService:
                 tensors[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
         if not run.backend.is_main:
             return path
-        if path.exists():
-            replace_checkpoint(path, contents)
-        else:
-            write_checkpoint(path, contents)
+        write_checkpoint(path, contents)
         self.emit(EventType.CHECKPOINT_SAVED, {"path": str(path), "step": contents.step})
         return path
 

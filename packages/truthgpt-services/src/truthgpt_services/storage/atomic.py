@@ -1,26 +1,27 @@
-"""Writing an output directory so that it is whole or not there.
+"""Directories that are whole or not there, whenever a process is killed.
 
-Everything is written into a hidden directory beside the target, which takes the
-target's name only when it is complete. What a killed run leaves behind never has
-that name, and the next run with the same target removes it.
+Everything is written into a hidden directory beside the target, which takes the target's name
+only when all of it is on the disk. Under the target's name nobody ever sees a part of it. What a
+killed process leaves has a hidden name and no lock, by which the next one removes it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import re
 import shutil
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from truthgpt_core.paths import UnusableFileError, expanded, shown_path
+from truthgpt_core.paths import UnusableFileError, expanded, open_regular, read_json, shown_path
 from truthgpt_services.errors import OutputError
+from truthgpt_services.storage.locks import try_alone, wait_alone
 
 MARKER = "truthgpt.json"
 """The file that says a directory was written by us, and is whole: it is written last."""
@@ -28,12 +29,123 @@ MARKER = "truthgpt.json"
 _LARGEST_MARKER = 2**26
 """In bytes; those with a choice for each layer of a large model take some hundred thousand."""
 
+_HIDDEN = re.compile(r"\.(.+)\.(partial|replaced|removed)-[0-9a-f]{16}")
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """Make a hidden directory to write what `publish` then puts at a target.
+
+    It is removed in the end. Those that killed processes left of the same target are removed
+    first.
+
+    Args:
+        target: its directory is made if it is not there.
+
+    Yields:
+        The directory, which is empty.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target.parent, target.name)
+    with ExitStack() as stack:
+        while True:
+            path = _hidden(target, "partial")
+            path.mkdir()
+            stack.callback(shutil.rmtree, path, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                stack.enter_context(_locked(path))
+                # Before it was locked, another process may have taken it for abandoned.
+                if path.is_dir():
+                    break
+        yield path
+
+
+def publish(directory: Path, target: Path, *, replace: bool = False) -> None:
+    """Give a directory its name, once all of it is on the disk.
+
+    Args:
+        directory: of `staging`.
+        target: its name.
+        replace: put it in the place of a directory, in one step where the system can.
+
+    Raises:
+        OSError: it cannot be written, or something that is not to be replaced is there; then
+            that has not changed.
+    """
+    for folder, _, names in os.walk(directory):
+        for path in (*(Path(folder, name) for name in names), Path(folder)):
+            _flush(path)
+    try:
+        directory.rename(target)
+    except OSError as error:
+        there = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+        if not (replace and there):
+            raise
+        if not _exchange(directory, target):
+            _replace_in_two_steps(directory, target)
+    _flush(target.parent)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory, of which nobody sees a part under its name.
+
+    Raises:
+        OSError: it is not there, cannot be removed, or is something else.
+    """
+    if directory.is_symlink() or not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+    grave = _hidden(directory, "removed")
+    directory.rename(grave)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def remove_unheld(manifest: Path) -> bool:
+    """Remove the directory of a manifest, unless somebody holds it; see `locks.hold`.
+
+    Returns:
+        Whether it was removed.
+    """
+    with suppress(OSError), open_regular(manifest) as file:
+        if try_alone(file):
+            remove(manifest.parent)
+            return True
+    return False
+
+
+def remove_abandoned(folder: Path, name: str | None = None, *, alone: bool = False) -> None:
+    """Remove what killed processes left in a folder.
+
+    Args:
+        folder: where they wrote.
+        name: of the target that they wrote; any if None.
+        alone: no other process writes there now.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    for path in folder.iterdir():
+        match = _HIDDEN.fullmatch(path.name)
+        if match is None or name not in (None, match[1]):
+            continue
+        with suppress(OSError), _opened(path) as descriptor:
+            if not (try_alone(descriptor) or alone):
+                continue
+            target = folder / match[1]
+            if match[2] == "replaced" and not target.exists():
+                # Killed between the two renames of a replacement: this is the only copy.
+                path.rename(target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 class StagedDirectory:
-    """A directory that is being written, to appear at `target` when `commit` is called.
+    """An output directory that is being written, to appear at `target` when `commit` is called.
 
     Used as a context manager; leaving it without `commit` removes what was written.
 
@@ -41,23 +153,26 @@ class StagedDirectory:
         target: where it shall appear.
         overwrite: replace a directory that is there, if we wrote it.
 
+    Attributes:
+        path: where to write it, inside the context.
+
     Raises:
         OutputError: something is there that may not be replaced, or the parent
             directory cannot be written to.
     """
 
+    path: Path
+
     def __init__(self, target: Path, *, overwrite: bool = False) -> None:
         # Not resolve(): a link given as the target would be followed and replaced elsewhere.
         self.target = Path(os.path.abspath(_as_typed(target)))  # noqa: PTH100
-        self.overwrite = overwrite
-        self.path = self.target.parent / f".{self.target.name}.partial-{os.getpid()}"
+        self._overwrite = overwrite
+        self._stack = ExitStack()
         self._check()
 
     def __enter__(self) -> StagedDirectory:
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_abandoned()
-            self.path.mkdir()
+            self.path = self._stack.enter_context(staging(self.target))
         except OSError as error:
             raise OutputError(
                 f"Cannot write beside {self.target}: {error.strerror or error}",
@@ -65,13 +180,8 @@ class StagedDirectory:
             ) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
     def commit(self) -> None:
         """Make what was written appear at the target, replacing what may be replaced.
@@ -84,27 +194,12 @@ class StagedDirectory:
         self._check()
         try:
             share_as_umask_says(self.path)
-            _fsync_tree(self.path)
-            if not self.target.is_dir():
-                self.path.rename(self.target)
-            elif not exchange(self.path, self.target):
-                self._replace_in_two_steps()
-            _fsync(self.target.parent)
+            publish(self.path, self.target, replace=True)
         except OSError as error:
             explained = explain_write_error(error, self.target)
             raise explained or OutputError(
                 f"Cannot write {self.target}: {error.strerror or error}"
             ) from error
-
-    def _replace_in_two_steps(self) -> None:
-        old = self.path.with_name(f"{self.path.name}-old")
-        self.target.rename(old)
-        try:
-            self.path.rename(self.target)
-        except OSError:
-            old.rename(self.target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
 
     def _check(self) -> None:
         target = self.target
@@ -120,22 +215,10 @@ class StagedDirectory:
                 f"{target} is not empty, and nothing in it says that TruthGPT wrote it",
                 hint="Name another --output; --overwrite replaces only what TruthGPT wrote.",
             )
-        if not self.overwrite:
+        if not self._overwrite:
             raise OutputError(
                 f"{target} is not empty", hint="Use --overwrite to replace it, or another --output."
             )
-
-    def _remove_abandoned(self) -> None:
-        pattern = re.compile(rf"\.{re.escape(self.target.name)}\.partial-(\d+)(-old)?")
-        for sibling in self.target.parent.iterdir():
-            match = pattern.fullmatch(sibling.name)
-            if not match or _is_running(int(match[1])):
-                continue
-            if match[2] and not self.target.exists():
-                # Killed between the two renames of a replacement: this is the only copy.
-                sibling.rename(self.target)
-            else:
-                shutil.rmtree(sibling, ignore_errors=True)
 
 
 def read_marker(directory: Path) -> dict[str, Any]:
@@ -145,30 +228,23 @@ def read_marker(directory: Path) -> dict[str, Any]:
         OSError: it is not there, or cannot be read.
         ValueError: it is not a regular file, or holds something else than a JSON object.
     """
-    # Opening a FIFO would wait for its other end.
-    descriptor = os.open(directory / MARKER, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is not a regular file")
-        text = file.read(_LARGEST_MARKER + 1)
-    if len(text) > _LARGEST_MARKER:
-        raise ValueError(f"it is larger than {_LARGEST_MARKER >> 20} MB")
     try:
-        raw = json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(raw, dict):
-        raise ValueError("it does not hold a JSON object")
-    return raw
+        return read_json(directory / MARKER, limit=_LARGEST_MARKER)
+    except UnusableFileError as error:
+        raise ValueError(error.strerror) from None
 
 
-def share_as_umask_says(directory: Path) -> None:
-    """Let those read the files of a directory who may read its marker.
+def share_as_umask_says(directory: Path, like: str = MARKER) -> None:
+    """Let those read the files of a directory who may read one of them.
 
-    safetensors makes files that only their owner can read, whatever the umask is. The marker
-    is made as Python makes files, and a process cannot ask for its umask without changing it.
+    safetensors makes files that only their owner can read, whatever the umask is.
+
+    Args:
+        directory: of the files.
+        like: one that Python made, with the permissions of any new file. A process cannot ask
+            for its umask without changing it.
     """
-    wanted = stat.S_IMODE((directory / MARKER).stat().st_mode)
+    wanted = stat.S_IMODE((directory / like).stat().st_mode)
     for path in directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -176,57 +252,23 @@ def share_as_umask_says(directory: Path) -> None:
                 path.chmod(mode | wanted)
 
 
-def _as_typed(target: Path) -> Path:
+@contextmanager
+def explained_writing(target: Path) -> Iterator[None]:
+    """Turn what a full disk or a limit raises in a block into one clear error.
+
+    Args:
+        target: what the error says could not be written.
+
+    Raises:
+        OutputError: see `explain_write_error`; other errors are left as they are.
+    """
     try:
-        return expanded(target)
-    except UnusableFileError as error:
-        raise OutputError(
-            f"{shown_path(target)} cannot be an output: {error.strerror}",
-            hint="Name another --output.",
-        ) from None
-
-
-def _is_running(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step, where the system can."""
-    if sys.platform != "linux":
-        return False
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    result = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    if result == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code), str(other))
-
-
-def _fsync_tree(root: Path) -> None:
-    for directory, _, names in os.walk(root):
-        for name in names:
-            _fsync(Path(directory, name))
-        _fsync(Path(directory))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except Exception as error:
+        explained = explain_write_error(error, target)
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def explain_write_error(error: Exception, target: Path) -> OutputError | None:
@@ -247,3 +289,73 @@ def explain_write_error(error: Exception, target: Path) -> OutputError | None:
             hint="Nothing was left behind. See `ulimit -f`.",
         )
     return None
+
+
+def _as_typed(target: Path) -> Path:
+    try:
+        return expanded(target)
+    except UnusableFileError as error:
+        raise OutputError(
+            f"{shown_path(target)} cannot be an output: {error.strerror}",
+            hint="Name another --output.",
+        ) from None
+
+
+def _hidden(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{kind}-{os.urandom(8).hex()}")
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep `remove_abandoned` of every process from a directory."""
+    with _opened(directory) as descriptor:
+        # Where directories cannot be locked, none is ever taken for abandoned.
+        with suppress(OSError):
+            wait_alone(descriptor)
+        yield
+
+
+def _replace_in_two_steps(directory: Path, target: Path) -> None:
+    old = _hidden(target, "replaced")
+    with _locked(target):
+        target.rename(old)
+        try:
+            directory.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step, where the system can."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    result = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    if result == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

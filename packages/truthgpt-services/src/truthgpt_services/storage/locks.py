@@ -1,14 +1,18 @@
-"""Locks on files, where the system has them; elsewhere each of these succeeds."""
+"""Locks on files and directories, where the system has them; elsewhere each of these succeeds.
+
+A process that is killed gives up its locks, so what nobody has locked is nobody's.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 import sys
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from truthgpt_core.paths import UnusableFileError
+from truthgpt_core.paths import UnusableFileError, open_regular
 
 
 def open_lock(path: Path) -> BinaryIO:
@@ -25,23 +29,38 @@ def open_lock(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "r+b")
 
 
-def share(file: IO[Any] | int) -> None:
-    """Wait for a lock that many may hold, until the file (or descriptor) is closed."""
-    if sys.platform != "win32":
-        import fcntl
+def hold(path: Path) -> BufferedReader:
+    """Share a lock on a file until what is returned is closed, which keeps its directory.
 
-        fcntl.flock(file, fcntl.LOCK_SH)
+    Everybody who removes a directory of ours first locks a file of it, its manifest, alone.
 
-
-def try_alone(file: IO[Any]) -> bool:
-    """Take a lock that nobody shares, until the file is closed; return whether it was free."""
-    if sys.platform != "win32":
-        import fcntl
-
+    Raises:
+        OSError: it is not there, or not a regular file.
+    """
+    while True:
+        file = open_regular(path)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+            _lock(file, shared=True)
+            # It may have been removed or replaced while this waited.
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def wait_alone(file: IO[Any] | int) -> None:
+    """Wait for a lock that nobody shares, until the file (or descriptor) is closed."""
+    _lock(file)
+
+
+def try_alone(file: IO[Any] | int) -> bool:
+    """Take a lock that nobody shares, until the file is closed; return whether it was free."""
+    try:
+        _lock(file, wait=False)
+    except OSError:
+        return False
     return True
 
 
@@ -59,3 +78,11 @@ def try_for_process(file: IO[Any]) -> bool:
         except OSError:
             return False
     return True
+
+
+def _lock(file: IO[Any] | int, *, shared: bool = False, wait: bool = True) -> None:
+    if sys.platform != "win32":
+        import fcntl
+
+        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)

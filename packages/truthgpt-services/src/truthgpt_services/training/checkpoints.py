@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import threading
 from collections.abc import Mapping
@@ -20,13 +19,13 @@ from typing import IO
 
 import torch
 
+from truthgpt_services.storage.atomic import remove, remove_abandoned, remove_unheld
 from truthgpt_services.storage.locks import open_lock, try_for_process
 from truthgpt_services.training.checkpoint_files import (
+    MANIFEST,
     Contents,
     in_use,
     read_manifest,
-    remove_checkpoint,
-    replace_checkpoint,
     verify_checkpoint,
     write_checkpoint,
 )
@@ -34,7 +33,6 @@ from truthgpt_services.training.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8,})")
 _NICER = 19
-_LEFT_OVER = re.compile(r"\.+step-\d{8,}\.(partial|removed|new)-\d+(\.partial-\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +104,7 @@ class CheckpointStore:
                 hint="Wait for it, or name another output directory.",
             )
         self._lock = lock
-        for path in self.directory.iterdir():
-            if _LEFT_OVER.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+        remove_abandoned(self.directory, alone=True)
 
     def save(self, contents: Contents) -> Path:
         """Save a checkpoint; in the background, once its tensors are copied.
@@ -133,7 +129,8 @@ class CheckpointStore:
             if whole and contents.metric in (None, read_manifest(path)["metric"]):
                 return path
             if not whole:
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    remove(path)
         if not self._background:
             model = {name: _alone(each) for name, each in contents.model.items()}
             training = {name: _alone(each) for name, each in contents.training.items()}
@@ -222,7 +219,7 @@ class CheckpointStore:
                 return Found(None, tuple(skipped))
 
     def _write(self, path: Path, contents: Contents) -> Path:
-        (replace_checkpoint if path.exists() else write_checkpoint)(path, contents)
+        write_checkpoint(path, contents)
         self._checked.add(path)
         self._tidy(path)
         return path
@@ -256,7 +253,7 @@ class CheckpointStore:
         for path in whole:
             if path not in kept and path not in damaged:
                 self._checked.discard(path)
-                remove_checkpoint(path)
+                remove_unheld(path / MANIFEST)
 
     def _first_whole(self, paths: list[Path], count: int, damaged: set[Path]) -> list[Path]:
         """Return so many of some checkpoints; those that turn out to be damaged are noted.

@@ -20,7 +20,7 @@ from typing import IO, Any
 import torch
 
 from truthgpt_core.event_system import Event, EventEmitter, EventType
-from truthgpt_core.paths import read_regular_bytes
+from truthgpt_core.paths import read_regular_bytes, write_file
 from truthgpt_core.terminal_text import harmless
 from truthgpt_services.formatting import number, seconds, shortened, size
 from truthgpt_services.measuring.memory import peak
@@ -49,9 +49,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, after: int, emitter: EventEmitter) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [json.dumps(row) for row in read_metrics(path) if row["step"] <= after]
-        new = path.with_name(f".{path.name}.new")
-        new.write_text("".join(f"{line}\n" for line in kept if after), encoding="utf-8")
-        new.replace(path)
+        write_file(path, "".join(f"{line}\n" for line in kept if after))
         self._file = path.open("a", encoding="utf-8")
         self._listening = [emitter.on(kind, self._write) for kind in _KINDS]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
-import shutil
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -15,7 +13,7 @@ import click
 
 from truthgpt_core.cli.commands.activating import activate_plugins
 from truthgpt_core.errors import TruthGPTError
-from truthgpt_core.paths import expanded
+from truthgpt_core.paths import expanded, write_file
 from truthgpt_core.terminal_text import columns
 
 
@@ -123,17 +121,7 @@ def _write(output: str, text: str) -> None:
     target = Path(os.path.realpath(expanded(output)))
     if target.exists() and not target.is_file():
         raise TruthGPTError(f"{output} is not a file")
-    aside = target.with_name(f".truthgpt-{secrets.token_hex(8)}.tmp")
     try:
-        with aside.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, aside)
-        aside.replace(target)
+        write_file(target, text)
     except OSError as error:
         raise TruthGPTError(f"{output} cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            aside.unlink()

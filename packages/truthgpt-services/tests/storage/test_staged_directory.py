@@ -7,12 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from safetensors import SafetensorError
 
 from truthgpt_services.errors import OutputError
-from truthgpt_services.storage.atomic import MARKER, StagedDirectory, explain_write_error
+from truthgpt_services.storage.atomic import (
+    MARKER,
+    StagedDirectory,
+    explain_write_error,
+    staging,
+)
 
 
 def write(target, text="new", *, overwrite=False):
@@ -126,9 +134,7 @@ def test_without_an_atomic_swap_it_is_replaced_in_two_steps(tmp_path, monkeypatc
 
 def test_a_replacement_killed_half_way_gives_the_old_back(tmp_path):
     """If a run died after moving the old directory aside, the next run puts it back."""
-    died = subprocess.Popen([sys.executable, "-c", ""])
-    died.wait()
-    old = tmp_path / f".out.partial-{died.pid}-old"
+    old = tmp_path / f".out.replaced-{TOKEN}"
     old.mkdir()
     (old / MARKER).write_text("{}")
     target = tmp_path / "out"
@@ -163,6 +169,7 @@ def test_a_parent_that_is_a_file_is_said_so(tmp_path):
         pass
 
 
+TOKEN = "0123456789abcdef"
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -189,25 +196,60 @@ def test_a_killed_run_leaves_no_target_and_the_next_run_cleans_up(tmp_path, writ
     os.kill(writing.pid, signal.SIGKILL)
     writing.wait()
     (left,) = tmp_path.iterdir()
-    assert left.name == f".out.partial-{writing.pid}"
+    assert left.name.startswith(".out.partial-")
     write(tmp_path / "out")
     assert names(tmp_path) == ["out"]
 
 
 def test_a_running_process_s_directory_is_left_alone(tmp_path, writing):
     """Two runs with one target do not pull the floor from under each other."""
+    (unfinished,) = tmp_path.iterdir()
     write(tmp_path / "out")
-    assert names(tmp_path) == [f".out.partial-{writing.pid}", "out"]
-    assert names(tmp_path / f".out.partial-{writing.pid}") == ["file"]
+    assert names(tmp_path) == [unfinished.name, "out"]
+    assert names(unfinished) == ["file"]
+
+
+def test_a_running_process_s_replacement_is_left_alone(tmp_path):
+    """Where directories are swapped in two steps, nobody takes the first for a crash."""
+    write(tmp_path / "out", "old")
+    rename, others = Path.rename, []
+
+    def renaming(path, target):
+        done = rename(path, target)
+        if "replaced" in Path(target).name:
+            with staging(tmp_path / "out"):
+                others.append(names(tmp_path))
+        return done
+
+    with (
+        patch.object(sys, "platform", "plan9"),
+        patch.object(Path, "rename", renaming),
+    ):
+        write(tmp_path / "out", "new", overwrite=True)
+    assert len(others) == 1
+    assert "out" not in others[0]
+    assert (tmp_path / "out" / "file").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+
+
+def test_threads_of_one_process_may_write_the_same_target(tmp_path):
+    """Each has a directory of its own, and what the last one commits is whole."""
+
+    def work(number):
+        write(tmp_path / "out", f"{number}", overwrite=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(40)))
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["file", MARKER]
 
 
 def test_only_what_is_left_of_this_target_is_cleaned_up(tmp_path):
     """Hidden directories of other targets, and of other programs, are not ours to remove."""
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    kept = [f".other.partial-{gone.pid}", f".outXpartial-{gone.pid}", ".out.partial-x"]
-    for name in [*kept, f".out.partial-{gone.pid}", f".out.partial-{gone.pid}-old"]:
+    kept = [f".other.partial-{TOKEN}", f".outXpartial-{TOKEN}", ".out.partial-x"]
+    for name in [*kept, *(f".out.{kind}-{TOKEN}" for kind in ("partial", "replaced", "removed"))]:
         (tmp_path / name).mkdir()
+    (tmp_path / "out").mkdir()
     write(tmp_path / "out")
     assert names(tmp_path) == sorted([*kept, "out"])
 

@@ -128,7 +128,7 @@ def test_the_schema_lists_what_there_is(factories) -> None:
     good = {
         "model": {"name_or_path": "m"},
         "data": {"source": "books", "dataset": "d"},
-        "training": {"optimizer": "plain", "scheduler": "${training.optimizer}"},
+        "training": {"optimizer": "plain", "scheduler": "linear"},
     }
     assert not list(validator.iter_errors(good))
     bad = {**good, "training": {"scheduler": "cosin"}}
@@ -203,13 +203,10 @@ def test_an_unknown_dtype_is_refused(load) -> None:
 # Files that are none
 
 
-@pytest.mark.parametrize("where", ["the file itself", "an included file"])
-def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, where) -> None:
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path) -> None:
     """Reading one would hang until something writes to it."""
-    pipe, file = tmp_path / "pipe.yaml", tmp_path / "train.yaml"
-    os.mkfifo(pipe)
-    file.write_text("include: pipe.yaml\n")
-    path = pipe if where == "the file itself" else file
+    path = tmp_path / "pipe.yaml"
+    os.mkfifo(path)
     with pytest.raises(ConfigError, match="it is a named pipe, not a regular file"):
         ConfigManager.load_config(path, environment={})
 

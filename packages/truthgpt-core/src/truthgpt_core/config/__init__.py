@@ -8,7 +8,6 @@ Importing this package costs pydantic's import; the rest of the core does withou
 """
 
 from truthgpt_core.config.components import ComponentName
-from truthgpt_core.config.includes import MAX_FILES, MAX_INCLUDE_DEPTH
 from truthgpt_core.config.loading import (
     LoadedYaml,
     ResolvedRow,
@@ -23,7 +22,6 @@ from truthgpt_core.config.manager import (
 )
 from truthgpt_core.config.overrides import ENVIRONMENT_PREFIX
 from truthgpt_core.config.problems import MAX_PROBLEMS, ConfigError, Origin, Problem
-from truthgpt_core.config.references import MAX_REFERENCE_DEPTH
 from truthgpt_core.config.sections import (
     ConfigSections,
     CoreConfig,
@@ -46,12 +44,9 @@ __all__ = [
     "ENVIRONMENT_PREFIX",
     "MAX_BYTES",
     "MAX_DEPTH",
-    "MAX_FILES",
-    "MAX_INCLUDE_DEPTH",
     "MAX_INTEGER_CHARACTERS",
     "MAX_NODES",
     "MAX_PROBLEMS",
-    "MAX_REFERENCE_DEPTH",
     "ComponentName",
     "ConfigError",
     "ConfigManager",

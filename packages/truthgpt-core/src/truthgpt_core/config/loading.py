@@ -17,15 +17,20 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from truthgpt_core.config.components import Factories, lookup_in
-from truthgpt_core.config.includes import INCLUDE, read_with_includes
-from truthgpt_core.config.model_shape import keys_at, names_of, unknown_keys
+from truthgpt_core.config.model_shape import names_of, unknown_keys
 from truthgpt_core.config.nodes import KeyPath, Node, format_path, parse_path
 from truthgpt_core.config.overrides import apply_environment, apply_overrides
-from truthgpt_core.config.problems import DEFAULT, Origin, ProblemLog, suggest
-from truthgpt_core.config.references import resolve_references
+from truthgpt_core.config.problems import DEFAULT, Origin, ProblemLog, describe, suggest
 from truthgpt_core.config.validation import UNKNOWN_KEY, validate
-from truthgpt_core.config.yaml_source import MAX_DEPTH, MAX_NODES
+from truthgpt_core.config.yaml_source import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_NODES,
+    UnreadableError,
+    parse_file_text,
+)
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.paths import open_regular
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -100,14 +105,12 @@ def load_yaml_model(
 ) -> ModelT:
     """Read a YAML file into a pydantic model.
 
-    Priority, from the lowest: the model's defaults, files named by the top-level `include` key,
-    the file, `environment`, `overrides`. Then `${section.key}` references are resolved, and the
-    result is validated. Keys that the model does not know are errors unless its own
-    configuration says `extra="allow"`.
+    Priority, from the lowest: the model's defaults, the file, `environment`, `overrides`. Keys
+    that the model does not know are errors unless its own configuration says `extra="allow"`.
 
     Args:
-        path: the file; relative `include` paths start from its directory.
-        model: what the file has to be. It may not have a field that is called `include`.
+        path: the file.
+        model: what the file has to be.
         overrides: `section.key=value` texts with YAML values, the later over the earlier.
         environment: variables, of which those named `TRUTHGPT_CONFIG__section__key` are read;
             none unless given.
@@ -120,7 +123,6 @@ def load_yaml_model(
     Raises:
         ConfigError: all that is wrong, with `file:line:column` for each.
         TruthGPTError: `overrides` is one text.
-        ValueError: `model` has a field that is called `include`.
     """
     return load_located(path, model, overrides, environment, factories=factories).value
 
@@ -150,31 +152,67 @@ def load_located(
     Raises:
         ConfigError: as for `load_yaml_model`.
         TruthGPTError: as for `load_yaml_model`.
-        ValueError: as for `load_yaml_model`.
     """
-    if INCLUDE in keys_at(model, ()):
-        raise ValueError(f'{model.__name__} has a field "{INCLUDE}", which names files to include')
     if isinstance(overrides, str):
         raise TruthGPTError(
             f'overrides are a list of texts, not the text "{overrides}"',
             hint=f'Write ["{overrides}"].',
         )
     log = ProblemLog()
-    root = read_with_includes(os.fspath(path), log)
-    if root is None:
-        log.raise_if_any()
-    assert root is not None
+    root = _read(os.fspath(path), log)
     root = apply_environment(root, environment, model, log)
     root = apply_overrides(root, overrides, model, log)
     if root.size > MAX_NODES or root.height > MAX_DEPTH + 1:
         log.add(root.origin, "", f"more than {MAX_NODES} values, or {MAX_DEPTH} in one another")
         log.raise_if_any()
-    root = resolve_references(root, model, log)
     _check_keys(root, model, log, unknown_section_hint)
     value = validate(root, model, log, lookup_in(factories))
     log.raise_if_any()
     assert value is not None
     return LoadedYaml(value, root)
+
+
+def _read(path: str, log: ProblemLog) -> Node:
+    """Return the tree of a file that is a mapping.
+
+    Raises:
+        ConfigError: it cannot be read, or is none; what its keys lack says nothing then.
+    """
+    try:
+        try:
+            with open_regular(path) as file:
+                data = file.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise UnreadableError(Origin(path), *_unreadable(path, error)) from None
+        root = parse_file_text(data, path, log)
+        if not isinstance(root.value, dict) and not root.broken:
+            found = describe(root.value)
+            message = f"the file has to be a mapping of keys to values, not {found}"
+            raise UnreadableError(root.origin, message)
+    except UnreadableError as error:
+        log.add(error.origin, "", error.message, error.hint)
+        raise log.error() from None
+    if root.broken:
+        raise log.error()
+    return root
+
+
+def _unreadable(path: str, error: Exception) -> tuple[str, str | None]:
+    """Return what to say about a file that cannot be opened, and a hint."""
+    if isinstance(error, FileNotFoundError):
+        return "the file does not exist", _nearby(path)
+    if isinstance(error, IsADirectoryError) or os.path.isdir(path):  # noqa: PTH112
+        return "the file is a directory", None
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"the file cannot be read: {reason}", None
+
+
+def _nearby(path: str) -> str | None:
+    try:
+        names = os.listdir(os.path.dirname(path) or ".")  # noqa: PTH120, PTH208
+    except OSError:
+        return None
+    return suggest(os.path.basename(path), names)  # noqa: PTH119
 
 
 def _check_keys(root: Node, model: type[BaseModel], log: ProblemLog, hint: str | None) -> None:
@@ -184,8 +222,6 @@ def _check_keys(root: Node, model: type[BaseModel], log: ProblemLog, hint: str |
         hints = [suggest(path[-1], known)]
         if len(path) == 1:
             hints.append(hint)
-        elif path[-1] == INCLUDE:
-            hints = ["Files are included at the top level only."]
         shown = " ".join(filter(None, hints)) or None
         log.add(node.named_at, format_path(path), UNKNOWN_KEY, shown)
 

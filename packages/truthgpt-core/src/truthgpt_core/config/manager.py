@@ -46,7 +46,7 @@ class ConfigManager:
     ) -> ConfigManager:
         """Read a training configuration.
 
-        Priority, from the lowest: defaults, included files, the file, variables named
+        Priority, from the lowest: defaults, the file, variables named
         `TRUTHGPT_CONFIG__section__key`, `overrides`.
 
         Args:
@@ -108,8 +108,7 @@ class ConfigManager:
             path: such as `training.learning_rate`.
 
         Returns:
-            `file:line:column`, `environment NAME`, `override N` (from 1) or `default`. For a
-            reference, where the reference stands.
+            `file:line:column`, `environment NAME`, `override N` (from 1) or `default`.
 
         Raises:
             TruthGPTError: there is no such key.

@@ -94,39 +94,23 @@ def ignored_keys(
 
 def keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     """Return the keys that the model knows of in the mapping at `path`."""
-    annotations: list[Any] = [model]
-    for segment in path:
-        annotations = list(_below(annotations, segment))
-    return [key for shape in _shapes(_options(annotations)) for key in shape.keys]
+    return [key for shape in _shapes_at(model, path) for key in shape.keys]
 
 
-def default_at(model: type[BaseModel], path: KeyPath, written: int = 0) -> Node | None:
-    """Return the default the model has for `path`, or None.
-
-    Args:
-        model: the type of the whole file.
-        path: the keys to follow.
-        written: how many of them stand in the file; where a key stands there, the default of
-            its own field no longer counts, only those of the fields below.
-    """
-    annotations: list[Any] = [model]
-    for depth, segment in enumerate(path):
-        if depth >= written:
-            for shape in _shapes(_options(annotations)):
-                found = _default_of(shape.fields.get(segment))
-                if found is not None:
-                    return _descend(found, path[depth + 1 :])
-        annotations = list(_below(annotations, segment))
+def default_list(model: type[BaseModel], path: KeyPath) -> Node | None:
+    """Return the list that the model has at `path` by default; None if it has no list there."""
+    for shape in _shapes_at(model, path[:-1]):
+        found = _default_of(shape.fields.get(path[-1]))
+        if found is not None and isinstance(found.value, tuple):
+            return found
     return None
 
 
-def _descend(node: Node, path: KeyPath) -> Node | None:
-    current: Node | None = node
+def _shapes_at(model: type[BaseModel], path: KeyPath) -> Iterator[Shape]:
+    annotations: list[Any] = [model]
     for segment in path:
-        if current is None:
-            return None
-        current = current.child(segment)
-    return current
+        annotations = list(_below(annotations, segment))
+    yield from _shapes(_options(annotations))
 
 
 def _default_of(info: FieldInfo | None) -> Node | None:

@@ -25,7 +25,7 @@ _INDEX = re.compile(r"0|[1-9][0-9]{0,6}")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One value, immutable, so that aliases and references may share it.
+    """One value, immutable, so that aliases may share it.
 
     Attributes:
         value: a scalar, a dict of nodes or a tuple of nodes.
@@ -55,9 +55,9 @@ class Node:
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "height", height + 1)
 
-    def placed(self, *, key: Origin | None, origin: Origin | None = None) -> Node:
-        """Return the same tree as standing somewhere else."""
-        return replace(self, key=key, origin=origin or self.origin)
+    def placed(self, key: Origin) -> Node:
+        """Return the same tree under a key that stands elsewhere."""
+        return replace(self, key=key)
 
     def with_value(self, value: Value) -> Node:
         """Return another value in the same place."""
@@ -90,17 +90,6 @@ class Node:
         if isinstance(self.value, tuple):
             return [child.plain() for child in self.value]
         return self.value
-
-
-def merge(under: Node, over: Node) -> Node:
-    """Return `under` overridden by `over`, key by key; lists and scalars are replaced whole."""
-    if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
-        return over
-    merged = dict(under.value)
-    for key, child in over.value.items():
-        below = merged.get(key)
-        merged[key] = child if below is None else merge(below, child)
-    return over.with_value(merged)
 
 
 def default_node(value: object) -> Node:

@@ -13,8 +13,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from truthgpt_core.config.includes import INCLUDE
-from truthgpt_core.config.model_shape import default_at
+from truthgpt_core.config.model_shape import default_list
 from truthgpt_core.config.nodes import (
     KeyPath,
     Node,
@@ -85,15 +84,12 @@ def _set(
     root: Node, path: KeyPath, text: str, origin: Origin, model: type[BaseModel], log: ProblemLog
 ) -> Node:
     shown = format_path(path)
-    if path[0] == INCLUDE:
-        log.add(origin, shown, "files are included only by files")
-        return root
     if len(path) > MAX_DEPTH:
         log.add(origin, shown, f"values nest more than {MAX_DEPTH} deep")
         return root
     try:
         value = parse_value(text, origin, log)
-        return _replace_at(root, path, 0, value.placed(key=origin), model)
+        return _replace_at(root, path, 0, value.placed(origin), model)
     except UnreadableError as error:
         log.add(origin, shown, error.message, error.hint)
     except _NowhereError as error:
@@ -119,9 +115,7 @@ def _replace_at(node: Node, path: KeyPath, depth: int, new: Node, model: type[Ba
     entries = dict(node.value) if isinstance(node.value, dict) else {}
     child = entries.get(segment)
     if child is None:
-        child = default_at(model, path[: depth + 1], written=depth)
-        if child is None or not isinstance(child.value, tuple):
-            child = Node({}, new.origin, key=new.origin)
+        child = default_list(model, path[: depth + 1]) or Node({}, new.origin, key=new.origin)
     entries[segment] = _replace_at(child, path, depth + 1, new, model)
     # A scalar that gives way to a mapping takes its place with it: the mapping is the override's.
     return node.with_value(entries) if is_mapping else Node(entries, new.origin, key=node.key)

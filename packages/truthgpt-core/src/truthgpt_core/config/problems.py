@@ -116,6 +116,10 @@ class ProblemLog:
             for problem in self._problems
         )
 
+    def error(self) -> ConfigError:
+        """Return all that has been gathered, to be raised."""
+        return ConfigError(self._problems)
+
     def raise_if_any(self) -> None:
         """Raise what has been gathered.
 
@@ -123,7 +127,7 @@ class ProblemLog:
             ConfigError: there is at least one problem.
         """
         if self._problems:
-            raise ConfigError(self._problems)
+            raise self.error()
 
 
 def shorten(text: str) -> str:

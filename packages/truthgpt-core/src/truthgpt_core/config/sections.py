@@ -18,7 +18,6 @@ from pydantic import (
 )
 
 from truthgpt_core.config.components import ComponentName
-from truthgpt_core.config.includes import INCLUDE
 from truthgpt_core.config.values import Dtype, Fraction
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.transaction import record_undo
@@ -284,7 +283,7 @@ def register_section(name: str, model: type[BaseModel]) -> None:
             hint="Use lower-case letters, digits and single underscores.",
         )
     # An attribute of a model would hide the section, or the section it.
-    if name == INCLUDE or name in _RESERVED or hasattr(BaseModel, name):
+    if name in _RESERVED or hasattr(BaseModel, name):
         raise TruthGPTError(f'the name "{name}" is reserved and cannot name a section')
     registered = _Registered(model, _has_defaults(name, model))
     with _lock:

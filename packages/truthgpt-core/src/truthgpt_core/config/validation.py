@@ -51,7 +51,7 @@ def validate(root: Node, model: type[ModelT], log: ProblemLog, lookup: Lookup) -
     """Return the instance of `model` that the tree describes, or log why there is none.
 
     Args:
-        root: the values, with no references left.
+        root: the values.
         model: the type of the whole file.
         log: takes what is wrong.
         lookup: finds the factories that components are named of.

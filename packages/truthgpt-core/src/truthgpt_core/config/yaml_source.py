@@ -10,7 +10,7 @@ What is read is the core schema of YAML 1.2, not the YAML 1.1 of PyYAML's own lo
   are text, and so is `1_000`;
 - `1e-3`, `1E5` and `.5e-2` are floats, `010` is ten, `0o10` is eight;
 - dates and times are text;
-- keys are text and are given once; `<<` does not merge (use `include` or `${...}`);
+- keys are text and are given once; `<<` does not merge;
 - the tags of the core schema (`!!str 1`) are understood, all others are refused.
 """
 
@@ -28,10 +28,10 @@ from truthgpt_core.config.nodes import Node, Scalar, format_path
 from truthgpt_core.config.problems import Origin, ProblemLog, describe, shorten
 
 MAX_BYTES: Final = 2**20
-"""The size of one file, in bytes, and of the text that references may add, in characters."""
+"""The size of a file, in bytes, and of a value given outside one, in characters."""
 
 MAX_NODES: Final = 50_000
-"""The values in a configuration, after aliases, includes and references are expanded."""
+"""The values in a configuration, those that aliases repeat counted every time."""
 
 MAX_DEPTH: Final = 64
 """How deep values may nest, after the same."""
@@ -181,11 +181,7 @@ def _events(text: str, place: _Place) -> Iterator[Any]:
             raise UnreadableError(place(mark.line, mark.column), _TOO_DEEP) from None
         message = ", ".join(filter(None, (error.context, error.problem)))
         line, column = (mark.line, mark.column) if mark else (0, 0)
-        lines = text.splitlines()
-        hint = None
-        if line < len(lines) and "${" in lines[line]:
-            hint = 'Between [ ] or { } a reference is quoted: "${section.key}".'
-        raise UnreadableError(place(line, column), f"not valid YAML: {message}", hint) from None
+        raise UnreadableError(place(line, column), f"not valid YAML: {message}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # PyYAML lets ValueError and OverflowError of int() and chr() out of its scanner.
         raise UnreadableError(place(0, 0), f"not valid YAML: {error}") from None
@@ -317,7 +313,7 @@ class _TreeBuilder:
             key, at = parent.key
             parent.key = None
             if key is not None:
-                parent.entries[key] = node.placed(key=at)
+                parent.entries[key] = node.placed(at)
 
     def _key(self, node: Node, parent: _Open, *, is_plain: bool) -> str | None:
         """Return the key, or None with a problem logged where it cannot be one."""
@@ -331,7 +327,7 @@ class _TreeBuilder:
             self._broken(
                 node.origin,
                 "merge keys (<<) are not part of YAML 1.2",
-                "Use `include` for files, or write ${section} for a whole section.",
+                "Write the keys out, or give the whole mapping as an alias.",
             )
         elif key in parent.entries:
             first = parent.entries[key].key

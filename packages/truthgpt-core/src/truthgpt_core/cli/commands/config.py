@@ -39,10 +39,10 @@ def show(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print each value of the training configuration FILE, and where it comes from.
 
     That is a place in a file, a variable of the environment, "override N" for the Nth --set, or
-    the default. Values are printed as in JSON, with references resolved.
+    the default. Values are printed as in JSON.
 
-    From the lowest, what goes before what: defaults, included files, FILE, variables named
-    TRUTHGPT_CONFIG__section__key, --set.
+    Priority, from the lowest: defaults, FILE, variables named TRUTHGPT_CONFIG__section__key,
+    --set.
 
     \b
       truthgpt config show train.yaml

@@ -207,7 +207,7 @@ def test_both_parsers_of_pyyaml_agree(write, monkeypatch, content):
         ("text: !!python/name:os.system ''", "f.yaml:1:7: text: the tag !!python/name:os.system"),
         ("inners: !!python/tuple [1]", "f.yaml:1:9: inners: the tag !!python/tuple is not"),
         ("text: !mine x", "f.yaml:1:7: text: the tag !mine is not allowed"),
-        ("count: !!int x", "f.yaml:1:8: count: the text 'x' is no !!int"),
+        ("count: !!int x", "f.yaml:1:8: count: the text 'x' is not a !!int"),
         ("text: *a", "f.yaml:1:7: the alias *a has no anchor"),
         ("inners: &a [*a]", "f.yaml:1:13: inners.0: the alias *a stands inside itself"),
         ("count: 1\n---\ncount: 2", "f.yaml:2:1: a second YAML document begins here"),

@@ -8,7 +8,8 @@ Importing this package costs pydantic's import; the rest of the core does withou
 """
 
 from truthgpt_core.config.components import ComponentName
-from truthgpt_core.config.loading import (
+from truthgpt_core.config.errors import MAX_PROBLEMS, ConfigError, Origin, Problem
+from truthgpt_core.config.loader import (
     LoadedYaml,
     ResolvedRow,
     load_located,
@@ -21,7 +22,6 @@ from truthgpt_core.config.manager import (
     render_resolved,
 )
 from truthgpt_core.config.overrides import ENVIRONMENT_PREFIX
-from truthgpt_core.config.problems import MAX_PROBLEMS, ConfigError, Origin, Problem
 from truthgpt_core.config.sections import (
     ConfigSections,
     CoreConfig,
@@ -32,7 +32,7 @@ from truthgpt_core.config.sections import (
     register_section,
 )
 from truthgpt_core.config.values import DTYPE_ALIASES, Dtype, Fraction, dtype_name, fraction
-from truthgpt_core.config.yaml_source import (
+from truthgpt_core.config.yaml_nodes import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_INTEGER_CHARACTERS,

@@ -9,7 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchema
 from pydantic_core import core_schema
 
 from truthgpt_core.config.components import SCHEMA_KEY, Lookup, choices
-from truthgpt_core.config.model_shape import names_of
+from truthgpt_core.config.validation import names_of
 
 
 class _FileSchema(GenerateJsonSchema):
@@ -44,12 +44,7 @@ class _FileSchema(GenerateJsonSchema):
 
 
 def file_schema(model: type[BaseModel], lookup: Lookup) -> dict[str, Any]:
-    """Return the JSON Schema of the files that `load_yaml_model` reads as `model`.
-
-    Args:
-        model: the type of the whole file.
-        lookup: finds the factories whose components are named.
-    """
+    """Return the JSON Schema of the files that `load_yaml_model` reads as `model`."""
     generated = model.model_json_schema(schema_generator=_FileSchema)
     schema: dict[str, Any] = _with_choices(generated, lookup)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from truthgpt_core.config.components import Factories, lookup_in
+from truthgpt_core.config.errors import suggest
 from truthgpt_core.config.json_schema import file_schema
-from truthgpt_core.config.loading import LoadedYaml, ResolvedRow, load_located
-from truthgpt_core.config.problems import suggest
+from truthgpt_core.config.loader import LoadedYaml, ResolvedRow, load_located
 from truthgpt_core.config.sections import (
     CoreConfig,
     DataSection,
@@ -72,7 +72,7 @@ class ConfigManager:
                 overrides,
                 environment,
                 factories=factories,
-                unknown_section_hint=_UNKNOWN_SECTION,
+                section_hint=_section_hint,
             )
         )
 
@@ -121,7 +121,7 @@ class ConfigManager:
             names = type(self._loaded.value).model_fields
             if name in names:
                 return getattr(self._loaded.value, name)
-            hint = suggest(name, names) or _UNKNOWN_SECTION
+            hint = _section_hint(name, suggest(name, names))
             raise AttributeError(f'the configuration has no section "{name}". {hint}')
         raise AttributeError(name)
 
@@ -166,3 +166,8 @@ def json_schema(
         A schema of draft 2020-12, as plain dicts.
     """
     return file_schema(config_model() if model is None else model, lookup_in(factories))
+
+
+def _section_hint(name: str, suggestion: str | None) -> str:
+    """Return what to do about a section that no plugin has registered."""
+    return f"{suggestion} {_UNKNOWN_SECTION}" if suggestion else _UNKNOWN_SECTION

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from truthgpt_core.config import ConfigManager, plain_config
-from truthgpt_core.config.nodes import format_path
+from truthgpt_core.config.yaml_nodes import format_path
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.event_system import EventType, emit_event
 from truthgpt_core.optimization import Progress, no_progress

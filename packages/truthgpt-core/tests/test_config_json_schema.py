@@ -18,9 +18,9 @@ from truthgpt_core.config import (
     ConfigError,
     ConfigManager,
     Section,
+    get_config_sections,
     json_schema,
     load_yaml_model,
-    register_section,
 )
 from truthgpt_core.transaction import Transaction
 
@@ -79,7 +79,7 @@ class Anything(BaseModel):
 def plugins():
     """Register the section of a plugin for one test."""
     with Transaction() as transaction:
-        register_section("tracking", Tracking)
+        get_config_sections().register("tracking", Tracking)
         yield
     transaction.rollback()
 
@@ -173,7 +173,7 @@ def test_what_loading_closes_is_closed(write) -> None:
         size: Size = {}
         loose: Anything = Anything()
 
-    register_section("kinds", Kinds)
+    get_config_sections().register("kinds", Kinds)
     for value, fine in (
         ("{place: {x: 1}, size: {width: 1}, loose: {any: 1}}", True),
         ("{place: {y: 1}}", False),
@@ -197,7 +197,7 @@ def test_a_field_that_json_has_no_words_for_costs_nothing_else() -> None:
         either: int | Callable[[], int] = 1
         plain: int = 1
 
-    register_section("odd", Odd)
+    get_config_sections().register("odd", Odd)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         schema = json_schema()

@@ -16,7 +16,7 @@ data: {source: text, dataset: wikitext}
 
 SECTION = """
 from truthgpt_core import Plugin, hookimpl
-from truthgpt_core.config import Section, register_section
+from truthgpt_core.config import Section, get_config_sections
 
 class Tracking(Section):
     project: str = "truthgpt"
@@ -127,14 +127,14 @@ class Tracker(Plugin):
 
 RAISES = "raise OSError('no network')"
 FAILING = {
-    "import": f"register_section('tracking', Tracking)\n{RAISES}\n",
+    "import": f"get_config_sections().register('tracking', Tracking)\n{RAISES}\n",
     "initialize": f"""
     def initialize(self, registry):
         {RAISES}
 """,
     "initialize after registering": f"""
     def initialize(self, registry):
-        register_section("tracking", Tracking)
+        get_config_sections().register("tracking", Tracking)
         {RAISES}
 """,
     "this hook": f"""
@@ -229,7 +229,7 @@ def test_a_section_of_a_plugin_that_is_not_installed(load) -> None:
         ),
         (
             "class Tracking:\n    steps: int = 1\n",
-            'the model of the configuration section "tracking" is no pydantic model',
+            'the model of the configuration section "tracking" is not a pydantic model',
         ),
     ],
 )

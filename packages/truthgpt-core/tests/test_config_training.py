@@ -10,8 +10,8 @@ from truthgpt_core.config import (
     ConfigError,
     ConfigManager,
     Section,
+    get_config_sections,
     json_schema,
-    register_section,
     render_resolved,
 )
 from truthgpt_core.errors import TruthGPTError
@@ -145,7 +145,7 @@ def test_environment_of_the_process_is_under_overrides(train_yaml, monkeypatch):
 
 def test_plugin_section_is_an_attribute(train_yaml, plugins):
     """A registered section is read from the file and validated by its model."""
-    register_section("tracking", Tracking)
+    get_config_sections().register("tracking", Tracking)
     config = ConfigManager.load_config(train_yaml, ["tracking.project=x"], environment={})
     assert config.tracking == Tracking(project="x")
     assert "tracking" in dir(config)
@@ -153,7 +153,7 @@ def test_plugin_section_is_an_attribute(train_yaml, plugins):
 
 def test_plugin_section_that_is_not_written_is_its_defaults(train_yaml, plugins):
     """A file that does not mention a plugin stays valid."""
-    register_section("tracking", Tracking)
+    get_config_sections().register("tracking", Tracking)
     config = ConfigManager.load_config(train_yaml, environment={})
     assert config.tracking == Tracking()
     assert config.origin("tracking.tags.1") == "default"
@@ -166,7 +166,7 @@ def test_plugin_section_with_required_fields_may_be_left_out(train_yaml, plugins
         token: str
         size: int = 1
 
-    register_section("needy", Needy)
+    get_config_sections().register("needy", Needy)
     assert ConfigManager.load_config(train_yaml, environment={}).needy is None
     assert any("needy.token" in line for line in problems_of(train_yaml, "needy.size=2"))
 
@@ -180,8 +180,8 @@ def test_section_model_may_allow_extra_keys(train_yaml, plugins):
     class Silent(BaseModel):
         """Pydantic would ignore what it does not know."""
 
-    register_section("loose", Loose)
-    register_section("silent", Silent)
+    get_config_sections().register("loose", Loose)
+    get_config_sections().register("silent", Silent)
     config = ConfigManager.load_config(train_yaml, ["loose.any=1"], environment={})
     assert config.loose.any == 1
     assert "unknown key" in problems_of(train_yaml, "silent.any=1")[0]
@@ -210,16 +210,16 @@ def test_names_clash(name, plugins):
     class Other(Section):
         pass
 
-    register_section("tracking", Tracking)
+    get_config_sections().register("tracking", Tracking)
     with pytest.raises(TruthGPTError, match="taken"):
-        register_section(name, Other)
+        get_config_sections().register(name, Other)
 
 
 def test_the_same_section_again_changes_nothing(train_yaml, plugins):
     """A section may be registered several times, and lasts until each time is taken back."""
-    register_section("tracking", Tracking)
+    get_config_sections().register("tracking", Tracking)
     with Transaction() as again:
-        register_section("tracking", Tracking)
+        get_config_sections().register("tracking", Tracking)
     again.rollback()
     assert ConfigManager.load_config(train_yaml, environment={}).tracking == Tracking()
 
@@ -231,17 +231,17 @@ def test_the_same_section_again_changes_nothing(train_yaml, plugins):
 def test_names_that_cannot_be(name, plugins):
     """What would hide an attribute or could not be written as a key is refused."""
     with pytest.raises(TruthGPTError):
-        register_section(name, Tracking)
+        get_config_sections().register(name, Tracking)
 
 
 def test_registration_is_undone_with_its_transaction(train_yaml):
     """Rolling back takes exactly the section back, and it can be registered anew."""
     with Transaction() as transaction:
-        register_section("tracking", Tracking)
+        get_config_sections().register("tracking", Tracking)
     transaction.rollback()
     assert "unknown key" in problems_of(train_yaml, "tracking.project=x")[0]
     with Transaction() as again:
-        register_section("tracking", Tracking)
+        get_config_sections().register("tracking", Tracking)
     again.rollback()
 
 
@@ -250,7 +250,7 @@ def test_failed_activation_leaves_no_section(train_yaml):
 
     def activate():
         with Transaction():
-            register_section("tracking", Tracking)
+            get_config_sections().register("tracking", Tracking)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -260,7 +260,7 @@ def test_failed_activation_leaves_no_section(train_yaml):
 
 def test_json_schema_describes_the_whole_file(plugins):
     """The schema has core and plugin sections, and closed objects."""
-    register_section("tracking", Tracking)
+    get_config_sections().register("tracking", Tracking)
     schema = json_schema()
     assert set(schema["properties"]) == {
         "model",

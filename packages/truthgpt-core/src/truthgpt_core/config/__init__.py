@@ -29,7 +29,8 @@ from truthgpt_core.config.sections import (
     ModelSection,
     Section,
     TrainingSection,
-    register_section,
+    config_model,
+    get_config_sections,
 )
 from truthgpt_core.config.values import DTYPE_ALIASES, Dtype, Fraction, dtype_name, fraction
 from truthgpt_core.config.yaml_nodes import (
@@ -62,12 +63,13 @@ __all__ = [
     "ResolvedRow",
     "Section",
     "TrainingSection",
+    "config_model",
     "dtype_name",
     "fraction",
+    "get_config_sections",
     "json_schema",
     "load_located",
     "load_yaml_model",
     "plain_config",
-    "register_section",
     "render_resolved",
 ]

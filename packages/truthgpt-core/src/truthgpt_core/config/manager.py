@@ -13,11 +13,13 @@ from truthgpt_core.config.errors import suggest
 from truthgpt_core.config.json_schema import file_schema
 from truthgpt_core.config.loader import LoadedYaml, ResolvedRow, load_located
 from truthgpt_core.config.sections import (
+    ConfigSections,
     CoreConfig,
     DataSection,
     ModelSection,
     TrainingSection,
     config_model,
+    get_config_sections,
 )
 
 _UNKNOWN_SECTION = "If a plugin defines it, that plugin is not installed or not active."
@@ -43,6 +45,7 @@ class ConfigManager:
         *,
         environment: Mapping[str, str] | None = None,
         factories: Factories | None = None,
+        sections: ConfigSections | None = None,
     ) -> ConfigManager:
         """Read a training configuration.
 
@@ -56,6 +59,8 @@ class ConfigManager:
             factories: what names of components, such as `training.scheduler`, are checked
                 against: `PluginManager.factories`. None for those that are published, which are
                 those of `get_plugin_manager()`. Where nothing is registered, any name passes.
+            sections: those that plugins add: `PluginManager.sections`. None for those of
+                `get_config_sections()`.
 
         Returns:
             The configuration.
@@ -68,7 +73,7 @@ class ConfigManager:
         return cls(
             load_located(
                 path,
-                config_model(),
+                config_model(sections or get_config_sections()),
                 overrides,
                 environment,
                 factories=factories,
@@ -152,20 +157,24 @@ def render_resolved(config: ConfigManager | LoadedYaml[Any]) -> Iterator[Resolve
 
 
 def json_schema(
-    model: type[BaseModel] | None = None, *, factories: Factories | None = None
+    model: type[BaseModel] | None = None,
+    *,
+    factories: Factories | None = None,
+    sections: ConfigSections | None = None,
 ) -> dict[str, Any]:
     """Return the JSON Schema of a configuration file, for editors.
 
     Args:
-        model: the type of the file; training configurations with the sections of the plugins
-            that are active unless given.
+        model: the type of the file; training configurations unless given.
         factories: where names of components are looked up, as for `ConfigManager.load_config`;
             those that are registered are the only ones that the schema allows.
+        sections: those of training configurations, as for `ConfigManager.load_config`.
 
     Returns:
         A schema of draft 2020-12, as plain dicts.
     """
-    return file_schema(config_model() if model is None else model, lookup_in(factories))
+    model = model or config_model(sections or get_config_sections())
+    return file_schema(model, lookup_in(factories))
 
 
 def _section_hint(name: str, suggestion: str | None) -> str:

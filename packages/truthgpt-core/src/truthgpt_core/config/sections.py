@@ -247,80 +247,100 @@ _RESERVED: Final = frozenset({"load_config", "origin"})
 _SECTION_NAME: Final = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 
 
-@dataclass
-class _Registered:
+# Compared by identity: the same section may be registered several times.
+@dataclass(frozen=True, eq=False, slots=True)
+class _Registration:
     model: type[BaseModel]
     has_defaults: bool
-    # Each plugin manager of a process activates the plugin.
-    times: int = 0
-
-
-_registered: dict[str, _Registered] = {}
-_lock = threading.Lock()
-
-
-def register_section(name: str, model: type[BaseModel]) -> None:
-    """Add a top-level section to the files that `ConfigManager.load_config` reads.
-
-    A file need not have the section: its value is then the model's defaults, or None if the
-    model cannot be made of defaults alone. Registering the very same model again changes
-    nothing. Taken back when the transaction under way is (see `truthgpt_core.transaction`).
-
-    Args:
-        name: the key: lower-case letters, digits and single underscores between them.
-        model: what the section has to be. Keys it does not name are errors unless its
-            `model_config` says `extra="allow"`; `Section` is a base to derive it from.
-
-    Raises:
-        TruthGPTError: the name is taken, reserved or no name, or `model` is no pydantic model
-            or an unfinished one.
-    """
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise TruthGPTError(f'the model of the configuration section "{name}" is no pydantic model')
-    if not _SECTION_NAME.fullmatch(name):
-        raise TruthGPTError(
-            f'"{name}" cannot name a configuration section',
-            hint="Use lower-case letters, digits and single underscores.",
-        )
-    # An attribute of a model would hide the section, or the section it.
-    if name in _RESERVED or hasattr(BaseModel, name):
-        raise TruthGPTError(f'the name "{name}" is reserved and cannot name a section')
-    registered = _Registered(model, _has_defaults(name, model))
-    with _lock:
-        registered = _registered.get(name, registered)
-        taken = None if registered.model is model else _named(registered.model)
-        if name in CoreConfig.model_fields:
-            taken = "the core"
-        if taken is not None:
-            raise TruthGPTError(f'the configuration section "{name}" is taken by {taken}')
-        registered.times += 1
-        _registered[name] = registered
-    record_undo(lambda: _unregister(name))
 
 
 class ConfigSections:
-    """What a plugin's `register_config_sections` hook registers sections with."""
+    """The sections that a training configuration may have, besides what the core itself reads."""
+
+    def __init__(self) -> None:
+        self._registered: dict[str, list[_Registration]] = {}
+        self._lock = threading.Lock()
 
     def register(self, name: str, model: type[BaseModel]) -> None:
-        """Add a top-level section; see `register_section`."""
-        register_section(name, model)
+        """Add a top-level section to the files that `ConfigManager.load_config` reads.
+
+        A file need not have the section: its value is then the model's defaults, or None if the
+        model cannot be made of defaults alone. The same model may be registered under the same
+        name again. Undone with the transaction that is under way (see
+        `truthgpt_core.transaction`); what was registered before is in force again then.
+
+        Args:
+            name: the key: lower-case letters, digits and single underscores between them.
+            model: what the section has to be. Keys it does not name are errors unless its
+                `model_config` says `extra="allow"`; `Section` is a base to derive it from.
+
+        Raises:
+            TruthGPTError: the name is taken, reserved or not a name, or `model` is not a
+                pydantic model or an unfinished one.
+        """
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            raise TruthGPTError(
+                f'the model of the configuration section "{name}" is not a pydantic model'
+            )
+        if not _SECTION_NAME.fullmatch(name):
+            raise TruthGPTError(
+                f'"{name}" cannot name a configuration section',
+                hint="Use lower-case letters, digits and single underscores.",
+            )
+        # An attribute of a model would hide the section, or the section it.
+        if name in _RESERVED or hasattr(BaseModel, name):
+            raise TruthGPTError(f'the name "{name}" is reserved and cannot name a section')
+        made = _Registration(model, _has_defaults(name, model))
+        with self._lock:
+            before = self._registered.get(name, [])
+            taken = "the core" if name in CoreConfig.model_fields else None
+            if before and before[-1].model is not model:
+                taken = f"{before[-1].model.__module__}.{before[-1].model.__qualname__}"
+            if taken is not None:
+                raise TruthGPTError(f'the configuration section "{name}" is taken by {taken}')
+            self._registered[name] = [*before, made]
+        record_undo(lambda: self._withdraw(name, made))
+
+    def _withdraw(self, name: str, made: _Registration) -> None:
+        with self._lock:
+            left = [each for each in self._registered[name] if each is not made]
+            if left:
+                self._registered[name] = left
+            else:
+                del self._registered[name]
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the fields of the sections, as pydantic takes them."""
+        with self._lock:
+            newest = {name: each[-1] for name, each in self._registered.items()}
+        fields: dict[str, Any] = {}
+        for name, section in newest.items():
+            if section.has_defaults:
+                fields[name] = (section.model, Field(default_factory=section.model))
+            else:
+                fields[name] = (section.model | None, None)
+        return fields
 
 
-def config_model() -> type[CoreConfig]:
-    """Return the model of a whole file, with the sections registered at this moment."""
-    with _lock:
-        sections = dict(_registered)
-    fields: dict[str, Any] = {
-        name: (section.model, Field(default_factory=section.model))
-        if section.has_defaults
-        else (section.model | None, None)
-        for name, section in sections.items()
-    }
+_default = ConfigSections()
+
+
+def get_config_sections() -> ConfigSections:
+    """Return the default sections, which are used where no others are given."""
+    return _default
+
+
+def config_model(sections: ConfigSections) -> type[CoreConfig]:
+    """Return the model of a whole file.
+
+    Args:
+        sections: those that are registered at this moment become its fields.
+    """
     return create_model(
         "TruthGPTConfig",
         __base__=CoreConfig,
         __doc__="A TruthGPT training configuration.",
-        **fields,
+        **sections._fields(),
     )
 
 
@@ -335,14 +355,3 @@ def _has_defaults(name: str, model: type[BaseModel]) -> bool:
             f'the model of the configuration section "{name}" cannot be used: {error.message}'
         ) from error
     return True
-
-
-def _named(model: type[BaseModel]) -> str:
-    return f"{model.__module__}.{model.__qualname__}"
-
-
-def _unregister(name: str) -> None:
-    with _lock:
-        _registered[name].times -= 1
-        if not _registered[name].times:
-            del _registered[name]

@@ -18,7 +18,7 @@ from typing import Any, cast
 import pluggy
 
 from truthgpt_core import hookspecs
-from truthgpt_core.config import ConfigSections
+from truthgpt_core.config import ConfigSections, get_config_sections
 from truthgpt_core.dynamic_factory import DynamicFactory, publish_factory
 from truthgpt_core.errors import TruthGPTError, did_you_mean
 from truthgpt_core.event_system import EventType, emit_event
@@ -51,6 +51,7 @@ class PluginManager:
 
     Args:
         container: where plugins register services; the default container if None.
+        sections: where plugins register sections of the configuration; the default ones if None.
         strict: raise for a broken plugin instead of listing it; if None, the
             environment variable TRUTHGPT_STRICT=1 decides.
 
@@ -61,12 +62,18 @@ class PluginManager:
     Attributes:
         hooks: the hooks of all active plugins, to be called with keyword arguments.
         factories: the named factories that plugins fill.
+        sections: the sections of the configuration, to be given to `ConfigManager.load_config`.
     """
 
     def __init__(
-        self, container: ServiceContainer | None = None, *, strict: bool | None = None
+        self,
+        container: ServiceContainer | None = None,
+        *,
+        sections: ConfigSections | None = None,
+        strict: bool | None = None,
     ) -> None:
         self.container = container if container is not None else get_container()
+        self.sections = sections if sections is not None else get_config_sections()
         self.strict = os.environ.get(STRICT) == "1" if strict is None else strict
         self.factories: Mapping[str, DynamicFactory[Any]] = make_factories()
         # The container's: activating a plugin registers services, and making a service may
@@ -84,7 +91,7 @@ class PluginManager:
         hook = self._pluggy.hook
         hook.register_services.call_historic(kwargs={"registry": self.container.registry})
         hook.register_components.call_historic(kwargs={"factories": self.factories})
-        hook.register_config_sections.call_historic(kwargs={"sections": ConfigSections()})
+        hook.register_config_sections.call_historic(kwargs={"sections": self.sections})
         self.hooks = cast(hookspecs.Hooks, hook)
 
     @one_at_a_time

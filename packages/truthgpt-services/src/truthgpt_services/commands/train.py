@@ -73,7 +73,9 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
 
     plugins = get_plugin_manager()
     plugins.activate_all()
-    config = ConfigManager.load_config(path, overrides, factories=plugins.factories)
+    config = ConfigManager.load_config(
+        path, overrides, factories=plugins.factories, sections=plugins.sections
+    )
     with importing():
         from truthgpt_services.training.distributed import choose_backend
     _refuse_to_mix(expanded(config.output_dir), resume)

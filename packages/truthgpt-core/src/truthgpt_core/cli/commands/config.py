@@ -48,13 +48,13 @@ def show(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
       truthgpt config show train.yaml
       truthgpt config show train.yaml --set training.epochs=3 --set data.source=text
     """  # noqa: D301 - click wants the character, not its escape
-    activate_plugins()
+    plugins = activate_plugins()
     from truthgpt_core.config import ConfigManager, render_resolved
 
-    rows = [
-        row._replace(origin=_from_here(row.origin))
-        for row in render_resolved(ConfigManager.load_config(file, overrides))
-    ]
+    loaded = ConfigManager.load_config(
+        file, overrides, factories=plugins.factories, sections=plugins.sections
+    )
+    rows = [row._replace(origin=_from_here(row.origin)) for row in render_resolved(loaded)]
     if as_json:
         found = [{**row._asdict(), "value": _finite(row.value)} for row in rows]
         click.echo(json.dumps(found, indent=2))
@@ -80,10 +80,11 @@ def schema(output: str | None) -> None:
     \b
       # yaml-language-server: $schema=train.schema.json
     """  # noqa: D301 - click wants the character, not its escape
-    activate_plugins()
+    plugins = activate_plugins()
     from truthgpt_core.config import json_schema
 
-    text = json.dumps(json_schema(), indent=2)
+    found = json_schema(factories=plugins.factories, sections=plugins.sections)
+    text = json.dumps(found, indent=2)
     if output is None:
         click.echo(text)
     else:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from truthgpt_core.training import TrainingBackend
     from truthgpt_services.services.training_job import Assembled
     from truthgpt_services.training.checkpoints import Found
+    from truthgpt_services.training.config_sections import TrainingSection
     from truthgpt_services.training.signals import StopSignals
 
 
@@ -130,6 +131,7 @@ def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) 
         sample,
     )
 
+    training: TrainingSection = config.training
     output, service = expanded(config.output_dir), assembled.service
     # Before listeners write there: what is in it may be another run's, under way.
     service.open()
@@ -145,14 +147,14 @@ def _run(config: ConfigManager, assembled: Assembled, backend: TrainingBackend) 
         ]
 
     def show_samples() -> None:
-        prompts, tokens = config.training.sample_prompts, config.training.sample_tokens
+        prompts, tokens = training.sample_prompts, training.sample_tokens
         # By all processes, each of which may hold a part of the model alone.
         for text in sample(assembled.model, assembled.tokenizer, prompts, tokens):
             if backend.is_main:
                 click.echo(f"  | {visible(' '.join(text.split()))}")
 
     # Who evaluates once in an epoch may have texts that take longer than a few steps.
-    often = config.training.eval_steps is not None
+    often = training.eval_steps is not None
     try:
         service.run(on_evaluated=show_samples, first_and_last=often)
     finally:
@@ -203,6 +205,7 @@ def _tell_run(assembled: Assembled, config: ConfigManager) -> None:
     from truthgpt_services.training.precision import choose_precision
     from truthgpt_services.training.summary import describe_run
 
+    training: TrainingSection = config.training
     if assembled.data_note is not None:
         click.echo(f"{config.data.dataset}: {assembled.data_note}", err=True)
     device = next(assembled.model.parameters()).device
@@ -210,8 +213,8 @@ def _tell_run(assembled: Assembled, config: ConfigManager) -> None:
         assembled.model,
         assembled.train_loader,
         assembled.val_loader,
-        config.training,
-        precision=choose_precision(config.training.precision, device),
+        training,
+        precision=choose_precision(training.precision, device),
         total_steps=assembled.total_steps,
     )
     for line in lines:

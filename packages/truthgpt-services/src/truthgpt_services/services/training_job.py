@@ -29,7 +29,13 @@ from truthgpt_services.models.loading import pick_device, quiet
 from truthgpt_services.services.model_service import ModelService
 from truthgpt_services.services.training_service import TrainingService
 from truthgpt_services.storage.atomic import MARKER, StagedDirectory, explain_write_error
-from truthgpt_services.training.config_sections import ArchitectureSection, LoraSection
+from truthgpt_services.training.config_sections import (
+    ArchitectureSection,
+    DataSection,
+    LoraSection,
+    ModelSection,
+    TrainingSection,
+)
 from truthgpt_services.training.distributed import choose_backend
 from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.optimizers import fast_options, parameter_groups
@@ -84,7 +90,8 @@ def assemble(
     Raises:
         TruthGPTError: something is not there or does not fit.
     """
-    backend = backend or choose_backend(config.training, plugins)
+    training: TrainingSection = config.training
+    backend = backend or choose_backend(training, plugins)
     device = backend.device(device)
     # What is wrong with these is known in a moment; loading a model takes a while.
     pick_device(device)
@@ -102,7 +109,6 @@ def assemble(
         refuse_unknown_tokens(model, tokenizer)
         progress("Preparing the texts", 0, 0)
         train_loader, val_loader = _loaders(config, texts, kept, model, tokenizer, progress)
-    training = config.training
     optimizers = plugins.factories["optimizer_factory"]
     groups = parameter_groups(model, training.weight_decay)
     chosen = optimizers.get_class(training.optimizer)
@@ -149,7 +155,7 @@ def make_scheduler(
         TrainingError: it has to know how many steps there are, and nobody does.
         FactoryError: there is none of that name, or its options are wrong.
     """
-    training = config.training
+    training: TrainingSection = config.training
     factory = plugins.factories["scheduler_factory"]
     takes = inspect.signature(factory.get_class(training.scheduler)).parameters
     known: dict[str, Any] = {}
@@ -206,7 +212,7 @@ def save_trained(
 
 
 def _model(config: ConfigManager, models: ModelService, tokenizer: Any, device: str) -> Any:
-    section = config.model
+    section: ModelSection = config.model
     architecture: ArchitectureSection | None = config.architecture
     if architecture is not None:
         model = new_model(architecture, len(tokenizer)).to(pick_device(device))
@@ -333,7 +339,7 @@ def _refuse_unknown_options(config: ConfigManager, plugins: PluginManager, kind:
 
 def _texts(config: ConfigManager, plugins: PluginManager) -> tuple[TextSource, TextSource | None]:
     """Return the texts to train on and those to validate with."""
-    data = config.data
+    data: DataSection = config.data
     own = data.validation_dataset
     texts, kept = DatasetManager.stream_dataset(
         data.source,
@@ -371,7 +377,8 @@ def _loaders(
     tokenizer: Any,
     progress: Progress,
 ) -> tuple[Any, Any]:
-    data, training = config.data, config.training
+    data: DataSection = config.data
+    training: TrainingSection = config.training
     common: dict[str, Any] = {
         "tokenizer": tokenizer,
         "max_length": data.max_seq_len,

@@ -2,6 +2,7 @@
 
 import enum
 import math
+import os
 import pickle
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,15 +11,13 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from truthgpt_core.config import (
+from truthgpt_core.config import ConfigError, Section, load_yaml_model
+from truthgpt_core.config.errors import MAX_PROBLEMS
+from truthgpt_core.config.yaml_nodes import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_INTEGER_CHARACTERS,
     MAX_NODES,
-    MAX_PROBLEMS,
-    ConfigError,
-    Section,
-    load_yaml_model,
 )
 
 
@@ -68,19 +67,6 @@ class Needs(BaseModel):
 class Deep(BaseModel):
     wanted: int
     other: int = 1
-
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Return a function that writes f.yaml in the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def write(content: str | bytes, name: str = "f.yaml") -> str:
-        data = content.encode() if isinstance(content, str) else content
-        Path(name).write_bytes(data)
-        return name
-
-    return write
 
 
 def failures(path, model=Steps) -> list[str]:
@@ -348,6 +334,22 @@ def test_missing_file_suggests_a_sibling(write):
     assert failures("trian.yaml") == [
         'trian.yaml: the file does not exist. Did you mean "train.yaml"?'
     ]
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path) -> None:
+    """Reading one would hang until something writes to it."""
+    path = tmp_path / "pipe.yaml"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="it is a named pipe, not a regular file"):
+        load_yaml_model(path, Free)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "x" * 5000, "~no-such-user/x", "a\0b"])
+def test_what_is_no_file_is_one_line(path) -> None:
+    """Devices, names that no system takes, home directories of nobody."""
+    with pytest.raises(ConfigError) as caught:
+        load_yaml_model(path, Free)
+    assert len(caught.value.problems) == 1
 
 
 @pytest.mark.parametrize(("path", "message"), [(".", "is a directory"), ("a\0b", "cannot be read")])

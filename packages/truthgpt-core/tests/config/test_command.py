@@ -12,7 +12,7 @@ import pytest
 
 TRAIN_YAML = """\
 model:
-  name_or_path: gpt2
+  name: gpt2
 training:
   learning_rate: 1e-3
   max_grad_norm: .inf
@@ -32,6 +32,13 @@ class Tracking(Section):
 def register_config_sections(sections):
     sections.register("tracking", Tracking)
 """
+
+
+@pytest.fixture
+def site(site):
+    """Installed distributions, one with the sections of trainer.py among them."""
+    site.install_plugin("trainer", Path(__file__).with_name("trainer.py").read_text())
+    return site
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +80,7 @@ def test_show_refuses_components_that_nothing_provides(truthgpt, site) -> None:
     assert "data.source: should be " in result.stderr
     assert 'Did you mean "library_of_books"?' in result.stderr
     schema = json.loads(truthgpt("config", "schema").stdout)
-    choices = schema["$defs"]["DataSection"]["properties"]["source"]["enum"]
+    choices = schema["$defs"]["Data"]["properties"]["source"]["enum"]
     assert "library_of_books" in choices
 
 
@@ -82,14 +89,14 @@ def test_show_says_where_each_value_comes_from(truthgpt, monkeypatch) -> None:
     monkeypatch.setenv("TRUTHGPT_CONFIG__training__epochs", "7")
     result = truthgpt("config", "show", "train.yaml", "--set", "seed=1", "-s", "data.source=jsonl")
     found = shown(result)
-    assert found["model.name_or_path"] == ('"gpt2"', "train.yaml:2:17")
+    assert found["model.name"] == ('"gpt2"', "train.yaml:2:9")
     assert found["data.dataset"] == ('"wiki"', "train.yaml:7:31")
     assert found["data.source"] == ('"jsonl"', "override 2")
     assert found["training.epochs"] == ("7", "environment TRUTHGPT_CONFIG__training__epochs")
     assert found["training.learning_rate"] == ("0.001", "train.yaml:4:18")
     assert found["training.max_grad_norm"] == (".inf", "train.yaml:5:18")
-    assert found["training.weight_decay"] == ("0.0", "default")
-    assert found["model.gradient_checkpointing"] == ("false", "default")
+    assert found["training.optimizer"] == ('"adamw"', "default")
+    assert found["model.dtype"] == ('"auto"', "default")
     assert found["output_dir"] == ('"runs/one"', "train.yaml:6:13")
     assert found["seed"] == ("1", "override 1")
 
@@ -98,9 +105,9 @@ def test_show_is_aligned_and_in_the_order_of_the_model(truthgpt) -> None:
     """Values stand below one another, and so do origins; sections come in a fixed order."""
     lines = truthgpt("config", "show", "train.yaml").stdout.splitlines()
     sections = list(dict.fromkeys(line.split()[0].split(".")[0] for line in lines))
-    assert sections == ["model", "data", "training", "output_dir", "seed"]
+    assert sections == ["output_dir", "seed", "model", "data", "training"]
     by_path = {line.split()[0]: line for line in lines}
-    name, rate = by_path["model.name_or_path"], by_path["training.learning_rate"]
+    name, rate = by_path["model.name"], by_path["training.learning_rate"]
     assert name.index('"gpt2"') == rate.index("0.001")
     assert name.index("train.yaml:2") == rate.index("train.yaml:4")
 
@@ -122,10 +129,10 @@ def test_show_as_json(truthgpt, site) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
     rows = json.loads(result.stdout, parse_constant=refuse)
-    assert rows[0] == {
-        "path": "model.name_or_path",
+    assert rows[2] == {
+        "path": "model.name",
         "value": "gpt2",
-        "origin": "train.yaml:2:17",
+        "origin": "train.yaml:2:9",
     }
     by_path = {row["path"]: row["value"] for row in rows}
     assert by_path["training.learning_rate"] == 0.001
@@ -135,7 +142,7 @@ def test_show_as_json(truthgpt, site) -> None:
 def test_show_names_files_from_here(truthgpt, folder) -> None:
     """A file given by its whole path is named from the working directory."""
     found = shown(truthgpt("config", "show", str(folder / "train.yaml")))
-    assert found["model.name_or_path"][1] == "train.yaml:2:17"
+    assert found["model.name"][1] == "train.yaml:2:9"
 
 
 def test_show_does_not_name_a_file_the_longer_way(truthgpt, folder, monkeypatch) -> None:
@@ -145,7 +152,7 @@ def test_show_does_not_name_a_file_the_longer_way(truthgpt, folder, monkeypatch)
     far.mkdir(parents=True)
     monkeypatch.chdir(far)
     found = shown(truthgpt("config", "show", str(folder / "train.yaml")))
-    assert found["model.name_or_path"][1] == f"{folder / 'train.yaml'}:2:17"
+    assert found["model.name"][1] == f"{folder / 'train.yaml'}:2:9"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
@@ -155,7 +162,7 @@ def test_show_does_not_take_another_file_for_it(truthgpt, folder) -> None:
     (folder / "link").symlink_to(folder / "elsewhere/deep")
     (folder / "elsewhere/train.yaml").write_text(TRAIN_YAML)
     path = f"{folder}/link/../train.yaml"
-    assert shown(truthgpt("config", "show", path))["model.name_or_path"][1] == f"{path}:2:17"
+    assert shown(truthgpt("config", "show", path))["model.name"][1] == f"{path}:2:9"
 
 
 def test_show_tells_all_errors_at_once(truthgpt, monkeypatch) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from truthgpt_core.plugin_system import PluginManager
+from truthgpt_core.config import ConfigSections, config_model
+from truthgpt_core.config.manager import KNOWN_SECTIONS
+from truthgpt_core.plugin_system import PluginManager, State
+from truthgpt_core.service_registry import ServiceContainer
 from truthgpt_core.training import TrainingBackend
 
 ROOT = Path(__file__).parent.parent
@@ -77,3 +80,18 @@ def test_aliases_are_for_optimizations_of_the_same_distribution() -> None:
     aliases = declared("truthgpt.optimizations.aliases")
     assert aliases
     assert set(aliases.values()) <= optimizations
+
+
+def test_the_known_sections_are_those_of_their_distributions() -> None:
+    """An installed distribution registers every section that it is known for, and no other one."""
+    found: dict[str, set[str]] = {}
+    for row in PluginManager(ServiceContainer()).rows():
+        manager = PluginManager(ServiceContainer(), sections=ConfigSections())
+        core = set(config_model(manager.sections).model_fields)
+        if row.distribution is None or row.state is State.BROKEN:
+            continue
+        manager.activate(row.name)
+        found[row.distribution.name] = set(config_model(manager.sections).model_fields) - core
+    assert found["truthgpt-services"]
+    for distribution, names in found.items():
+        assert names == {name for name, it in KNOWN_SECTIONS.items() if it == distribution}

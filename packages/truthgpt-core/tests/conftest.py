@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from truthgpt_core.cli import main as command
+from truthgpt_core.config import ConfigSections
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.service_registry import ServiceContainer
 
@@ -136,8 +137,8 @@ def site(make_site) -> Site:
 
 @pytest.fixture
 def manager() -> PluginManager:
-    """A plugin manager with a container of its own, not strict."""
-    return PluginManager(ServiceContainer())
+    """A plugin manager with a container and sections of its own, not strict."""
+    return PluginManager(ServiceContainer(), sections=ConfigSections())
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from truthgpt_core.event_system import Event, EventType, emit_event, on_event
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.tracking import Outcome, Row, RunStart, TrackerPlugin, flattened
 
-FILE = "model: {name_or_path: m}\ndata: {source: text, dataset: d}\n"
+FILE = "seed: 1\n"
 
 
 class DiarySection(Section):

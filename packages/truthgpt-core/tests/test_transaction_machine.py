@@ -20,7 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from truthgpt_core.config import Section, json_schema, register_section
+from truthgpt_core.config import ConfigSections, Section, json_schema
 from truthgpt_core.dynamic_factory import (
     DynamicFactory,
     FactoryError,
@@ -168,6 +168,7 @@ class Registrations(RuleBasedStateMachine):
         self.emitter = EventEmitter()
         self.heard: list[int] = []
         self.handles: list[Any] = []
+        self.sections = ConfigSections()
         self.factories = [DynamicFactory(Tool), DynamicFactory(Tool)]
         self.publishable = [DynamicFactory(name=PUBLISHED) for _ in range(2)]
         self.begin()  # around everything, for the registries that the process shares
@@ -201,7 +202,7 @@ class Registrations(RuleBasedStateMachine):
         self.factories.clear()  # a factory has open components for as long as it is alive
         assert DynamicFactory(Tool).names() == ()
         assert published() is None
-        assert "sections" not in self.used or not set(SECTIONS) & set(json_schema()["properties"])
+        assert not set(SECTIONS) & set(json_schema(sections=self.sections)["properties"])
 
     # The model
 
@@ -356,7 +357,7 @@ class Registrations(RuleBasedStateMachine):
     @step("sections", name=st.sampled_from(SECTIONS), model=st.sampled_from([Small, Large]))
     def register_section(self, name: str, model: type[Section]) -> None:
         key = ("section", name)
-        register = partial(register_section, name, model)
+        register = partial(self.sections.register, name, model)
         self.attempt(register, self.top(*key) in (None, model), key, model)
 
     # What can be seen
@@ -414,7 +415,7 @@ class Registrations(RuleBasedStateMachine):
                     factory.create(alias)
 
     def sections_are_in_the_schema(self) -> None:
-        properties = json_schema()["properties"]
+        properties = json_schema(sections=self.sections)["properties"]
         for name in SECTIONS:
             model = self.top("section", name)
             assert (name in properties) is (model is not None)

@@ -89,7 +89,7 @@ def register_config_sections(sections: ConfigSections) -> None:
 
     Args:
         sections: `sections.register("my_section", MySection)` adds a section, which is
-            a pydantic model.
+            a pydantic model; with `required=True`, every file has to have it.
     """
 
 

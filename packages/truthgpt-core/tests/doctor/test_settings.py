@@ -11,7 +11,8 @@ import pytest
 from truthgpt_core.diagnosis import Diagnosis, Status
 from truthgpt_core.doctor.settings import KNOWN, diagnose_cache, diagnose_environment
 
-REQUIRED = "model: {name_or_path: m}\ndata: {source: text, dataset: d}\n"
+REQUIRED = "model: {name: m}\ndata: {source: text, dataset: d}\n"
+TRAINER = Path(__file__).parents[1] / "config" / "trainer.py"
 
 
 # The cache directory
@@ -118,8 +119,9 @@ def test_a_value_that_strict_does_not_understand_is_a_warning() -> None:
 
 
 @pytest.fixture
-def configured(truthgpt, tmp_path):
+def configured(truthgpt, site, tmp_path):
     """Check a configuration; return the exit code and the findings about it."""
+    site.install_plugin("trainer", TRAINER.read_text())
 
     def run(text: str) -> tuple[int, list[dict[str, str]]]:
         (tmp_path / "training.yaml").write_text(text + REQUIRED)

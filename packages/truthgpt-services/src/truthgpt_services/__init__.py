@@ -1,7 +1,8 @@
 """Load, train, optimize, measure and run open language models.
 
-The services are imported when first used: importing this package does not import torch. It lets
-transformers load models that TruthGPT saved, once transformers is imported.
+The services are imported when first used: importing this package does not import torch. Once
+transformers is imported, it loads models that TruthGPT saved; once `truthgpt_core.config` is,
+training configurations have the sections of this package.
 """
 
 from __future__ import annotations
@@ -37,4 +38,9 @@ def _register_with_transformers() -> None:
     register()
 
 
+def _register_config_sections() -> None:
+    import_module(f"{__name__}.training.config_sections")
+
+
 after_import("transformers.quantizers.auto", _register_with_transformers)
+after_import("truthgpt_core.config.sections", _register_config_sections)

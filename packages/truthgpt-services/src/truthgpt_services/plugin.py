@@ -85,11 +85,10 @@ class ServicesPlugin(Plugin):
 
     @hookimpl
     def register_config_sections(self, sections: ConfigSections) -> None:
-        """Register `architecture` and `lora`."""
-        from truthgpt_services.training.config_sections import ArchitectureSection, LoraSection
+        """Register `model`, `data`, `training`, `architecture` and `lora`."""
+        from truthgpt_services.training.config_sections import register_sections
 
-        sections.register("architecture", ArchitectureSection)
-        sections.register("lora", LoraSection)
+        register_sections(sections)
 
     @hookimpl
     def diagnose(self) -> Iterator[Diagnosis]:

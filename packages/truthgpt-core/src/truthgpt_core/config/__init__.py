@@ -1,78 +1,53 @@
 """Configuration: YAML files, overrides and environment into typed, validated sections.
 
-`ConfigManager.load_config` reads training configurations, to which plugins add sections with
-`register_section`. `load_yaml_model` reads any other file into a pydantic model of its own.
+`ConfigManager.load_config` reads training configurations, whose sections plugins register in a
+`ConfigSections`. `load_yaml_model` reads any other file into a pydantic model of its own.
 Nothing in a file names code to import.
 
 Importing this package costs pydantic's import; the rest of the core does without it.
 """
 
 from truthgpt_core.config.components import ComponentName
-from truthgpt_core.config.includes import MAX_FILES, MAX_INCLUDE_DEPTH
-from truthgpt_core.config.loading import (
-    LoadedYaml,
-    ResolvedRow,
-    load_located,
-    load_yaml_model,
-)
+from truthgpt_core.config.errors import ConfigError, Origin, Problem
+from truthgpt_core.config.loader import LoadedYaml, ResolvedRow, load_located, load_yaml_model
 from truthgpt_core.config.manager import (
     ConfigManager,
     json_schema,
     plain_config,
     render_resolved,
 )
-from truthgpt_core.config.overrides import ENVIRONMENT_PREFIX
-from truthgpt_core.config.problems import MAX_PROBLEMS, ConfigError, Origin, Problem
-from truthgpt_core.config.references import MAX_REFERENCE_DEPTH
 from truthgpt_core.config.sections import (
+    DTYPE_ALIASES,
     ConfigSections,
-    CoreConfig,
-    DataSection,
-    ModelSection,
+    Dtype,
+    Fraction,
     Section,
-    TrainingSection,
-    register_section,
-)
-from truthgpt_core.config.values import DTYPE_ALIASES, Dtype, Fraction, dtype_name, fraction
-from truthgpt_core.config.yaml_source import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_INTEGER_CHARACTERS,
-    MAX_NODES,
+    config_model,
+    dtype_name,
+    fraction,
+    get_config_sections,
 )
 
 __all__ = [
     "DTYPE_ALIASES",
-    "ENVIRONMENT_PREFIX",
-    "MAX_BYTES",
-    "MAX_DEPTH",
-    "MAX_FILES",
-    "MAX_INCLUDE_DEPTH",
-    "MAX_INTEGER_CHARACTERS",
-    "MAX_NODES",
-    "MAX_PROBLEMS",
-    "MAX_REFERENCE_DEPTH",
     "ComponentName",
     "ConfigError",
     "ConfigManager",
     "ConfigSections",
-    "CoreConfig",
-    "DataSection",
     "Dtype",
     "Fraction",
     "LoadedYaml",
-    "ModelSection",
     "Origin",
     "Problem",
     "ResolvedRow",
     "Section",
-    "TrainingSection",
+    "config_model",
     "dtype_name",
     "fraction",
+    "get_config_sections",
     "json_schema",
     "load_located",
     "load_yaml_model",
     "plain_config",
-    "register_section",
     "render_resolved",
 ]

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 
 from truthgpt_core.config.components import Factories, lookup_in
+from truthgpt_core.config.errors import comes_with, suggest
 from truthgpt_core.config.json_schema import file_schema
-from truthgpt_core.config.loading import LoadedYaml, ResolvedRow, load_located
-from truthgpt_core.config.problems import suggest
+from truthgpt_core.config.loader import LoadedYaml, ResolvedRow, load_located
 from truthgpt_core.config.sections import (
+    ConfigSections,
     CoreConfig,
-    DataSection,
-    ModelSection,
-    TrainingSection,
     config_model,
+    get_config_sections,
 )
 
 _UNKNOWN_SECTION = "If a plugin defines it, that plugin is not installed or not active."
+
+KNOWN_SECTIONS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("architecture", "data", "lora", "model", "training"), "truthgpt-services"),
+    **{name: f"truthgpt-plugin-{name}" for name in ("mlflow", "tensorboard", "trackio", "wandb")},
+}
+"""Sections that are known to exist, and the distributions that have them; for hints only."""
 
 
 class ConfigManager:
     """A loaded training configuration; its sections are its attributes.
 
-    The sections of plugins are attributes too, under the names they are registered with.
+    They are those that are registered in the `ConfigSections` that it was loaded with, under
+    the same names.
 
     Args:
         loaded: what was read; use `load_config` to read it.
@@ -43,10 +49,11 @@ class ConfigManager:
         *,
         environment: Mapping[str, str] | None = None,
         factories: Factories | None = None,
+        sections: ConfigSections | None = None,
     ) -> ConfigManager:
         """Read a training configuration.
 
-        Priority, from the lowest: defaults, included files, the file, variables named
+        Priority, from the lowest: defaults, the file, variables named
         `TRUTHGPT_CONFIG__section__key`, `overrides`.
 
         Args:
@@ -56,6 +63,8 @@ class ConfigManager:
             factories: what names of components, such as `training.scheduler`, are checked
                 against: `PluginManager.factories`. None for those that are published, which are
                 those of `get_plugin_manager()`. Where nothing is registered, any name passes.
+            sections: the sections that the file may have: `PluginManager.sections`. None for
+                those of `get_config_sections()`.
 
         Returns:
             The configuration.
@@ -63,33 +72,16 @@ class ConfigManager:
         Raises:
             ConfigError: all that is wrong, with `file:line:column` for each.
         """
-        if environment is None:
-            environment = os.environ
         return cls(
             load_located(
                 path,
-                config_model(),
+                config_model(sections or get_config_sections()),
                 overrides,
-                environment,
+                os.environ if environment is None else environment,
                 factories=factories,
-                unknown_section_hint=_UNKNOWN_SECTION,
+                section_hint=_section_hint,
             )
         )
-
-    @property
-    def model(self) -> ModelSection:
-        """The section `model`."""
-        return self._loaded.value.model
-
-    @property
-    def data(self) -> DataSection:
-        """The section `data`."""
-        return self._loaded.value.data
-
-    @property
-    def training(self) -> TrainingSection:
-        """The section `training`."""
-        return self._loaded.value.training
 
     @property
     def output_dir(self) -> str:
@@ -108,8 +100,7 @@ class ConfigManager:
             path: such as `training.learning_rate`.
 
         Returns:
-            `file:line:column`, `environment NAME`, `override N` (from 1) or `default`. For a
-            reference, where the reference stands.
+            `file:line:column`, `environment NAME`, `override N` (from 1) or `default`.
 
         Raises:
             TruthGPTError: there is no such key.
@@ -117,12 +108,12 @@ class ConfigManager:
         return self._loaded.origin(path)
 
     def __getattr__(self, name: str) -> Any:
-        # Only what is no attribute otherwise comes here: the sections of plugins.
+        # Only what is not an attribute otherwise comes here: the sections.
         if not name.startswith("_"):
             names = type(self._loaded.value).model_fields
             if name in names:
                 return getattr(self._loaded.value, name)
-            hint = suggest(name, names) or _UNKNOWN_SECTION
+            hint = _section_hint(name, suggest(name, names))
             raise AttributeError(f'the configuration has no section "{name}". {hint}')
         raise AttributeError(name)
 
@@ -153,17 +144,28 @@ def render_resolved(config: ConfigManager | LoadedYaml[Any]) -> Iterator[Resolve
 
 
 def json_schema(
-    model: type[BaseModel] | None = None, *, factories: Factories | None = None
+    model: type[BaseModel] | None = None,
+    *,
+    factories: Factories | None = None,
+    sections: ConfigSections | None = None,
 ) -> dict[str, Any]:
     """Return the JSON Schema of a configuration file, for editors.
 
     Args:
-        model: the type of the file; training configurations with the sections of the plugins
-            that are active unless given.
+        model: the type of the file; training configurations unless given.
         factories: where names of components are looked up, as for `ConfigManager.load_config`;
             those that are registered are the only ones that the schema allows.
+        sections: those of training configurations, as for `ConfigManager.load_config`.
 
     Returns:
         A schema of draft 2020-12, as plain dicts.
     """
-    return file_schema(config_model() if model is None else model, lookup_in(factories))
+    model = model or config_model(sections or get_config_sections())
+    return file_schema(model, lookup_in(factories))
+
+
+def _section_hint(name: str, suggestion: str | None) -> str:
+    """Return what to do about a section that no plugin has registered."""
+    if name in KNOWN_SECTIONS:
+        return comes_with(KNOWN_SECTIONS[name])
+    return f"{suggestion} {_UNKNOWN_SECTION}" if suggestion else _UNKNOWN_SECTION

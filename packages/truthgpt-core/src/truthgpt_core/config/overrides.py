@@ -13,25 +13,22 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from truthgpt_core.config.includes import INCLUDE
-from truthgpt_core.config.model_shape import default_at
-from truthgpt_core.config.nodes import (
+from truthgpt_core.config.errors import Origin, ProblemLog
+from truthgpt_core.config.validation import default_list
+from truthgpt_core.config.yaml_nodes import (
+    MAX_DEPTH,
     KeyPath,
     Node,
+    UnreadableError,
     format_path,
     list_index,
     parse_path,
+    parse_value,
     split_assignment,
 )
-from truthgpt_core.config.problems import Origin, ProblemLog
-from truthgpt_core.config.yaml_source import MAX_DEPTH, UnreadableError, parse_value
 
 ENVIRONMENT_PREFIX: Final = "TRUTHGPT_CONFIG__"
 """What the names of variables begin with that set values; `__` divides the rest into keys."""
-
-
-class _NowhereError(Exception):
-    """A path that leads nowhere; its text says why."""
 
 
 def apply_environment(
@@ -41,12 +38,6 @@ def apply_environment(
 
     Keys are spelled as in the file, in upper or lower case; where the system folds the case of
     variables' names, as Windows does, keys in lower case cannot be set.
-
-    Args:
-        root: the values so far.
-        environment: the variables.
-        model: the type of the whole file, for lists that are defaults.
-        log: takes what is wrong.
     """
     for name in sorted(environment):
         if name.startswith(ENVIRONMENT_PREFIX):
@@ -62,14 +53,7 @@ def apply_environment(
 def apply_overrides(
     root: Node, overrides: Sequence[str], model: type[BaseModel], log: ProblemLog
 ) -> Node:
-    """Set what `path=value` texts give, the later over the earlier.
-
-    Args:
-        root: the values so far.
-        overrides: the texts.
-        model: the type of the whole file, for lists that are defaults.
-        log: takes what is wrong.
-    """
+    """Set what `path=value` texts give, the later over the earlier."""
     for number, text in enumerate(overrides, 1):
         origin = Origin(f"override {number}", text=text)
         assignment = split_assignment(text)
@@ -85,19 +69,14 @@ def _set(
     root: Node, path: KeyPath, text: str, origin: Origin, model: type[BaseModel], log: ProblemLog
 ) -> Node:
     shown = format_path(path)
-    if path[0] == INCLUDE:
-        log.add(origin, shown, "files are included only by files")
-        return root
     if len(path) > MAX_DEPTH:
         log.add(origin, shown, f"values nest more than {MAX_DEPTH} deep")
         return root
     try:
         value = parse_value(text, origin, log)
-        return _replace_at(root, path, 0, value.placed(key=origin), model)
+        return _replace_at(root, path, 0, value.placed(origin), model)
     except UnreadableError as error:
         log.add(origin, shown, error.message, error.hint)
-    except _NowhereError as error:
-        log.add(origin, shown, str(error))
     return root
 
 
@@ -108,20 +87,20 @@ def _replace_at(node: Node, path: KeyPath, depth: int, new: Node, model: type[Ba
     if isinstance(node.value, tuple):
         index = list_index(segment)
         if index is None or index >= len(node.value):
-            raise _NowhereError(
+            raise UnreadableError(
+                new.origin,
                 f"{format_path(path[:depth])} is a list of {len(node.value)}, "
-                f'"{segment}" is no index into it'
+                f'"{segment}" is not an index into it',
             )
         items = list(node.value)
         items[index] = _replace_at(items[index], path, depth + 1, new, model)
         return node.with_value(tuple(items))
-    is_mapping = isinstance(node.value, dict)
-    entries = dict(node.value) if isinstance(node.value, dict) else {}
-    child = entries.get(segment)
+    if not isinstance(node.value, dict):
+        # A scalar that gives way to a mapping takes its place with it: the mapping is the
+        # override's.
+        return _replace_at(Node({}, new.origin, key=node.key), path, depth, new, model)
+    child = node.value.get(segment)
     if child is None:
-        child = default_at(model, path[: depth + 1], written=depth)
-        if child is None or not isinstance(child.value, tuple):
-            child = Node({}, new.origin, key=new.origin)
-    entries[segment] = _replace_at(child, path, depth + 1, new, model)
-    # A scalar that gives way to a mapping takes its place with it: the mapping is the override's.
-    return node.with_value(entries) if is_mapping else Node(entries, new.origin, key=node.key)
+        child = default_list(model, path[: depth + 1]) or Node({}, new.origin, key=new.origin)
+    below = _replace_at(child, path, depth + 1, new, model)
+    return node.with_value({**node.value, segment: below})

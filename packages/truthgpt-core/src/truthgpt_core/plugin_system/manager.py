@@ -18,7 +18,7 @@ from typing import Any, cast
 import pluggy
 
 from truthgpt_core import hookspecs
-from truthgpt_core.config import ConfigSections
+from truthgpt_core.config import ConfigSections, get_config_sections
 from truthgpt_core.dynamic_factory import DynamicFactory, publish_factory
 from truthgpt_core.errors import TruthGPTError, did_you_mean
 from truthgpt_core.event_system import EventEmitter, EventType, get_event_emitter
@@ -54,8 +54,10 @@ class PluginManager:
 
     Args:
         container: where plugins register services; the default container if None.
-        events: where it tells what becomes of plugins, and what plugins listen to. If None,
-            the default emitter with the default container, and a new one with any other.
+        events: where it emits events, and where plugins listen. If None, the default emitter with
+            the default container, and a new one with any other.
+        sections: where plugins register sections of the configuration; if None, the default ones
+            with the default container, and new ones with any other.
         strict: raise for a broken plugin instead of listing it; if None, the
             environment variable TRUTHGPT_STRICT=1 decides.
 
@@ -68,6 +70,7 @@ class PluginManager:
         events: the emitter of this manager.
         hooks: the hooks of all active plugins, to be called with keyword arguments.
         factories: the named factories that plugins fill.
+        sections: the sections of the configuration, to be given to `ConfigManager.load_config`.
     """
 
     def __init__(
@@ -75,13 +78,17 @@ class PluginManager:
         container: ServiceContainer | None = None,
         *,
         events: EventEmitter | None = None,
+        sections: ConfigSections | None = None,
         strict: bool | None = None,
     ) -> None:
         is_default = container is None
         self.container = get_container() if container is None else container
         if events is None:
             events = get_event_emitter() if is_default else EventEmitter()
+        if sections is None:
+            sections = get_config_sections() if is_default else ConfigSections()
         self.events = events
+        self.sections = sections
         for name, service in (("plugin_manager", self), ("event_emitter", events)):
             if name not in self.container:
                 self.container.register(name, service)
@@ -102,7 +109,7 @@ class PluginManager:
         hook = self._pluggy.hook
         hook.register_services.call_historic(kwargs={"registry": self.container.registry})
         hook.register_components.call_historic(kwargs={"factories": self.factories})
-        hook.register_config_sections.call_historic(kwargs={"sections": ConfigSections()})
+        hook.register_config_sections.call_historic(kwargs={"sections": self.sections})
         hook.register_event_handlers.call_historic(kwargs={"events": self.events})
         self.hooks = cast(hookspecs.Hooks, hook)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from truthgpt_core.training import TrainingBackend
     from truthgpt_services.services.training_job import Assembled, TrainingJob
     from truthgpt_services.training.checkpoints import Found
+    from truthgpt_services.training.config_sections import TrainingSection
     from truthgpt_services.training.signals import StopSignals
 
 
@@ -71,15 +72,18 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
     from truthgpt_services.importing import importing
 
     application = get_application()
-    application.plugins.activate_all()
-    config = ConfigManager.load_config(path, overrides, factories=application.factories)
+    plugins = application.plugins
+    plugins.activate_all()
+    config = ConfigManager.load_config(
+        path, overrides, factories=plugins.factories, sections=plugins.sections
+    )
     with importing():
         job: TrainingJob = application.get_service("training_job")
         from truthgpt_services.training.distributed import choose_backend
     _refuse_to_mix(expanded(config.output_dir), resume)
     with job.training.signals as signals:
         with signals.at_once():
-            backend = choose_backend(config.training, application.plugins)
+            backend = choose_backend(config.training, plugins)
             assembled = _assemble(config, job, device, backend, signals)
             found = assembled.service.resume() if resume else None
         if backend.is_main:
@@ -116,6 +120,7 @@ def _run(config: ConfigManager, assembled: Assembled, emitter: EventEmitter) -> 
     from truthgpt_services.formatting import visible
     from truthgpt_services.training.metrics_log import MetricsFile, ProgressLine, sample
 
+    training: TrainingSection = config.training
     output, service, backend = expanded(config.output_dir), assembled.service, assembled.backend
     # Before listeners write there: what is in it may be another run's, under way.
     service.open()
@@ -129,14 +134,14 @@ def _run(config: ConfigManager, assembled: Assembled, emitter: EventEmitter) -> 
         ]
 
     def show_samples() -> None:
-        prompts, tokens = config.training.sample_prompts, config.training.sample_tokens
+        prompts, tokens = training.sample_prompts, training.sample_tokens
         # By all processes, each of which may hold a part of the model alone.
         for text in sample(assembled.model, assembled.tokenizer, prompts, tokens):
             if backend.is_main:
                 click.echo(f"  | {visible(' '.join(text.split()))}")
 
     # Who evaluates once in an epoch may have texts that take longer than a few steps.
-    often = config.training.eval_steps is not None
+    often = training.eval_steps is not None
     try:
         service.run(on_evaluated=show_samples, first_and_last=often)
     finally:
@@ -180,6 +185,7 @@ def _tell_run(assembled: Assembled, config: ConfigManager) -> None:
     from truthgpt_services.training.precision import choose_precision
     from truthgpt_services.training.summary import describe_run
 
+    training: TrainingSection = config.training
     if assembled.data_note is not None:
         click.echo(f"{config.data.dataset}: {assembled.data_note}", err=True)
     device = next(assembled.model.parameters()).device
@@ -187,8 +193,8 @@ def _tell_run(assembled: Assembled, config: ConfigManager) -> None:
         assembled.model,
         assembled.train_loader,
         assembled.val_loader,
-        config.training,
-        precision=choose_precision(config.training.precision, device),
+        training,
+        precision=choose_precision(training.precision, device),
         total_steps=assembled.total_steps,
     )
     for line in lines:

@@ -15,10 +15,10 @@ def fraction(value: str) -> float:
     Raises:
         click.BadParameter: it is neither.
     """
-    from truthgpt_core.config import values
+    from truthgpt_core import config
 
     try:
-        return values.fraction(value)
+        return config.fraction(value)
     except ValueError:
         raise click.BadParameter(f"{value!r:.60} is not a fraction such as 0.02 or 2%.") from None
 

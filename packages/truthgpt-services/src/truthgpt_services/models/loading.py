@@ -25,7 +25,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from truthgpt_core.config.values import DTYPE_ALIASES, dtype_name
+from truthgpt_core.config.sections import DTYPE_ALIASES, dtype_name
 from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
 from truthgpt_core.terminal_text import harmless
 from truthgpt_services.errors import DeviceError, ModelError

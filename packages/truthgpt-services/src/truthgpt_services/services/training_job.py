@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from truthgpt_core.config import ConfigManager, plain_config
-from truthgpt_core.config.nodes import format_path
+from truthgpt_core.config.yaml_nodes import format_path
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.event_system import EventType
 from truthgpt_core.optimization import Progress, no_progress
@@ -29,7 +29,13 @@ from truthgpt_services.models.loading import pick_device, quiet
 from truthgpt_services.services.model_service import ModelService
 from truthgpt_services.services.training_service import TrainingService
 from truthgpt_services.storage.atomic import MARKER, StagedDirectory, explained_writing
-from truthgpt_services.training.config_sections import ArchitectureSection, LoraSection
+from truthgpt_services.training.config_sections import (
+    ArchitectureSection,
+    DataSection,
+    LoraSection,
+    ModelSection,
+    TrainingSection,
+)
 from truthgpt_services.training.distributed import choose_backend
 from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.optimizers import fast_options, parameter_groups
@@ -106,7 +112,8 @@ class TrainingJob:
             TruthGPTError: something is not there or does not fit.
         """
         plugins, models = self._plugins, self._models
-        backend = backend or choose_backend(config.training, plugins)
+        training: TrainingSection = config.training
+        backend = backend or choose_backend(training, plugins)
         device = backend.device(device)
         # What is wrong with these is known in a moment; loading a model takes a while.
         pick_device(device)
@@ -124,7 +131,6 @@ class TrainingJob:
             refuse_unknown_tokens(model, tokenizer)
             progress("Preparing the texts", 0, 0)
             train_loader, val_loader = _loaders(config, texts, kept, model, tokenizer, progress)
-        training = config.training
         optimizers = plugins.factories["optimizer_factory"]
         groups = parameter_groups(model, training.weight_decay)
         chosen = optimizers.get_class(training.optimizer)
@@ -199,7 +205,7 @@ def make_scheduler(
         TrainingError: it has to know how many steps there are, and nobody does.
         FactoryError: there is none of that name, or its options are wrong.
     """
-    training = config.training
+    training: TrainingSection = config.training
     factory = plugins.factories["scheduler_factory"]
     takes = inspect.signature(factory.get_class(training.scheduler)).parameters
     known: dict[str, Any] = {}
@@ -222,7 +228,7 @@ def make_scheduler(
 
 
 def _model(config: ConfigManager, models: ModelService, tokenizer: Any, device: str) -> Any:
-    section = config.model
+    section: ModelSection = config.model
     architecture: ArchitectureSection | None = config.architecture
     if architecture is not None:
         model = new_model(architecture, len(tokenizer)).to(pick_device(device))
@@ -349,7 +355,7 @@ def _refuse_unknown_options(config: ConfigManager, plugins: PluginManager, kind:
 
 def _texts(config: ConfigManager, plugins: PluginManager) -> tuple[TextSource, TextSource | None]:
     """Return the texts to train on and those to validate with."""
-    data = config.data
+    data: DataSection = config.data
     own = data.validation_dataset
     texts, kept = DatasetManager.stream_dataset(
         data.source,
@@ -387,7 +393,8 @@ def _loaders(
     tokenizer: Any,
     progress: Progress,
 ) -> tuple[Any, Any]:
-    data, training = config.data, config.training
+    data: DataSection = config.data
+    training: TrainingSection = config.training
     common: dict[str, Any] = {
         "tokenizer": tokenizer,
         "max_length": data.max_seq_len,

@@ -20,6 +20,7 @@ from truthgpt_services.models.loading import pick_device
 from truthgpt_services.training.batches import Batch, explain_lost_worker
 from truthgpt_services.training.checkpoint_files import read_checkpoint, write_checkpoint
 from truthgpt_services.training.checkpoints import CheckpointStore, Found
+from truthgpt_services.training.config_sections import read_settings
 from truthgpt_services.training.distributed import choose_backend
 from truthgpt_services.training.errors import CheckpointError, TrainingError, TrainingInterrupted
 from truthgpt_services.training.guards import StepGuard
@@ -27,7 +28,6 @@ from truthgpt_services.training.loop import train
 from truthgpt_services.training.memory import kept_memory
 from truthgpt_services.training.precision import choose_precision, make_scaler
 from truthgpt_services.training.run import EvaluationInterrupted, Run, evaluate
-from truthgpt_services.training.settings import read_settings
 from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.state import Progress, ResumableLoader, TrainingState
 

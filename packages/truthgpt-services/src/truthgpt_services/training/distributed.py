@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from truthgpt_core.config.sections import TrainingSection
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.plugin_system import PluginManager, catalogue
 from truthgpt_core.training import TrainingBackend
 from truthgpt_services.training.batches import IGNORED, Batch
+from truthgpt_services.training.config_sections import TrainingSection
 from truthgpt_services.training.errors import TrainingError
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from truthgpt_core.config.sections import TrainingSection
+from truthgpt_services.training.config_sections import TrainingSection
 from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.state import Progress
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from truthgpt_core.config.sections import TrainingSection
 from truthgpt_core.event_system import EventType
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.training import TrainingBackend, TrainingProgress
 from truthgpt_services.training.batches import Batch, count_targets, to_device
 from truthgpt_services.training.checkpoint_files import read_checkpoint
 from truthgpt_services.training.checkpoints import CheckpointStore, Found
+from truthgpt_services.training.config_sections import TrainingSection
 from truthgpt_services.training.distributed import share_of
 from truthgpt_services.training.errors import TrainingError, TrainingInterrupted
 from truthgpt_services.training.guards import StepGuard, note_evaluation

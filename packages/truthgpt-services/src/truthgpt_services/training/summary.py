@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from truthgpt_core.config.sections import TrainingSection
 from truthgpt_services.formatting import INFINITY, number, seconds, share
+from truthgpt_services.training.config_sections import TrainingSection
 
 if TYPE_CHECKING:
     from rich.console import Console

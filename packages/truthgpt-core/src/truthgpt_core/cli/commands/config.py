@@ -37,22 +37,22 @@ def show(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print each value of the training configuration FILE, and where it comes from.
 
     That is a place in a file, a variable of the environment, "override N" for the Nth --set, or
-    the default. Values are printed as in JSON, with references resolved.
+    the default. Values are printed as in JSON.
 
-    From the lowest, what goes before what: defaults, included files, FILE, variables named
-    TRUTHGPT_CONFIG__section__key, --set.
+    Priority, from the lowest: defaults, FILE, variables named TRUTHGPT_CONFIG__section__key,
+    --set.
 
     \b
       truthgpt config show train.yaml
       truthgpt config show train.yaml --set training.epochs=3 --set data.source=text
     """  # noqa: D301 - click wants the character, not its escape
-    activate_plugins()
+    plugins = activate_plugins()
     from truthgpt_core.config import ConfigManager, render_resolved
 
-    rows = [
-        row._replace(origin=_from_here(row.origin))
-        for row in render_resolved(ConfigManager.load_config(file, overrides))
-    ]
+    loaded = ConfigManager.load_config(
+        file, overrides, factories=plugins.factories, sections=plugins.sections
+    )
+    rows = [row._replace(origin=_from_here(row.origin)) for row in render_resolved(loaded)]
     if as_json:
         found = [{**row._asdict(), "value": _finite(row.value)} for row in rows]
         click.echo(json.dumps(found, indent=2))
@@ -78,10 +78,11 @@ def schema(output: str | None) -> None:
     \b
       # yaml-language-server: $schema=train.schema.json
     """  # noqa: D301 - click wants the character, not its escape
-    activate_plugins()
+    plugins = activate_plugins()
     from truthgpt_core.config import json_schema
 
-    text = json.dumps(json_schema(), indent=2)
+    found = json_schema(factories=plugins.factories, sections=plugins.sections)
+    text = json.dumps(found, indent=2)
     if output is None:
         click.echo(text)
     else:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import pytest
 
 from truthgpt_core import PluginManager
-from truthgpt_core.config import ConfigError, ConfigManager, json_schema
+from truthgpt_core.config import ConfigError, ConfigManager, ConfigSections, json_schema
 from truthgpt_core.plugin_system import State
 from truthgpt_core.service_registry import ServiceContainer
 
-TRAIN_YAML = """\
-model: {name_or_path: gpt2}
-data: {source: text, dataset: wikitext}
-"""
-
 SECTION = """
 from truthgpt_core import Plugin, hookimpl
-from truthgpt_core.config import Section, register_section
+from truthgpt_core.config import Section, get_config_sections
 
 class Tracking(Section):
     project: str = "truthgpt"
@@ -31,44 +26,26 @@ def register_config_sections(sections):
 
 
 @pytest.fixture
-def make_manager(monkeypatch):
-    """Make plugin managers, whose plugins are deactivated at the end of the test."""
-    made: list[PluginManager] = []
-
-    def make() -> PluginManager:
-        made.append(PluginManager(ServiceContainer(), strict=False))
-        return made[-1]
-
-    yield make
-    for manager in made:
-        for row in manager.rows():
-            if row.state is State.ACTIVE:
-                manager.deactivate(row.name)
+def manager() -> PluginManager:
+    """A plugin manager with a container and sections of its own."""
+    return PluginManager(ServiceContainer(), sections=ConfigSections(), strict=False)
 
 
 @pytest.fixture
-def manager(make_manager) -> PluginManager:
-    """A plugin manager whose plugins are deactivated at the end of the test."""
-    return make_manager()
+def load(write, manager):
+    """Load a configuration with the sections of a manager."""
 
-
-@pytest.fixture
-def load(tmp_path):
-    """Load a training configuration with some lines of a plugin's."""
-    path = tmp_path / "train.yaml"
-
-    def load(lines: str = "") -> ConfigManager:
-        path.write_text(TRAIN_YAML + lines, encoding="utf-8")
-        return ConfigManager.load_config(path, environment={})
+    def load(lines: str = "", sections: ConfigSections | None = manager.sections) -> ConfigManager:
+        return ConfigManager.load_config(write(lines), environment={}, sections=sections)
 
     return load
 
 
-def assert_gone(load) -> None:
-    assert "tracking" not in dir(load())
-    assert "tracking" not in json_schema()["properties"]
-    with pytest.raises(ConfigError, match=r":3:1: tracking: unknown key"):
-        load("tracking: {project: x}\n")
+def assert_gone(load, sections: ConfigSections | None) -> None:
+    assert "tracking" not in dir(load("", sections))
+    assert "tracking" not in json_schema(sections=sections)["properties"]
+    with pytest.raises(ConfigError, match=r":1:1: tracking: unknown key"):
+        load("tracking: {project: x}\n", sections)
 
 
 def reason_of(manager: PluginManager, name: str) -> str:
@@ -80,18 +57,13 @@ def reason_of(manager: PluginManager, name: str) -> str:
 def test_a_plugin_adds_a_section(site, manager, load) -> None:
     """What a plugin registers through the hook is read, validated and an attribute."""
     site.install_plugin("tracker", PLUGIN)
+    assert manager.rows()
+    assert_gone(load, manager.sections)
     manager.activate_all()
     config = load("tracking: {project: x}\n")
     assert (config.tracking.project, config.tracking.steps) == ("x", 10)
-    with pytest.raises(ConfigError, match=r":3:19: tracking\.steps: should be an integer"):
+    with pytest.raises(ConfigError, match=r":1:19: tracking\.steps: should be an integer"):
         load("tracking: {steps: many}\n")
-
-
-def test_nothing_is_added_before_activation(site, manager, load) -> None:
-    """A plugin that is installed and not active adds nothing."""
-    site.install_plugin("tracker", PLUGIN)
-    assert manager.rows()
-    assert_gone(load)
 
 
 def test_a_section_goes_with_its_plugin_and_comes_back(site, manager, load) -> None:
@@ -99,19 +71,43 @@ def test_a_section_goes_with_its_plugin_and_comes_back(site, manager, load) -> N
     site.install_plugin("tracker", PLUGIN)
     manager.activate("tracker")
     manager.deactivate("tracker")
-    assert_gone(load)
+    assert_gone(load, manager.sections)
     manager.activate("tracker")
     assert load().tracking.project == "truthgpt"
 
 
-def test_what_was_loaded_stays_when_the_plugin_goes(site, manager, load) -> None:
-    """A configuration keeps the sections that it was loaded with."""
+def test_managers_share_nothing_but_the_sections_that_they_are_given(site, load) -> None:
+    """A plugin of one manager adds nothing to another's sections, nor to the default ones."""
     site.install_plugin("tracker", PLUGIN)
+    one = PluginManager(ServiceContainer(), sections=ConfigSections())
+    other = PluginManager(ServiceContainer(), sections=ConfigSections())
+    one.activate("tracker")
+    assert load("tracking: {project: x}\n", one.sections).tracking.project == "x"
+    assert_gone(load, other.sections)
+    assert_gone(load, None)
+
+
+def test_a_section_lasts_until_the_last_manager_lets_go(site, load) -> None:
+    """Two managers with the same sections may activate one plugin, and end in any order."""
+    site.install_plugin("tracker", PLUGIN)
+    sections = ConfigSections()
+    one, other = (PluginManager(ServiceContainer(), sections=sections) for _ in range(2))
+    one.activate("tracker")
+    other.activate("tracker")
+    one.deactivate("tracker")
+    assert load("tracking: {project: x}\n", sections).tracking.project == "x"
+    other.deactivate("tracker")
+    assert_gone(load, sections)
+
+
+def test_sections_are_the_default_ones_unless_given(site, load) -> None:
+    """A plugin of a manager like `get_plugin_manager()` adds to what everyone reads."""
+    site.install_plugin("tracker", PLUGIN)
+    manager = PluginManager(ServiceContainer())
     manager.activate("tracker")
-    config = load("tracking: {project: x}\n")
+    assert load("tracking: {project: x}\n", None).tracking.project == "x"
     manager.deactivate("tracker")
-    assert config.tracking.project == "x"
-    assert config.origin("tracking.project").endswith(":3:21")
+    assert_gone(load, None)
 
 
 CLASS = f"""{SECTION}
@@ -127,14 +123,14 @@ class Tracker(Plugin):
 
 RAISES = "raise OSError('no network')"
 FAILING = {
-    "import": f"register_section('tracking', Tracking)\n{RAISES}\n",
+    "import": f"get_config_sections().register('tracking', Tracking)\n{RAISES}\n",
     "initialize": f"""
     def initialize(self, registry):
         {RAISES}
 """,
     "initialize after registering": f"""
     def initialize(self, registry):
-        register_section("tracking", Tracking)
+        get_config_sections().register("tracking", Tracking)
         {RAISES}
 """,
     "this hook": f"""
@@ -157,16 +153,17 @@ FAILING = {
 
 
 @pytest.mark.parametrize("failing", FAILING)
-def test_a_plugin_that_fails_leaves_no_section(site, manager, load, failing: str) -> None:
+def test_a_plugin_that_fails_leaves_no_section(site, load, failing: str) -> None:
     """Wherever activation fails, before the section is registered or after it, none is left."""
     site.install(
         "tracker-dist",
         {"truthgpt.plugins": {"tracker": "tracker_module:Tracker"}},
         {"tracker_module.py": f"{CLASS}{FAILING[failing]}"},
     )
+    manager = PluginManager(ServiceContainer(), strict=False)
     manager.activate_all()
     assert reason_of(manager, "tracker").endswith("OSError: no network")
-    assert_gone(load)
+    assert_gone(load, None)
 
 
 def test_of_two_plugins_with_one_section_the_second_is_broken(site, manager, load) -> None:
@@ -178,46 +175,16 @@ def test_of_two_plugins_with_one_section_the_second_is_broken(site, manager, loa
         'the configuration section "tracking" is taken by first_module.Tracking'
     )
     assert type(load().tracking).__module__ == "first_module"
-
-
-def test_a_section_that_was_taken_can_be_had_when_it_is_free(site, manager, load) -> None:
-    """After the first of two plugins is deactivated the section is nobody's, and not half one's."""
-    site.install_plugin("first", PLUGIN)
-    site.install_plugin("second", PLUGIN)
-    manager.activate_all()
     manager.deactivate("first")
-    assert_gone(load)
+    assert_gone(load, manager.sections)
 
 
-def test_a_section_of_the_core_cannot_be_taken(site, manager, load) -> None:
-    """A plugin that claims `training` is broken, and `training` is what it was."""
-    site.install_plugin("greedy", PLUGIN.replace('"tracking"', '"training"'))
+def test_a_key_of_the_core_cannot_be_taken(site, manager, load) -> None:
+    """A plugin that claims `seed` is broken, and `seed` is what it was."""
+    site.install_plugin("greedy", PLUGIN.replace('"tracking"', '"seed"'))
     manager.activate_all()
-    assert reason_of(manager, "greedy") == (
-        'the configuration section "training" is taken by the core'
-    )
-    assert load().training.epochs == 1
-
-
-def test_a_section_lasts_until_the_last_manager_lets_go(site, make_manager, load) -> None:
-    """Two plugin managers of a process may activate one plugin, and end in any order."""
-    site.install_plugin("tracker", PLUGIN)
-    one, other = make_manager(), make_manager()
-    one.activate("tracker")
-    other.activate("tracker")
-    one.deactivate("tracker")
-    assert load("tracking: {project: x}\n").tracking.project == "x"
-    other.deactivate("tracker")
-    assert_gone(load)
-
-
-def test_a_section_of_a_plugin_that_is_not_installed(load) -> None:
-    """A file with such a section is told that a plugin may be missing."""
-    with pytest.raises(ConfigError) as caught:
-        load("wandb: {project: x}\n")
-    (problem,) = caught.value.problems
-    assert (problem.path, problem.message) == ("wandb", "unknown key")
-    assert problem.hint == ("If a plugin defines it, that plugin is not installed or not active.")
+    assert reason_of(manager, "greedy") == 'the configuration section "seed" is taken by the core'
+    assert load().seed == 42
 
 
 @pytest.mark.parametrize(
@@ -229,7 +196,7 @@ def test_a_section_of_a_plugin_that_is_not_installed(load) -> None:
         ),
         (
             "class Tracking:\n    steps: int = 1\n",
-            'the model of the configuration section "tracking" is no pydantic model',
+            'the model of the configuration section "tracking" is not a pydantic model',
         ),
     ],
 )
@@ -238,7 +205,7 @@ def test_an_unusable_model_breaks_its_plugin_alone(site, manager, load, code, re
     site.install_plugin("tracker", f"{SECTION}\n{code}\n{PLUGIN.removeprefix(SECTION)}")
     manager.activate_all()
     assert reason_of(manager, "tracker").startswith(reason)
-    assert_gone(load)
+    assert_gone(load, manager.sections)
 
 
 def test_a_section_that_defaults_do_not_fill_may_be_left_out(site, manager, load) -> None:
@@ -266,7 +233,7 @@ def test_a_section_that_defaults_do_not_fill_may_be_left_out(site, manager, load
     manager.activate_all()
     assert load().tracking is None
     assert load("tracking: {folder: runs}\n").tracking.folder == "runs"
-    with pytest.raises(ConfigError, match=r":3:11: tracking: give url or folder"):
+    with pytest.raises(ConfigError, match=r":1:11: tracking: give url or folder"):
         load("tracking: {}\n")
 
 

@@ -1,8 +1,8 @@
-"""Reading YAML that nobody has vouched for, keeping the place of every key and value.
+"""Reading untrusted YAML into a tree of values that know where they were written.
 
 The tree is built from the parser's events, not from composed nodes: libyaml's composer
-recurses in C and can be driven through the end of the stack, while events come one by one and
-let the limits below be checked before anything is built.
+recurses in C and can overflow the stack, while events come one by one and let the limits below
+be checked before anything is built.
 
 What is read is the core schema of YAML 1.2, not the YAML 1.1 of PyYAML's own loaders:
 
@@ -10,34 +10,46 @@ What is read is the core schema of YAML 1.2, not the YAML 1.1 of PyYAML's own lo
   are text, and so is `1_000`;
 - `1e-3`, `1E5` and `.5e-2` are floats, `010` is ten, `0o10` is eight;
 - dates and times are text;
-- keys are text and are given once; `<<` does not merge (use `include` or `${...}`);
+- keys are text and are given once; `<<` does not merge;
 - the tags of the core schema (`!!str 1`) are understood, all others are refused.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeAlias
 
 import yaml
 
-from truthgpt_core.config.nodes import Node, Scalar, format_path
-from truthgpt_core.config.problems import Origin, ProblemLog, describe, shorten
+from truthgpt_core.config.errors import DEFAULT, Origin, ProblemLog, describe, shorten
 
 MAX_BYTES: Final = 2**20
-"""The size of one file, in bytes, and of the text that references may add, in characters."""
+"""The size of a file, in bytes, and of a value given outside one, in characters."""
 
 MAX_NODES: Final = 50_000
-"""The values in a configuration, after aliases, includes and references are expanded."""
+"""The values in a configuration, those that aliases repeat counted every time."""
 
 MAX_DEPTH: Final = 64
 """How deep values may nest, after the same."""
 
 MAX_INTEGER_CHARACTERS: Final = 500
 """The length of one integer as it is written; Python refuses to print much longer ones."""
+
+KeyPath: TypeAlias = tuple[str, ...]
+"""The segments of a dotted path; a list index is its digits."""
+
+Scalar: TypeAlias = str | int | float | bool | None
+Value: TypeAlias = "Scalar | dict[str, Node] | tuple[Node, ...]"
+
+_SEGMENT = r'(?:"(?:[^"\\]|\\.)*"|[^."=]+)'
+_PATH = re.compile(rf"{_SEGMENT}(?:\.{_SEGMENT})*", re.DOTALL)
+_SEGMENTS = re.compile(_SEGMENT, re.DOTALL)
+_BARE = re.compile(r"[\w-]+")
+_INDEX = re.compile(r"0|[1-9][0-9]{0,6}")
 
 _TOO_DEEP = f"values nest more than {MAX_DEPTH} deep"
 _TOO_DEEP_FOR_LIBYAML = "exceeded maximum nesting depth"
@@ -69,7 +81,7 @@ _Place = Callable[[int, int], Origin]
 
 
 class UnreadableError(Exception):
-    """The text is no YAML, or more than we read; nothing of it can be used."""
+    """The text is not YAML, or more than we read; nothing of it can be used."""
 
     def __init__(self, origin: Origin, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -78,17 +90,124 @@ class UnreadableError(Exception):
         self.hint = hint
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One value, immutable, so that aliases may share it.
+
+    Attributes:
+        value: a scalar, a dict of nodes or a tuple of nodes.
+        origin: where the value stands.
+        key: where its key stands, for a value in a mapping.
+        broken: a stand-in for what could not be read; the reason is reported already.
+        size: the nodes in this tree, shared ones counted every time.
+        height: the levels of this tree; 1 for a scalar.
+    """
+
+    value: Value
+    origin: Origin
+    key: Origin | None = None
+    broken: bool = False
+    size: int = field(default=0, compare=False)
+    height: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.size:
+            # A copy that only stands elsewhere: counting a shared tree again for each place it
+            # is shared by would take time in the square of the file's size.
+            return
+        children: Collection[Node] = ()
+        if isinstance(self.value, dict):
+            children = self.value.values()
+        elif isinstance(self.value, tuple):
+            children = self.value
+        object.__setattr__(self, "size", 1 + sum(child.size for child in children))
+        height = max((child.height for child in children), default=0)
+        object.__setattr__(self, "height", 1 + height)
+
+    def placed(self, key: Origin) -> Node:
+        """Return the same tree under a key that stands elsewhere."""
+        return replace(self, key=key)
+
+    def with_value(self, value: Value) -> Node:
+        """Return another value in the same place."""
+        return Node(value, self.origin, self.key, self.broken)
+
+    def child(self, segment: str) -> Node | None:
+        """Return the node that one segment of a path names, or None."""
+        if isinstance(self.value, dict):
+            return self.value.get(segment)
+        if isinstance(self.value, tuple):
+            index = list_index(segment)
+            return self.value[index] if index is not None and index < len(self.value) else None
+        return None
+
+    @property
+    def named_at(self) -> Origin:
+        """Where to point for what is wrong with the whole: at the key, where there is one."""
+        return self.key or self.origin
+
+    def plain(self) -> object:
+        """Return the value as dicts, lists and scalars."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, tuple):
+            return [child.plain() for child in self.value]
+        return self.value
+
+
+def default_node(value: object) -> Node:
+    """Wrap plain dicts, lists and scalars as nodes whose origin is "default"."""
+    if isinstance(value, dict):
+        return Node({str(key): default_node(child) for key, child in value.items()}, DEFAULT)
+    if isinstance(value, list):
+        return Node(tuple(map(default_node, value)), DEFAULT)
+    assert value is None or isinstance(value, str | int | float | bool)
+    return Node(value, DEFAULT)
+
+
+def list_index(segment: str) -> int | None:
+    """Return the index that a segment stands for, or None if it is not one."""
+    return int(segment) if _INDEX.fullmatch(segment) else None
+
+
+def parse_path(text: str) -> KeyPath | None:
+    """Split `a.b.0` or `a."key.with.dots"` into segments; None if the text is not a path."""
+    if not _PATH.fullmatch(text):
+        return None
+    segments = []
+    for segment in _SEGMENTS.findall(text):
+        if segment.startswith('"'):
+            try:
+                segments.append(json.loads(segment, strict=False))
+            except ValueError:
+                return None
+        elif bare := segment.strip():
+            segments.append(bare)
+        else:
+            return None
+    return tuple(segments)
+
+
+def split_assignment(text: str) -> tuple[str, str] | None:
+    """Split `path=value` at the equals sign that ends the path; None where there is none."""
+    match = _PATH.match(text)
+    if match is None or not text.startswith("=", match.end()):
+        return None
+    return match.group(), text[match.end() + 1 :]
+
+
+def format_path(path: Sequence[str]) -> str:
+    """Return the dotted form of a path, the inverse of `parse_path`."""
+    return ".".join(
+        segment if _BARE.fullmatch(segment) else json.dumps(segment) for segment in path
+    )
+
+
 def resolve_scalar(text: str) -> Scalar:
     """Return what an unquoted scalar stands for in the core schema of YAML 1.2.
 
-    Args:
-        text: the scalar as it is written.
-
-    Returns:
-        null, a boolean, an integer, a float, or the text itself.
-
     Raises:
-        ValueError: a number too long or too large to hold, with a message for people.
+        ValueError: a number too long or too large to hold, with a message for users.
     """
     if text in _CONSTANTS:
         return _CONSTANTS[text]
@@ -124,9 +243,9 @@ def parse_file_text(data: bytes, source: str, log: ProblemLog) -> Node:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8-sig")
+        line, column = _position(data[: error.start].decode("utf-8-sig"))
         raise UnreadableError(
-            _position(source, before),
+            Origin(source, line + 1, column + 1),
             f"the byte 0x{data[error.start]:02x} is not UTF-8",
             "Save the file as UTF-8.",
         ) from None
@@ -134,7 +253,7 @@ def parse_file_text(data: bytes, source: str, log: ProblemLog) -> Node:
     def place(line: int, column: int) -> Origin:
         return Origin(source, line + 1, column + 1)
 
-    root = _build(text, place, log, flow_only=False)
+    root = _TreeBuilder(place, log, flow_only=False).build(text)
     if root is None or (root.value is None and not root.broken):
         return Node({}, root.origin if root else place(0, 0))
     return root
@@ -143,37 +262,32 @@ def parse_file_text(data: bytes, source: str, log: ProblemLog) -> Node:
 def parse_value(text: str, origin: Origin, log: ProblemLog) -> Node:
     """Build the tree of one value given outside a file: a scalar or a flow collection.
 
-    Args:
-        text: the value; empty is null, as it is after a colon in a file.
-        origin: what stands in for every position.
-        log: takes what is wrong with single keys and values.
+    An empty text is null, as it is after a colon in a file; all of it has one origin.
 
     Raises:
         UnreadableError: the text is not YAML, not of that form, or exceeds a limit.
     """
     if len(text) > MAX_BYTES:
         raise UnreadableError(origin, f"the value is longer than {MAX_BYTES} characters")
-    return _build(text, lambda _line, _column: origin, log, flow_only=True) or Node(None, origin)
+    builder = _TreeBuilder(lambda _line, _column: origin, log, flow_only=True)
+    return builder.build(text) or Node(None, origin)
 
 
-def _position(source: str, before: str) -> Origin:
+def _position(before: str) -> tuple[int, int]:
+    """Return the line and the column, both from 0, after a text."""
     lines = before.split("\n")
-    return Origin(source, len(lines), len(lines[-1]) + 1)
+    return len(lines) - 1, len(lines[-1])
 
 
 def _events(text: str, place: _Place) -> Iterator[Any]:
     if match := _UNPRINTABLE.search(text):
-        at = _position("", text[: match.start()])
-        assert at.line is not None
-        assert at.column is not None
         raise UnreadableError(
-            place(at.line - 1, at.column - 1),
+            place(*_position(text[: match.start()])),
             f"the character U+{ord(match[0]):04X} is not allowed in YAML",
             "Write it as an escape in a text in double quotes.",
         )
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        yield from yaml.parse(text, Loader=loader)
+        yield from yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         if error.problem == _TOO_DEEP_FOR_LIBYAML and mark is not None:
@@ -181,11 +295,7 @@ def _events(text: str, place: _Place) -> Iterator[Any]:
             raise UnreadableError(place(mark.line, mark.column), _TOO_DEEP) from None
         message = ", ".join(filter(None, (error.context, error.problem)))
         line, column = (mark.line, mark.column) if mark else (0, 0)
-        lines = text.splitlines()
-        hint = None
-        if line < len(lines) and "${" in lines[line]:
-            hint = 'Between [ ] or { } a reference is quoted: "${section.key}".'
-        raise UnreadableError(place(line, column), f"not valid YAML: {message}", hint) from None
+        raise UnreadableError(place(line, column), f"not valid YAML: {message}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # PyYAML lets ValueError and OverflowError of int() and chr() out of its scanner.
         raise UnreadableError(place(0, 0), f"not valid YAML: {error}") from None
@@ -204,10 +314,6 @@ class _Open:
     key: tuple[str | None, Origin] | None = None
 
 
-def _build(text: str, place: _Place, log: ProblemLog, *, flow_only: bool) -> Node | None:
-    return _TreeBuilder(place, log, flow_only=flow_only).build(_events(text, place))
-
-
 class _TreeBuilder:
     """Turns events into one tree without recursion, checking the limits as it goes."""
 
@@ -221,15 +327,15 @@ class _TreeBuilder:
         self._documents = 0
         self._count = 0
 
-    def build(self, events: Iterator[Any]) -> Node | None:
-        for event in events:
+    def build(self, text: str) -> Node | None:
+        for event in _events(text, self._place):
             origin = self._place(event.start_mark.line, event.start_mark.column)
             if isinstance(event, yaml.ScalarEvent):
                 node = self._scalar(event, origin)
                 self._keep(event.anchor, node)
                 self._place_node(node, is_plain_key=event.implicit[0])
             elif isinstance(event, yaml.AliasEvent):
-                self._place_node(self._alias(event.anchor, origin))
+                self._place_node(self._alias(str(event.anchor), origin))
             elif isinstance(event, yaml.CollectionStartEvent):
                 self._open(event, origin)
             elif isinstance(event, yaml.CollectionEndEvent):
@@ -254,7 +360,7 @@ class _TreeBuilder:
                 raise ValueError(_tag_message(tag))
             value = resolve_scalar(text)
             if type(value) not in _SCALAR_TYPES[kind]:
-                raise ValueError(f"{describe(text)} is no !!{kind}")
+                raise ValueError(f"{describe(text)} is not a !!{kind}")
             if kind == "float":
                 assert isinstance(value, int | float)
                 value = float(value)
@@ -262,8 +368,7 @@ class _TreeBuilder:
         except (ValueError, OverflowError) as error:
             return self._broken(origin, str(error))
 
-    def _alias(self, anchor: str | None, origin: Origin) -> Node:
-        assert anchor is not None
+    def _alias(self, anchor: str, origin: Origin) -> Node:
         if anchor not in self._anchors:
             raise UnreadableError(origin, f"the alias *{shorten(anchor)} has no anchor")
         node = self._anchors[anchor]
@@ -317,7 +422,7 @@ class _TreeBuilder:
             key, at = parent.key
             parent.key = None
             if key is not None:
-                parent.entries[key] = node.placed(key=at)
+                parent.entries[key] = node.placed(at)
 
     def _key(self, node: Node, parent: _Open, *, is_plain: bool) -> str | None:
         """Return the key, or None with a problem logged where it cannot be one."""
@@ -331,7 +436,7 @@ class _TreeBuilder:
             self._broken(
                 node.origin,
                 "merge keys (<<) are not part of YAML 1.2",
-                "Use `include` for files, or write ${section} for a whole section.",
+                "Write the keys out, or give the whole mapping as an alias.",
             )
         elif key in parent.entries:
             first = parent.entries[key].key

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, where, and how to put it right."""
+"""What is wrong with a configuration, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from truthgpt_core.errors import TruthGPTError, UsageError, did_you_mean
 
 MAX_PROBLEMS = 100
-"""Problems reported at once; what a person has not read by then is told by the next run."""
+"""Problems reported at once; the next run reports the others."""
 
 # difflib is quadratic in the length of the words, and both come from a file.
 _LONGEST_SUGGESTIBLE = 100
@@ -49,7 +49,7 @@ class Problem:
         origin: where the key or the value stands.
         path: its dotted path, such as `training.epochs`; empty for the whole file.
         message: what is wrong, without a full stop.
-        hint: how to put it right, in whole sentences.
+        hint: how to fix it, in whole sentences.
     """
 
     origin: Origin
@@ -67,8 +67,8 @@ class Problem:
         line = ": ".join(parts)
         if self.hint:
             line = f"{line}. {self.hint}"
-        # File names, keys and variables may hold line breaks and bytes that are no text; a line
-        # of an error message must stay one line that every terminal can print.
+        # File names, keys and variables may hold line breaks and bytes that are not text; a
+        # line of an error message must stay one line that every terminal can print.
         return " ".join(line.splitlines()).encode("utf-8", "backslashreplace").decode()
 
 
@@ -85,7 +85,7 @@ class ConfigError(TruthGPTError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         if self.problems and all(each.origin.text is not None for each in self.problems):
-            # Nothing is wrong but what was typed: the overrides of the command line.
+            # Only what was typed is wrong: the overrides of the command line.
             self.exit_code = UsageError.exit_code
         super().__init__("\n".join(map(str, self.problems)))
 
@@ -94,36 +94,37 @@ class ConfigError(TruthGPTError):
 
 
 class ProblemLog:
-    """Gathers problems so that they can be reported all at once, each of them once."""
+    """Gathers problems to report them all at once, each of them once."""
 
     def __init__(self) -> None:
         self._problems: dict[Problem, None] = {}
 
     @property
     def full(self) -> bool:
-        """Whether there are as many as are reported at once, so that looking on is no use."""
+        """Whether there are as many as are reported at once."""
         return len(self._problems) >= MAX_PROBLEMS
 
     def add(self, origin: Origin, path: str, message: str, hint: str | None = None) -> None:
-        """Keep one problem, unless it is known or the log is full."""
+        """Add a problem, unless it is known or the log is full."""
         if not self.full:
             self._problems[Problem(origin, path, message, hint)] = None
 
     def names(self, path: str) -> bool:
         """Whether something is wrong with the value at a dotted path or below it."""
-        return any(
-            problem.path == path or problem.path.startswith(f"{path}.")
-            for problem in self._problems
-        )
+        return any(f"{problem.path}.".startswith(f"{path}.") for problem in self._problems)
+
+    def error(self) -> ConfigError:
+        """Return the error that reports all problems."""
+        return ConfigError(self._problems)
 
     def raise_if_any(self) -> None:
-        """Raise what has been gathered.
+        """Report all problems, if there are any.
 
         Raises:
             ConfigError: there is at least one problem.
         """
         if self._problems:
-            raise ConfigError(self._problems)
+            raise self.error()
 
 
 def shorten(text: str) -> str:
@@ -137,6 +138,17 @@ def suggest(word: str, candidates: Iterable[str]) -> str | None:
         return None
     short = (name for name in candidates if len(name) <= _LONGEST_SUGGESTIBLE)
     return did_you_mean(word, itertools.islice(short, _MOST_SUGGESTIONS))
+
+
+def comes_with(distribution: str) -> str:
+    """Return the hint for a name that a distribution has which is not active."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return f"It comes with {distribution}: pip install {distribution}."
+    return f"It comes with {distribution}, which is not active: see truthgpt plugins."
 
 
 def describe(value: object) -> str:

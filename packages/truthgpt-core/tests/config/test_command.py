@@ -11,15 +11,12 @@ from pathlib import Path
 import pytest
 
 TRAIN_YAML = """\
-include: base.yaml
 model:
-  name_or_path: gpt2
+  name: gpt2
 training:
   learning_rate: 1e-3
   max_grad_norm: .inf
-output_dir: runs/${data.dataset}
-"""
-BASE_YAML = """\
+output_dir: runs/one
 data: {source: text, dataset: wiki}
 """
 TRACKER = """
@@ -37,14 +34,20 @@ def register_config_sections(sections):
 """
 
 
+@pytest.fixture
+def site(site):
+    """Installed distributions, one with the sections of trainer.py among them."""
+    site.install_plugin("trainer", Path(__file__).with_name("trainer.py").read_text())
+    return site
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with train.yaml in it and what that includes."""
+    """The working directory, with train.yaml in it."""
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.chdir(folder)
     (folder / "train.yaml").write_text(TRAIN_YAML, encoding="utf-8")
-    (folder / "base.yaml").write_text(BASE_YAML, encoding="utf-8")
     return folder
 
 
@@ -77,7 +80,7 @@ def test_show_refuses_components_that_nothing_provides(truthgpt, site) -> None:
     assert "data.source: should be " in result.stderr
     assert 'Did you mean "library_of_books"?' in result.stderr
     schema = json.loads(truthgpt("config", "schema").stdout)
-    choices = schema["$defs"]["DataSection"]["properties"]["source"]["anyOf"][0]["enum"]
+    choices = schema["$defs"]["Data"]["properties"]["source"]["enum"]
     assert "library_of_books" in choices
 
 
@@ -86,15 +89,15 @@ def test_show_says_where_each_value_comes_from(truthgpt, monkeypatch) -> None:
     monkeypatch.setenv("TRUTHGPT_CONFIG__training__epochs", "7")
     result = truthgpt("config", "show", "train.yaml", "--set", "seed=1", "-s", "data.source=jsonl")
     found = shown(result)
-    assert found["model.name_or_path"] == ('"gpt2"', "train.yaml:3:17")
-    assert found["data.dataset"] == ('"wiki"', "base.yaml:1:31")
+    assert found["model.name"] == ('"gpt2"', "train.yaml:2:9")
+    assert found["data.dataset"] == ('"wiki"', "train.yaml:7:31")
     assert found["data.source"] == ('"jsonl"', "override 2")
     assert found["training.epochs"] == ("7", "environment TRUTHGPT_CONFIG__training__epochs")
-    assert found["training.learning_rate"] == ("0.001", "train.yaml:5:18")
-    assert found["training.max_grad_norm"] == (".inf", "train.yaml:6:18")
-    assert found["training.weight_decay"] == ("0.0", "default")
-    assert found["model.gradient_checkpointing"] == ("false", "default")
-    assert found["output_dir"] == ('"runs/wiki"', "train.yaml:7:13")
+    assert found["training.learning_rate"] == ("0.001", "train.yaml:4:18")
+    assert found["training.max_grad_norm"] == (".inf", "train.yaml:5:18")
+    assert found["training.optimizer"] == ('"adamw"', "default")
+    assert found["model.dtype"] == ('"auto"', "default")
+    assert found["output_dir"] == ('"runs/one"', "train.yaml:6:13")
     assert found["seed"] == ("1", "override 1")
 
 
@@ -102,11 +105,11 @@ def test_show_is_aligned_and_in_the_order_of_the_model(truthgpt) -> None:
     """Values stand below one another, and so do origins; sections come in a fixed order."""
     lines = truthgpt("config", "show", "train.yaml").stdout.splitlines()
     sections = list(dict.fromkeys(line.split()[0].split(".")[0] for line in lines))
-    assert sections == ["model", "data", "training", "output_dir", "seed"]
+    assert sections == ["output_dir", "seed", "model", "data", "training"]
     by_path = {line.split()[0]: line for line in lines}
-    name, rate = by_path["model.name_or_path"], by_path["training.learning_rate"]
+    name, rate = by_path["model.name"], by_path["training.learning_rate"]
     assert name.index('"gpt2"') == rate.index("0.001")
-    assert name.index("train.yaml:3") == rate.index("train.yaml:5")
+    assert name.index("train.yaml:2") == rate.index("train.yaml:4")
 
 
 def test_show_knows_the_sections_of_plugins(truthgpt, site) -> None:
@@ -126,10 +129,10 @@ def test_show_as_json(truthgpt, site) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
     rows = json.loads(result.stdout, parse_constant=refuse)
-    assert rows[0] == {
-        "path": "model.name_or_path",
+    assert rows[2] == {
+        "path": "model.name",
         "value": "gpt2",
-        "origin": "train.yaml:3:17",
+        "origin": "train.yaml:2:9",
     }
     by_path = {row["path"]: row["value"] for row in rows}
     assert by_path["training.learning_rate"] == 0.001
@@ -137,12 +140,9 @@ def test_show_as_json(truthgpt, site) -> None:
 
 
 def test_show_names_files_from_here(truthgpt, folder) -> None:
-    """A file given or included by its whole path is named from the working directory."""
-    base = folder / "base.yaml"
-    (folder / "whole.yaml").write_text(TRAIN_YAML.replace("base.yaml", str(base)))
-    found = shown(truthgpt("config", "show", str(folder / "whole.yaml")))
-    assert found["model.name_or_path"][1] == "whole.yaml:3:17"
-    assert found["data.dataset"][1] == "base.yaml:1:31"
+    """A file given by its whole path is named from the working directory."""
+    found = shown(truthgpt("config", "show", str(folder / "train.yaml")))
+    assert found["model.name"][1] == "train.yaml:2:9"
 
 
 def test_show_does_not_name_a_file_the_longer_way(truthgpt, folder, monkeypatch) -> None:
@@ -152,7 +152,7 @@ def test_show_does_not_name_a_file_the_longer_way(truthgpt, folder, monkeypatch)
     far.mkdir(parents=True)
     monkeypatch.chdir(far)
     found = shown(truthgpt("config", "show", str(folder / "train.yaml")))
-    assert found["model.name_or_path"][1] == f"{folder / 'train.yaml'}:3:17"
+    assert found["model.name"][1] == f"{folder / 'train.yaml'}:2:9"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
@@ -160,27 +160,26 @@ def test_show_does_not_take_another_file_for_it(truthgpt, folder) -> None:
     """Where `..` follows a link, the path that only looks right is not the one shown."""
     (folder / "elsewhere/deep").mkdir(parents=True)
     (folder / "link").symlink_to(folder / "elsewhere/deep")
-    (folder / "elsewhere/train.yaml").write_text(TRAIN_YAML.replace("base", "../base"))
+    (folder / "elsewhere/train.yaml").write_text(TRAIN_YAML)
     path = f"{folder}/link/../train.yaml"
-    assert shown(truthgpt("config", "show", path))["model.name_or_path"][1] == f"{path}:3:17"
+    assert shown(truthgpt("config", "show", path))["model.name"][1] == f"{path}:2:9"
 
 
 def test_show_tells_all_errors_at_once(truthgpt, monkeypatch) -> None:
-    """File, included file, environment and overrides: each mistake is a line with its place."""
-    Path("base.yaml").write_text("data: {source: text, datset: wiki}\n")
-    Path("train.yaml").write_text(TRAIN_YAML.replace("learning_rate: 1e-3", "epochs: no"))
+    """File, environment and overrides: each mistake is a line with its place."""
+    text = TRAIN_YAML.replace("learning_rate: 1e-3", "epochs: no").replace("dataset", "datset")
+    Path("train.yaml").write_text(text)
     monkeypatch.setenv("TRUTHGPT_CONFIG__training__eval_intervall", "2")
     result = truthgpt("config", "show", "train.yaml", "-s", "seed=x", "--set", "nonsense")
     assert (result.returncode, result.stdout) == (1, "")
     lines = result.stderr.removeprefix("truthgpt: ").splitlines()
     assert sorted(line.split(": ")[0] for line in lines) == [
-        "base.yaml:1:1",
-        "base.yaml:1:22",
         "environment TRUTHGPT_CONFIG__training__eval_intervall",
         "override 1",
         "override 2",
-        "train.yaml:5:11",
-        "train.yaml:7:13",
+        "train.yaml:4:11",
+        "train.yaml:7:1",
+        "train.yaml:7:22",
     ]
     assert any('Did you mean "dataset"?' in line for line in lines)
     assert any('Did you mean "eval_interval"?' in line for line in lines)
@@ -234,7 +233,7 @@ def test_schema_has_the_sections_of_plugins(truthgpt, site) -> None:
     result = truthgpt("config", "schema")
     assert (result.returncode, result.stderr) == (0, "")
     schema = json.loads(result.stdout)
-    assert {"model", "data", "training", "tracking", "include"} <= set(schema["properties"])
+    assert {"model", "data", "training", "tracking"} <= set(schema["properties"])
     assert schema["$defs"]["Tracking"]["description"] == "Where metrics go."
 
 
@@ -244,11 +243,7 @@ def test_schema_is_written_to_a_file(truthgpt, folder) -> None:
     result = truthgpt("config", "schema", "-o", "train.schema.json")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert Path("train.schema.json").read_text() == printed
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "base.yaml",
-        "train.schema.json",
-        "train.yaml",
-    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["train.schema.json", "train.yaml"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files have no limit that can be set")
@@ -269,7 +264,7 @@ def test_schema_that_cannot_be_written_leaves_the_old_file(site, folder) -> None
     assert result.returncode == 1
     assert result.stderr == "truthgpt: train.schema.json cannot be written: File too large\n"
     assert Path("train.schema.json").read_text() == "old"
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
@@ -296,7 +291,7 @@ def test_schema_to_no_file_is_an_error(truthgpt, folder, output: str, said: str)
     result = truthgpt("config", "schema", "-o", output)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"truthgpt: {said}\n"
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_schema_tells_how_an_editor_uses_it(truthgpt) -> None:

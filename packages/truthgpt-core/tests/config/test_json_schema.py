@@ -16,17 +16,15 @@ from typing_extensions import TypedDict
 
 from truthgpt_core.config import (
     ConfigError,
-    ConfigManager,
+    ConfigSections,
     Section,
     json_schema,
     load_yaml_model,
-    register_section,
 )
-from truthgpt_core.transaction import Transaction
 
 TRAIN_YAML = """\
-model: {name_or_path: gpt2}
-data: {source: text, dataset: wikitext, max_seq_len: 128}
+model: {name: gpt2}
+data: {source: text, dataset: wikitext}
 training:
   epochs: 3
   learning_rate: 1e-3
@@ -75,40 +73,39 @@ class Anything(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-@pytest.fixture(autouse=True)
-def plugins():
-    """Register the section of a plugin for one test."""
-    with Transaction() as transaction:
-        register_section("tracking", Tracking)
-        yield
-    transaction.rollback()
+@pytest.fixture
+def sections(sections: ConfigSections) -> ConfigSections:
+    """Sections of the test's own, `tracking` among them."""
+    sections.register("tracking", Tracking)
+    return sections
 
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Write a file in the working directory, and one that it may include."""
-    monkeypatch.chdir(tmp_path)
-    Path("base.yaml").write_text(TRAIN_YAML, encoding="utf-8")
+def complaints(sections: ConfigSections):
+    """Return what a validator has against a file, by the schema."""
 
-    def write(text: str) -> str:
-        Path("f.yaml").write_text(text, encoding="utf-8")
-        return "f.yaml"
+    def complaints(instance: object) -> list[str]:
+        validator = Draft202012Validator(json_schema(sections=sections))
+        return [error.message for error in validator.iter_errors(instance)]
 
-    return write
+    return complaints
 
 
-def complaints(instance: object) -> list[str]:
-    return [error.message for error in Draft202012Validator(json_schema()).iter_errors(instance)]
-
-
-def test_it_is_a_schema() -> None:
-    """It is valid by the draft that it names."""
-    schema = json_schema()
+def test_it_is_a_schema(sections) -> None:
+    """It is valid by the draft that it names, and describes the whole file."""
+    schema = json_schema(sections=sections)
     assert schema["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
     Draft202012Validator.check_schema(schema)
+    assert list(schema["properties"]) == [
+        *("output_dir", "seed", "model", "data", "training", "tracking"),
+    ]
+    assert schema["required"] == ["model", "data"]
+    epochs = schema["$defs"]["Training"]["properties"]["epochs"]
+    assert (epochs["type"], epochs["default"]) == ("integer", 1)
+    assert epochs["description"] == "Passes over the texts."
 
 
-def test_the_seed_example_is_valid(write) -> None:
+def test_a_whole_file_is_valid(write, complaints) -> None:
     """A complete training configuration, read as the loader reads it, has nothing against it."""
     read = load_yaml_model(write(TRAIN_YAML), Anything).model_dump()
     assert read["training"]["learning_rate"] == 0.001
@@ -117,24 +114,19 @@ def test_the_seed_example_is_valid(write) -> None:
 
 VALID = {
     "a section of a plugin": "tracking: {project: y, every: null, pair: [2, b], folder: a/b}",
-    "a reference to a number": "training: {epochs: '${seed}'}",
-    "a reference to a section": "training: '${tracking.by_name}'\ntracking: {by_name: {}}",
-    "a reference in text": "output_dir: runs/${seed}",
-    "a reference in a list": "tracking: {steps: [1, '${seed}'], pair: ['${seed}', b]}",
-    "a reference in a mapping": "tracking: {by_name: {a: '${tracking.sinks.0}'},"
-    " sinks: [{url: u}]}",
-    "part of an enumeration": "model: {name_or_path: x, torch_dtype: 'bfloat${training.epochs}6'}",
+    "lists and mappings": "tracking: {steps: [1, 2], by_name: {a: {url: u}}, sinks: [{url: u}]}",
+    "a dollar sign": "output_dir: runs/${seed}",
     "another name of a field": "tracking: {key: secret}",
     "infinity": "training: {max_grad_norm: .inf}",
 }
 
 
 @pytest.mark.parametrize("case", VALID)
-def test_what_loads_is_valid(write, case: str) -> None:
+def test_what_loads_is_valid(load, complaints, case: str) -> None:
     """An editor does not complain of what the loader takes."""
     given = yaml.safe_load(VALID[case])
     text = yaml.safe_dump({**yaml.safe_load(TRAIN_YAML), "training": {}, **given})
-    ConfigManager.load_config(write(text), environment={})
+    load(text)
     assert complaints(yaml.safe_load(text)) == []
 
 
@@ -145,8 +137,8 @@ def test_what_loads_is_valid(write, case: str) -> None:
         "training: {epohcs: 3}",
         "training: {epochs: many}",
         "training: {epochs: 0}",
-        "model: {torch_dtype: float8, name_or_path: x}",
-        "model: {torch_dtype: float16}",
+        "model: {dtype: float8, name: x}",
+        "model: {dtype: float16}",
         "tracking: {projcet: y}",
         "tracking: {sinks: [{level: all}]}",
         "tracking: {sinks: [{url: u, levle: all}]}",
@@ -155,37 +147,21 @@ def test_what_loads_is_valid(write, case: str) -> None:
         "seed: [1]",
     ],
 )
-def test_what_does_not_load_is_not_valid(write, text: str) -> None:
+def test_what_does_not_load_is_not_valid(problems, complaints, text: str) -> None:
     """Misspelt keys, wrong types and missing keys are seen by an editor as by the loader."""
     instance = {**yaml.safe_load(TRAIN_YAML), "training": {}, **yaml.safe_load(text)}
-    with pytest.raises(ConfigError):
-        ConfigManager.load_config(write(yaml.safe_dump(instance)), environment={})
+    assert problems(yaml.safe_dump(instance))
     assert len(complaints(instance)) == 1
 
 
-@pytest.mark.parametrize("text", ["", "model: {name_or_path: x}", "seed: 1"])
-def test_what_is_missing_is_not_valid(write, text: str) -> None:
-    """A file that includes no other has to have the sections that have no defaults."""
-    with pytest.raises(ConfigError):
-        ConfigManager.load_config(write(text), environment={})
+@pytest.mark.parametrize("text", ["", "model: {name: x}", "seed: 1"])
+def test_what_is_missing_is_not_valid(problems, complaints, text: str) -> None:
+    """A file has to have the sections that have no defaults."""
+    assert problems(text)
     assert complaints(yaml.safe_load(text) or {})
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "include: base.yaml",
-        "include: [base.yaml]\nmodel: {torch_dtype: float16}\ndata: {max_seq_len: 64}",
-    ],
-)
-def test_a_file_that_includes_others_may_lack_what_they_have(write, text: str) -> None:
-    """Nothing is required of a file that is laid over others."""
-    ConfigManager.load_config(write(text), environment={})
-    assert complaints(yaml.safe_load(text)) == []
-    assert complaints({**yaml.safe_load(text), "model": {"torch_dtpye": "auto"}})
-
-
-def test_what_loading_closes_is_closed(write) -> None:
+def test_what_loading_closes_is_closed(load, sections, complaints) -> None:
     """Models, dataclasses and typed mappings refuse other keys, unless a model allows them."""
 
     class Kinds(BaseModel):
@@ -193,7 +169,7 @@ def test_what_loading_closes_is_closed(write) -> None:
         size: Size = {}
         loose: Anything = Anything()
 
-    register_section("kinds", Kinds)
+    sections.register("kinds", Kinds)
     for value, fine in (
         ("{place: {x: 1}, size: {width: 1}, loose: {any: 1}}", True),
         ("{place: {y: 1}}", False),
@@ -202,13 +178,13 @@ def test_what_loading_closes_is_closed(write) -> None:
     ):
         text = f"{TRAIN_YAML}kinds: {value}\n".replace("1e-3", "0.001")
         try:
-            ConfigManager.load_config(write(text), environment={})
+            load(text)
         except ConfigError:
             assert not fine, value
         assert (complaints(yaml.safe_load(text)) == []) is fine, value
 
 
-def test_a_field_that_json_has_no_words_for_costs_nothing_else() -> None:
+def test_a_field_that_json_has_no_words_for_costs_nothing_else(sections, complaints) -> None:
     """An odd field may be anything in the schema, and no warning is given."""
 
     class Odd(Section):
@@ -217,9 +193,15 @@ def test_a_field_that_json_has_no_words_for_costs_nothing_else() -> None:
         either: int | Callable[[], int] = 1
         plain: int = 1
 
-    register_section("odd", Odd)
+    sections.register("odd", Odd)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        schema = json_schema()
+        schema = json_schema(sections=sections)
     assert schema["$defs"]["Odd"]["properties"]["callback"]["title"] == "Callback"
     assert complaints({**yaml.safe_load(TRAIN_YAML), "training": {}, "odd": {"plain": "x"}})
+
+
+def test_any_model_has_a_schema() -> None:
+    """A model that says nothing about extra keys is closed, one that allows them is open."""
+    assert json_schema(Sink)["additionalProperties"] is False
+    assert json_schema(Anything).get("additionalProperties") is not False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from truthgpt_core.application import Application, get_application
+from truthgpt_core.config import Section
+from truthgpt_core.config.sections import config_model
 from truthgpt_core.dynamic_factory import get_factory
 from truthgpt_core.event_system import EventType, get_event_emitter, on_event
 from truthgpt_core.hookspecs import hookimpl
@@ -80,6 +82,24 @@ def test_what_becomes_of_plugins_is_told_in_their_application(two) -> None:
     one.events.on(EventType.PLUGIN_ACTIVATED, lambda event: heard.append("one"))
     one.plugins.register_plugin(Shop(), name="shop")
     assert heard == ["one"]
+
+
+def test_sections_of_one_are_not_in_another(two) -> None:
+    """A configuration may have the sections that plugins of its application registered."""
+    one, other = two
+
+    class Budget(Section):
+        hours: float = 1.0
+
+    class Registering:
+        @hookimpl
+        def register_config_sections(self, sections):
+            sections.register("budget", Budget)
+
+    one.plugins.register_plugin(Registering(), name="ours")
+    assert "budget" in config_model(one.sections).model_fields
+    assert "budget" not in config_model(other.sections).model_fields
+    assert "budget" not in config_model(get_application().sections).model_fields
 
 
 def test_services_get_the_plugins_and_events_of_their_application(two) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from truthgpt_core.config import ConfigSections
 from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.event_system import EventEmitter
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
@@ -13,7 +14,7 @@ from truthgpt_core.service_registry import ServiceContainer
 
 
 class Application:
-    """The services, events, factories and plugins of one program.
+    """The services, events, factories, configuration sections and plugins of one program.
 
         application = Application()
         inference = application.get_service("inference_service")
@@ -45,6 +46,11 @@ class Application:
     def factories(self) -> Mapping[str, DynamicFactory[Any]]:
         """The named factories that plugins fill."""
         return self.plugins.factories
+
+    @property
+    def sections(self) -> ConfigSections:
+        """The sections that configurations may have."""
+        return self.plugins.sections
 
     def get_service(self, name: str) -> Any:
         """Return a service by name, after activating the installed plugins, which bring them.

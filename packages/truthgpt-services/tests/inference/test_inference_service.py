@@ -81,7 +81,7 @@ def first_token(service):
     """The token that the tiny model says after "The ", which no script changes."""
     tokens = service._tokenizer("The ", return_tensors="pt").input_ids
     with torch.inference_mode():
-        return int(service._model(input_ids=tokens).logits[0, -1].argmax())
+        return int(service._engine.model(input_ids=tokens).logits[0, -1].argmax())
 
 
 def test_a_mistyped_option_is_suggested(service):
@@ -92,7 +92,7 @@ def test_a_mistyped_option_is_suggested(service):
 
 def test_an_option_like_none_lists_all(service):
     """The error says what there is."""
-    with pytest.raises(GenerationError, match="Known: max_new_tokens, stop, temperature, top_k"):
+    with pytest.raises(GenerationError, match="Known: max_new_tokens, temperature, top_k"):
         service.generate("x", {"beams": 1})
 
 

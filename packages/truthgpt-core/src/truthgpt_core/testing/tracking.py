@@ -294,12 +294,7 @@ class TrackerContract(ABC):
         """A file with the section is valid, and the whole configuration is recorded."""
         section = self.section(tmp_path / "place")
         file = tmp_path / "train.yaml"
-        config = {
-            "model": {"name_or_path": "a-model"},
-            "data": {"source": "text", "dataset": "texts"},
-            "output_dir": str(training.directory),
-            self._name(): section,
-        }
+        config = {"seed": 7, "output_dir": str(training.directory), self._name(): section}
         # JSON is YAML too.
         file.write_text(json.dumps(config), encoding="utf-8")
         loaded = ConfigManager.load_config(file, environment={})
@@ -308,20 +303,14 @@ class TrackerContract(ABC):
         training.finish(1)
         (run,) = self.recorded(section, training.directory)
         recorded = flattened(run.config)
-        assert recorded["model.name_or_path"] == "a-model"
-        assert float(recorded["training.learning_rate"]) == loaded.training.learning_rate
+        assert int(recorded["seed"]) == 7
 
     def test_without_its_section_it_does_nothing(
         self, training: SimulatedTraining, tmp_path: Path
     ) -> None:
         """Installing the plugin is not asking for it: the file has to have its section."""
         file = tmp_path / "train.yaml"
-        config = {
-            "model": {"name_or_path": "a-model"},
-            "data": {"source": "text", "dataset": "texts"},
-            "output_dir": str(training.directory),
-        }
-        file.write_text(json.dumps(config), encoding="utf-8")
+        file.write_text(json.dumps({"output_dir": str(training.directory)}), encoding="utf-8")
         plain = plain_config(ConfigManager.load_config(file, environment={}))
         assert plain[self._name()] is None
         training.start(None, config=plain)

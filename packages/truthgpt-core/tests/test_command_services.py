@@ -29,12 +29,14 @@ def register_services(registry):
 """
 GRAPH = """\
 flowchart TD
-    n0(["job"])
-    n1["session"]
-    n2["store"]
-    n0 --> n1
-    n0 --> n2
-    n1 --> n2
+    n0["event_emitter"]
+    n1(["job"])
+    n2["plugin_manager"]
+    n3["session"]
+    n4["store"]
+    n1 --> n3
+    n1 --> n4
+    n3 --> n4
 """
 NEEDY = """
 from truthgpt_core import hookimpl
@@ -43,6 +45,12 @@ from truthgpt_core import hookimpl
 def register_services(registry):
     registry.register("needy", lambda stroe: 1)
 """
+
+
+def of_plugins(listed: str) -> list[dict]:
+    """The services of a list in JSON, without those of the application itself."""
+    found = json.loads(listed)
+    return [each for each in found if each["name"] not in ("event_emitter", "plugin_manager")]
 
 
 def test_the_graph_and_nothing_else_is_printed(truthgpt, site) -> None:
@@ -57,7 +65,7 @@ def test_services_as_json(truthgpt, site) -> None:
     site.install_plugin("shop", SHOP)
     result = truthgpt("services", "--json")
     assert (result.returncode, result.stderr) == (0, "")
-    assert json.loads(result.stdout) == [
+    assert of_plugins(result.stdout) == [
         {
             "name": "job",
             "lifetime": "transient",
@@ -112,7 +120,7 @@ def test_a_graph_that_is_not_valid_is_printed_all_the_same(truthgpt, site) -> No
     site.install_plugin("needy", NEEDY)
     result = truthgpt("services")
     assert result.returncode == 1
-    assert result.stdout.startswith('flowchart TD\n    n0(["job"])\n    n1["needy"]\n')
+    assert result.stdout.startswith('flowchart TD\n    n0["event_emitter"]\n')
     assert result.stderr == (
         'truthgpt: "needy" of plugin "needy" needs "stroe" (parameter "stroe" of <lambda>), '
         'which is not registered. Did you mean "store"?\n'
@@ -124,7 +132,7 @@ def test_json_lists_what_is_missing(truthgpt, site) -> None:
     site.install_plugin("needy", NEEDY)
     result = truthgpt("services", "--json")
     assert result.returncode == 1
-    (service,) = json.loads(result.stdout)
+    (service,) = of_plugins(result.stdout)
     assert (service["name"], service["missing"]) == ("needy", ["stroe"])
 
 
@@ -135,10 +143,12 @@ def test_health_builds_nothing(truthgpt, site, tmp_path) -> None:
     result = truthgpt("services", "--health")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
-        "service  lifetime   built  health",
-        "job      transient  no",
-        "session  singleton  no",
-        "store    singleton  no",
+        "service         lifetime   built  health",
+        "event_emitter   singleton  no",
+        "job             transient  no",
+        "plugin_manager  singleton  no",
+        "session         singleton  no",
+        "store           singleton  no",
     ]
     assert not trace.exists()
 
@@ -171,7 +181,7 @@ def test_health_of_what_a_plugin_has_built(truthgpt, site, body, status, said) -
     """A service that is there is asked; one that is not well is an error at the end."""
     site.install_plugin("shop", STARTED.replace("BODY", body))
     result = truthgpt("services", "--health")
-    assert result.stdout.splitlines()[1] == f"store    singleton  yes    {said}"
+    assert result.stdout.splitlines()[3] == f"store           singleton  yes    {said}"
     assert result.returncode == status
     assert result.stderr == ("truthgpt: Not well: store\n" if status else "")
 
@@ -181,7 +191,7 @@ def test_health_as_json(truthgpt, site) -> None:
     site.install_plugin("shop", SHOP)
     result = truthgpt("services", "--health", "--json")
     assert (result.returncode, result.stderr) == (0, "")
-    assert json.loads(result.stdout)[2] == {
+    assert of_plugins(result.stdout)[2] == {
         "name": "store",
         "lifetime": "singleton",
         "built": False,
@@ -190,8 +200,9 @@ def test_health_as_json(truthgpt, site) -> None:
     }
 
 
-def test_no_services_are_an_empty_graph(truthgpt) -> None:
-    """Where no plugin registers a service, the flowchart is empty and stderr says why."""
+def test_no_services_of_plugins_are_a_line_on_stderr(truthgpt) -> None:
+    """Where no plugin registers a service, the flowchart has those of the application."""
     result = truthgpt("services")
-    assert (result.returncode, result.stdout) == (0, "flowchart TD\n")
+    own = 'flowchart TD\n    n0["event_emitter"]\n    n1["plugin_manager"]\n'
+    assert (result.returncode, result.stdout) == (0, own)
     assert result.stderr == "truthgpt: no plugin registers a service\n"

@@ -73,7 +73,7 @@ def register_components(factories: Mapping[str, DynamicFactory[Any]]) -> None:
 
     Args:
         factories: `optimizer_factory`, `scheduler_factory`, `dataset_factory`,
-            `model_source_factory`, `training_backend_factory` and
+            `model_source_factory`, `logits_processor_factory`, `training_backend_factory` and
             `optimization_factory`. Optimizations are registered from the entry points of
             the distribution that has them; a plugin that is a bare file, with no
             distribution, registers its own.

@@ -103,7 +103,7 @@ def test_a_section_lasts_until_the_last_manager_lets_go(site, load) -> None:
 def test_sections_are_the_default_ones_unless_given(site, load) -> None:
     """A plugin of a manager like `get_plugin_manager()` adds to what everyone reads."""
     site.install_plugin("tracker", PLUGIN)
-    manager = PluginManager(ServiceContainer())
+    manager = PluginManager()
     manager.activate("tracker")
     assert load("tracking: {project: x}\n", None).tracking.project == "x"
     manager.deactivate("tracker")

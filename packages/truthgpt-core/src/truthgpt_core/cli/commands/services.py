@@ -34,7 +34,7 @@ def services(as_json: bool, health: bool) -> None:
     """  # noqa: D301 - click wants the character, not its escape
     container = activate_plugins().container
     registry = container.registry
-    if not registry.names():
+    if not any(one.plugin for one in registry.describe()):
         click.echo("truthgpt: no plugin registers a service", err=True)
     unwell: list[str] = []
     if health:

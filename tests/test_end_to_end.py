@@ -160,14 +160,18 @@ def test_generating_and_measuring_share_one_compiled_step(tiny_model: Path, tmp_
     script = """
 import sys, torch
 from torch._dynamo.utils import counters
+from truthgpt_services import InferenceService, ModelService
+from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.measuring.bench import Bench
-from truthgpt_services.services.model_service import ModelService
 service = ModelService()
 tokenizer = service.load_tokenizer(sys.argv[1])
 model = service.optimize_model(service.load_model(sys.argv[1]), ["torch_compile"])
-bench = Bench(model, tokenizer, service.hooks)
+engine = TorchEngine(model, service.hooks)
+bench = Bench(engine, tokenizer)
 bench.warm_up(list(range(100, 164)), 4)
-bench.sample("The future of AI is", 4)
+inference = InferenceService()
+inference.configure(engine, tokenizer)
+inference.generate("The future of AI is", {"max_new_tokens": 4})
 bench.write_reference(list(range(100, 164)), sys.argv[2], prompt=32)
 print("graphs:", counters["stats"]["unique_graphs"])
 """

@@ -172,7 +172,7 @@ def test_the_plugin_registers_them_in_the_sections_of_its_manager(only_services)
 
 def test_deactivating_the_plugin_leaves_what_the_import_made_known(only_services) -> None:
     """What was known before the plugin was activated is known after it, too."""
-    manager = PluginManager(ServiceContainer(), strict=True)
+    manager = PluginManager(ServiceContainer(), sections=get_config_sections(), strict=True)
     manager.activate("services")
     manager.deactivate("services")
     assert set(SECTIONS) <= set(config_model(manager.sections).model_fields)

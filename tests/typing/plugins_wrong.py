@@ -47,7 +47,7 @@ class Forgetful(Plugin):
         # error: arg-type, call-arg, reportCallIssue
         registry.register(dict)
         # error: arg-type, reportArgumentType
-        registry.register("clock", dict, lifetime="forever")
+        registry.register("clock", dict, singleton="forever")
 
 
 class Halve(Optimization[Any]):
@@ -107,7 +107,7 @@ def use(manager: PluginManager) -> None:
     manager.rows().names()
     # error: arg-type, reportArgumentType
     PluginManager("strict")
-    # error: call-arg, reportCallIssue
+    # error: arg-type, call-arg, reportCallIssue
     PluginManager(None, True)
     # error: abstract, reportAbstractUsage
     Nothing()

@@ -195,7 +195,7 @@ def test_what_was_compiled_is_told_once(compiled: Any, notes: list[dict[str, str
     decode(compiled)
     decode(compiled)
     (note,) = notes
-    assert note["optimization"] == "torch_compile"
+    assert note["about"] == "compiling"
     assert note["note"].startswith("Compiled 1 graph in ")
     assert "no graph breaks" in note["note"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 
@@ -94,6 +95,7 @@ def test_a_model_says_what_ends_a_text(model, bare_plugins, declared, expected):
 def test_the_tokenizer_says_what_ends_a_text_too(model, tokenizer, bare_plugins):
     """A text ends with its end-of-text token, if the model declares another or none."""
     model.generation_config.eos_token_id = None
+    tokenizer = copy.deepcopy(tokenizer)
     service = InferenceService(bare_plugins)
     service.configure(model, tokenizer)
     whole = service.stream("The ", {"max_new_tokens": 8})

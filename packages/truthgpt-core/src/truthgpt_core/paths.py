@@ -261,6 +261,21 @@ def write_file(
         raise
 
 
+def flush_to_disk(path: str | os.PathLike[str]) -> None:
+    """Wait until a file or directory is on the disk, so that it survives a power cut.
+
+    Raises:
+        OSError: it is not there, or cannot be written.
+    """
+    if os.name == "nt":  # it cannot open directories, and has no such promise of files
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def is_unfinished(name: str) -> bool:
     """Whether `write_file` gives such a name to a file that it has not finished."""
     return name.startswith(".truthgpt-") and name.endswith(".tmp")

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from truthgpt_core.errors import TruthGPTError
-from truthgpt_core.paths import SETTINGS, settings_dir
+from truthgpt_core.paths import SETTINGS, flush_to_disk, settings_dir
 from truthgpt_core.plugin_system.discovery import normalized
 
 ALLOW = "TRUTHGPT_PLUGINS"
@@ -107,7 +107,7 @@ def disable(name: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-        _flush(file.parent)
+        flush_to_disk(file.parent)
     except OSError as error:
         raise _unusable("written", file, error) from error
 
@@ -124,7 +124,7 @@ def enable(name: str) -> bool:
     file = _file(name)
     try:
         file.unlink()
-        _flush(file.parent)
+        flush_to_disk(file.parent)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -138,17 +138,6 @@ def _folder() -> Path:
 
 def _file(name: str) -> Path:
     return _folder() / f"{quote(name, safe='')}{_SUFFIX}"
-
-
-def _flush(folder: Path) -> None:
-    # What a command said it did must be so after a power cut too.
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unusable(verb: str, path: Path, error: OSError) -> TruthGPTError:

@@ -19,7 +19,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from truthgpt_core.paths import UnusableFileError, expanded, open_regular, read_json, shown_path
+from truthgpt_core.paths import (
+    UnusableFileError,
+    expanded,
+    flush_to_disk,
+    open_regular,
+    read_json,
+    shown_path,
+)
 from truthgpt_services.errors import OutputError
 from truthgpt_services.storage.locks import try_alone, wait_alone
 
@@ -80,7 +87,7 @@ def publish(directory: Path, target: Path, *, replace: bool = False) -> None:
     """
     for folder, _, names in os.walk(directory):
         for path in (*(Path(folder, name) for name in names), Path(folder)):
-            _flush(path)
+            flush_to_disk(path)
     try:
         directory.rename(target)
     except OSError as error:
@@ -89,7 +96,7 @@ def publish(directory: Path, target: Path, *, replace: bool = False) -> None:
             raise
         if not _exchange(directory, target):
             _replace_in_two_steps(directory, target)
-    _flush(target.parent)
+    flush_to_disk(target.parent)
 
 
 def remove(directory: Path) -> None:
@@ -350,12 +357,3 @@ def _exchange(one: Path, other: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(other))
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -133,18 +133,12 @@ def record(state: str, blocks: int) -> None:
             return WorkerProcess(name, Path(folder))
 
         with start("first") as worker:
-            found = worker.call(
-                "convert",
-                spec=source.spec,
-                kind=source.kind,
-                path=str(source.path),
-                file_bytes=source.file_bytes,
-                device="cpu",
-            )
-            directory = found["directory"]
-            worker.call("open", directory=directory, dtype="auto", device="cpu")
-            ids = worker.call("tokenize", text=evaluation_text(None).text, limit=plan.prompt_tokens)
-        header = {"state": state, "machine": found["machine"], "versions": found["versions"]}
+            found = worker.convert(source, "cpu")
+            directory = found.directory
+            worker.open(directory, "auto", "cpu")
+            ids = worker.tokenize(evaluation_text(None).text, plan.prompt_tokens)
+        header = {"state": state, "machine": found.machine.model_dump()}
+        header["versions"] = found.versions
         with (RECORDED / f"{state}.jsonl").open("w") as file, load(state):
             file.write(json.dumps(header | {"plan": asdict(plan)}) + "\n")
             for block in range(blocks):

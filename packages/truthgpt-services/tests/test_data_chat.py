@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truthgpt_services.data import DataError, DataLoaderFactory
+from truthgpt_services.data import DataError, DataLoaderFactory, template_limits, token_store
 from truthgpt_services.data.sources.file_sources import ChatLines, JsonLines
 from truthgpt_services.testing import END
 
@@ -101,6 +102,44 @@ def test_a_template_that_does_not_tell_turns_apart_is_refused(tokenizer, templat
     """Nothing is learned by mistake: a template that cannot be used is an error."""
     with pytest.raises(DataError, match=said):
         learned(with_template(tokenizer, template), [CHAT])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "3 s"),
+        ("{{ (messages|length + 8) ** (10 ** 9) }}", "3 s"),
+        ("{{ messages[0].role * 10 ** 10 }}", "MemoryError"),
+        ("{{ messages[0].role * (17 * 1024 * 1024) }}", "more than 16 MiB"),
+    ],
+    ids=["loops", "power", "memory", "text"],
+)
+@pytest.mark.parametrize("marks", ["", "{% generation %}{% endgeneration %}"])
+def test_a_template_that_never_ends_is_one_error(tokenizer, monkeypatch, template, said, marks):
+    """With the conversation at which it was; those before it took their time, and so may it."""
+    monkeypatch.setattr(template_limits, "SECONDS", 3)
+    only = "{% if messages[0].content == 'Go on.' %}" + template + "{% endif %}"
+    changed = with_template(tokenizer, only + marks + PLAIN)
+    chats = [CHAT, [{"role": "user", "content": "Go on."}, *HELLO[1:]], CHAT]
+    with pytest.raises(DataError, match=rf"refuses a conversation: .*{said}.*Go on\.") as refused:
+        learned(changed, chats)
+    assert "\n" not in str(refused.value)
+
+
+def test_conversations_are_tokenized_in_several_processes(tokenizer, monkeypatch, cache):
+    """In their order, with what is learned of them; and a template that fails is the same error."""
+    monkeypatch.setattr(token_store, "IN_MEMORY", 0)
+    monkeypatch.setattr(token_store, "_CHUNK", 300)
+    chats = [[*CHAT[:-1], {"role": "assistant", "content": str(n)}] for n in range(9)]
+    mixed = [chat for each in chats for chat in (each, "a text")]
+    changed = with_template(tokenizer, PLAIN)
+    several = learned(changed, mixed, tokenizing_processes=2)
+    (cache / "tokens").rename(cache / "away")
+    assert several == learned(changed, mixed, tokenizing_processes=1)
+    failing = with_template(tokenizer, "{{ raise_exception('no system') }}")
+    with pytest.raises(DataError, match=r"template refuses.*no system"):
+        learned(failing, mixed, tokenizing_processes=2)
 
 
 def test_conversations_whose_answers_are_cut_off_are_an_error_before_training(tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import resource
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
+from truthgpt_core.child_process import ChildProcess
 from truthgpt_services.data import DataError, DataLoaderFactory, DatasetManager
 from truthgpt_services.data import token_store as data_tokens
 from truthgpt_services.data.sources import files as data_files
@@ -251,6 +254,51 @@ def test_a_tokenizer_that_cannot_be_sent_is_said(load, tokenizer):
     changed.normalize = lambda text: text
     with pytest.raises(DataError, match=r"sent to another process.*tokenizing_processes=1"):
         load(tokenizer=changed, tokenizing_processes=2)
+
+
+def test_a_slow_tokenizer_is_sent_too(load):
+    """One whose code is Python, and whose files are not what makes its tokens."""
+    tokenizer = ByT5Tokenizer()
+    several, _ = load(tokenizer=tokenizer, tokenizing_processes=2)
+    assert same(several, load(tokenizer=tokenizer)[0])
+
+
+DOUBLING = """
+from transformers import ByT5Tokenizer
+
+class Doubling(ByT5Tokenizer):
+    times = 1
+
+    def _tokenize(self, text, **options):
+        return super()._tokenize(text, **options) * self.times
+"""
+
+
+def test_a_tokenizer_that_is_another_when_loaded_is_not_used(load, monkeypatch, tmp_path):
+    """Nothing is trained on tokens that it does not make; a class of the user's is found."""
+    (tmp_path / "of_mine.py").write_text(DOUBLING)
+    monkeypatch.syspath_prepend(tmp_path)
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    tokenizer = importlib.import_module("of_mine").Doubling()
+    several, _ = load(tokenizer=tokenizer, tokenizing_processes=2)
+    assert same(several, load(tokenizer=tokenizer)[0])
+    tokenizer.times = 2
+    with pytest.raises(DataError, match=r"sent to another process: .*makes other tokens"):
+        load([*TEXTS, "more"], tokenizer, tokenizing_processes=2)
+
+
+def test_a_process_that_is_killed_is_an_error(load, monkeypatch):
+    """With what may help, if it was too little memory."""
+
+    def killed(self, request, **arguments):
+        os.kill(self.pid, signal.SIGKILL)
+        return call(self, request, **arguments)
+
+    call = ChildProcess.call
+    monkeypatch.setattr(ChildProcess, "call", killed)
+    with pytest.raises(DataError, match=r"tokenizes failed to load: killed by SIGKILL.*memory"):
+        load(tokenizing_processes=2)
 
 
 @pytest.mark.fault("a signal")

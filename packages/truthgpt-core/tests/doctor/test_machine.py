@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from truthgpt_core.diagnosis import Status
 from truthgpt_core.doctor.findings import Area, Finding, printable, sized
-from truthgpt_core.doctor.interpreter import diagnose_version
-from truthgpt_core.doctor.limits import Limits, read_limits, usable_cores
-from truthgpt_core.doctor.machine import diagnose_cpu, diagnose_memory, vector_extensions
-from truthgpt_core.doctor.processes import TimedProcess, run
+from truthgpt_core.doctor.machine import (
+    Limits,
+    diagnose_cpu,
+    diagnose_memory,
+    diagnose_version,
+    read_limits,
+    usable_cores,
+    vector_extensions,
+)
 
 CPUINFO = """\
 processor\t: 0
@@ -170,71 +170,6 @@ def test_a_finding_survives_its_journey() -> None:
     """What a child sends is what the parent has."""
     finding = Finding(Area.TORCH, "a", Status.WARNING, "b", "c")
     assert Finding.from_json(finding.as_json()) == finding
-
-
-# Processes
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    """Wait; a minute is for ever."""
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def is_free(file: IO[str]) -> bool:
-    """Take a lock, if nobody has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def test_a_process_ends_with_all_it_started(tmp_path: Path) -> None:
-    """What a compiler or a plugin has started does not stay behind when it is given up."""
-    file = tmp_path / "held"
-    code = (
-        "import fcntl, subprocess, sys, time\n"
-        f"held = open({str(file)!r}, 'w')\n"
-        "fcntl.flock(held, fcntl.LOCK_EX)\n"
-        "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
-        "subprocess.Popen(sleep, pass_fds=[held.fileno()])\n"
-        "held.write('both'); held.flush()\n"
-        "time.sleep(600)\n"
-    )
-    with TimedProcess([sys.executable, "-c", code], 600):
-        wait_until(lambda: file.exists() and file.read_text() == "both")
-    with file.open() as held:
-        # Held as long as either of them lives.
-        wait_until(lambda: is_free(held))
-
-
-def test_a_process_has_its_time_and_no_more() -> None:
-    """One that is over its time has no exit code."""
-    assert run([sys.executable, "-c", "import time; time.sleep(600)"], 0.5).code is None
-
-
-def test_what_stays_behind_does_not_hold_things_up() -> None:
-    """A server that a program leaves running is let run, and not waited for."""
-    code = (
-        "import subprocess, sys\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
-        " stdout=subprocess.DEVNULL)\n"
-        "print(child.pid)\n"
-    )
-    ended = run([sys.executable, "-c", code], 60)
-    assert ended.code == 0
-    pid = int(ended.out)
-    os.kill(pid, 0)
-    os.kill(pid, 9)
-
-
-def test_a_program_that_is_not_there_cannot_be_started() -> None:
-    """It is the caller's to explain."""
-    with pytest.raises(OSError, match="nowhere"):
-        run(["/nowhere/at/all"], 60)
 
 
 def test_nothing_of_the_core_imports_torch() -> None:

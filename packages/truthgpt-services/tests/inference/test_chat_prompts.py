@@ -10,7 +10,8 @@ import pytest
 
 from truthgpt_core.decoding import GenerationError
 from truthgpt_services import InferenceService
-from truthgpt_services.inference import chat_templates
+from truthgpt_services.data import template_limits
+from truthgpt_services.inference.prompts import render
 from truthgpt_services.models.loading import load_tokenizer
 
 TEMPLATE = (
@@ -98,7 +99,7 @@ def test_without_a_template_a_conversation_is_refused(bare_plugins, model, token
         ("{{ 'x' * 10 ** 10 }}", "MemoryError"),
         ("{{ '%9999999999d' % 1 }}", "MemoryError|Error"),
         ("{{ 'x' * (17 * 1024 * 1024) }}", "more than 16 MiB"),
-        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "RecursionError|Error|ended its process"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "RecursionError|Error|killed by"),
     ],
 )
 def test_a_template_that_fails_is_one_line(bare_plugins, model, tiny, template, message):
@@ -123,10 +124,10 @@ def test_a_template_that_fails_is_one_line(bare_plugins, model, tiny, template, 
 )
 def test_a_template_that_never_ends_is_ended(chatty, monkeypatch, template):
     """A loop of Python and a computation that cannot be interrupted, both within the limit."""
-    monkeypatch.setattr(chat_templates, "SECONDS", 1)
+    monkeypatch.setattr(template_limits, "SECONDS", 1)
     chatty.chat_template = template
-    with pytest.raises(GenerationError, match=r"takes more than 1 s|may take 1 s"):
-        chat_templates.render(chatty, ASKED)
+    with pytest.raises(GenerationError, match="it takes more than 1 s"):
+        render(chatty, ASKED)
 
 
 def test_rendering_leaves_nothing_behind(chatty, capfd):
@@ -138,6 +139,6 @@ def test_rendering_leaves_nothing_behind(chatty, capfd):
 
     chatty(["a", "b"] * 100)
     before = around()
-    assert chat_templates.render(chatty, ASKED) == WRITTEN
+    assert render(chatty, ASKED) == WRITTEN
     assert around() == before
     assert capfd.readouterr() == ("", "")

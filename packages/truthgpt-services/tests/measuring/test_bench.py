@@ -57,9 +57,9 @@ def test_a_model_does_not_diverge_from_itself(bench, ids, tmp_path, prompt):
     written = bench.write_reference(ids, path, prompt=prompt)
     found = bench.compare(ids, path, prompt=prompt)
     assert len(written) == len(ids) - (prompt or 1)
-    assert found["nll"] == written
-    assert max(found["kl"]) < 1e-9
-    assert set(found["agrees"]) == {1.0}
+    assert found.nll == written
+    assert max(found.kl) < 1e-9
+    assert set(found.agrees) == {1.0}
 
 
 def test_the_divergence_is_that_of_a_direct_computation(
@@ -72,10 +72,10 @@ def test_the_divergence_is_that_of_a_direct_computation(
     expected, predicted = exact(model, ids), exact(perturbed, ids)
     divergence = (expected.exp() * (expected - predicted)).sum(-1)
     backwards = (predicted.exp() * (predicted - expected)).sum(-1)
-    assert found["kl"] == pytest.approx(divergence.tolist(), rel=1e-3, abs=1e-5)
-    assert found["kl"] != pytest.approx(backwards.tolist(), rel=1e-3, abs=1e-5)
+    assert found.kl == pytest.approx(divergence.tolist(), rel=1e-3, abs=1e-5)
+    assert found.kl != pytest.approx(backwards.tolist(), rel=1e-3, abs=1e-5)
     agrees = (expected.argmax(-1) == predicted.argmax(-1)).double()
-    assert found["agrees"] == agrees.tolist()
+    assert found.agrees == agrees.tolist()
     assert 0 < agrees.mean() < 1
 
 
@@ -112,9 +112,9 @@ def test_what_only_one_path_gets_wrong_shows_there_only(
     perturbed.model.layers[1].mlp.register_forward_hook(wrong)
     path = str(tmp_path / "reference.npy")
     bench.write_reference(ids, path)
-    assert max(other_bench.compare(ids, path)["kl"]) < 1e-9
+    assert max(other_bench.compare(ids, path).kl) < 1e-9
     bench.write_reference(ids, path, prompt=30)
-    found = other_bench.compare(ids, path, prompt=30)["kl"]
+    found = other_bench.compare(ids, path, prompt=30).kl
     # The first is predicted by the prompt itself, all at once.
     assert found[0] < 1e-9
     assert min(found[1:]) > 0.01
@@ -125,7 +125,7 @@ def test_predictions_that_are_not_numbers_are_not_hidden(bench, model, ids, tmp_
     path = str(tmp_path / "reference.npy")
     bench.write_reference(ids, path)
     model.lm_head.weight.data[3] = math.nan
-    assert all(math.isnan(value) for value in bench.compare(ids, path)["kl"])
+    assert all(math.isnan(value) for value in bench.compare(ids, path).kl)
 
 
 def test_the_reference_does_not_stay_on_disk(bench, ids, tmp_path):
@@ -151,11 +151,11 @@ def test_a_run_is_as_long_as_asked(bench, model, ids):
 
 def test_a_model_is_described_by_what_it_holds(bench, model):
     """Parameters, dtype and the bytes of all of them; nothing is counted twice."""
-    found = bench.describe()
-    assert found["parameters"] == sum(weight.numel() for weight in model.parameters())
-    assert found["dtype"] == "float32"
+    found = bench.describe(1.0)
+    assert found.parameters == sum(weight.numel() for weight in model.parameters())
+    assert found.dtype == "float32"
     buffers = sum(buffer.numel() * buffer.itemsize for buffer in model.buffers())
-    assert found["weights_bytes"] == 4 * found["parameters"] + buffers
+    assert found.weights_bytes == 4 * found.parameters + buffers
 
 
 def test_the_sample_is_what_generate_prints(bare_plugins, model, tokenizer, tiny):
@@ -190,7 +190,7 @@ def test_the_beginning_of_a_text_is_taken(bench, tokenizer):
 
 def test_the_peak_is_a_size_that_a_process_has(bench):
     """More than an interpreter, and not more than the machine's memory."""
-    bench.describe()
+    bench.describe(1.0)
     block = torch.ones(40_000_000)
     assert 160e6 < bench.peak_memory() < 1e12
     del block
@@ -209,9 +209,9 @@ def test_a_flip_is_a_token_that_one_gets_right_and_the_other_wrong(
     found = other_bench.compare(ids, path)
     targets = torch.tensor(ids[1:])
     right = [exact(each, ids).argmax(-1) == targets for each in (model, perturbed)]
-    assert found["flips"] == (right[0] != right[1]).float().tolist()
-    disagreements = len(found["agrees"]) - sum(found["agrees"])
-    assert 0 < sum(found["flips"]) < disagreements
+    assert found.flips == (right[0] != right[1]).float().tolist()
+    disagreements = len(found.agrees) - sum(found.agrees)
+    assert 0 < sum(found.flips) < disagreements
 
 
 def test_likelihoods_alone_need_no_file(bench, ids, tmp_path):

@@ -13,6 +13,7 @@ from truthgpt_core.optimization import (
     Options,
     Stage,
 )
+from truthgpt_services.measuring.protocol import StepToBuild
 from truthgpt_services.measuring.worker import Worker
 
 
@@ -126,9 +127,9 @@ def build(worker, tiny, tmp_path):
     def run(*names, output=None):
         output = output or tmp_path / "-".join(names)
         output.mkdir()
-        steps = [{"name": name, "options": {}, "distribution": ""} for name in names]
+        steps = [StepToBuild(name, {}) for name in names]
         built = worker.build(str(tiny), "typed", steps, str(output), "auto", "cpu", 0)
-        return built["steps"], str(output)
+        return built.steps, str(output)
 
     return run
 
@@ -137,23 +138,23 @@ def build(worker, tiny, tmp_path):
 def test_a_step_that_changed_nothing_is_known_for_it(build, name):
     """However many modules it names, and whether or not the weights were in memory."""
     ((step,), _) = build(name)
-    assert step["covered"] > 20
-    assert step["changed"] is False
-    assert step["changed_note"].startswith("0 of ")
-    assert "tensors and 0 of" in step["changed_note"]
+    assert step.coverage.covered > 20
+    assert step.changed is False
+    assert step.changed_note.startswith("0 of ")
+    assert "tensors and 0 of" in step.changed_note
 
 
 def test_a_step_that_changed_something_is_known_for_it(build):
     """With how much of the model differs."""
     ((step,), _) = build("flip")
-    assert step["changed"] is True
-    assert step["changed_note"].startswith("1 of ")
+    assert step.changed is True
+    assert step.changed_note.startswith("1 of ")
 
 
 def test_each_step_is_compared_with_what_was_before_it(build):
     """The steps before have changed the model already, and that is not the last one's doing."""
     (steps, _) = build("flip", "halve", "boast", "counting")
-    assert [step["changed"] for step in steps] == [True, True, False, None]
+    assert [step.changed for step in steps] == [True, True, False, None]
 
 
 def test_invented_modules_are_an_error_that_names_the_author(build):
@@ -168,7 +169,7 @@ def test_how_a_model_is_run_has_to_be_proven(worker, build, name, used):
     (_, directory) = build(name)
     worker.open(directory, "auto", "cpu")
     assert worker.was_used(name, {}) is False
-    worker.warm_up([5, 6, 7], 4)
+    worker.answer("warm_up", {"ids": [5, 6, 7], "new_tokens": 4})
     assert worker.was_used(name, {}) is used
 
 
@@ -176,11 +177,11 @@ def test_a_claim_from_before_anything_ran_proves_nothing(worker, build):
     """An answer that is always True is no proof, and the report says why."""
     (_, directory) = build("claiming")
     worker.open(directory, "auto", "cpu")
-    worker.warm_up([5, 6, 7], 4)
+    worker.answer("warm_up", {"ids": [5, 6, 7], "new_tokens": 4})
     assert worker.was_used("claiming", {}) is False
-    ((name, _, note),) = worker.notes()
-    assert name == "claiming"
-    assert "True before anything is computed" in note
+    (note,) = worker.notes()
+    assert note.optimization == "claiming"
+    assert "True before anything is computed" in note.text
 
 
 def test_a_proof_that_fails_names_its_author(worker, build):

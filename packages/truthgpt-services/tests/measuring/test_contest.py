@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,34 +21,51 @@ from truthgpt_services.measuring.compare import (
     take_turns,
     windows,
 )
+from truthgpt_services.measuring.protocol import (
+    BenchRequests,
+    Compared,
+    LayersCompared,
+    Opened,
+)
 from truthgpt_services.measuring.speed import DECODE, Plan
 
 IDS = list(range(300))
+OPENED = Opened(load_seconds=1, parameters=4, dtype="float32", weights_bytes=9)
 
 
-class FakeWorker:
+class FakeWorker(BenchRequests):
     """Answers like a worker process, and notes who was asked when."""
 
     def __init__(self, name, log, seconds=()):
         self.name, self.log, self.seconds = name, log, iter(seconds)
         self.given = []
 
-    def call(self, request, **arguments):
-        if request == "peak_memory":
-            return 7
+    def heard(self, request, **given):
         self.log.append((self.name, request))
-        self.given.append(arguments)
-        if request in ("read_prompt", "decode"):
-            return next(self.seconds, 1.0)
-        count = len(arguments["ids"]) - (arguments.get("prompt") or 1)
-        if request == "write_reference":
-            return [2.0] * count
-        if arguments.get("prompt"):
-            found = {"nll": 9.0, "kl": 0.5, "agrees": 0.0, "flips": 1.0}
-            return {name: [value] * count for name, value in found.items()}
+        self.given.append(given)
+
+    def peak_memory(self):
+        return 7
+
+    def read_prompt(self, ids, new_tokens):
+        self.heard("read_prompt", ids=ids, new_tokens=new_tokens)
+        return next(self.seconds, 1.0)
+
+    def decode(self, tokens):
+        self.heard("decode", tokens=tokens)
+        return next(self.seconds, 1.0)
+
+    def write_reference(self, ids, path, prompt=0):
+        self.heard("write_reference", ids=ids, path=path)
+        return [2.0] * (len(ids) - (prompt or 1))
+
+    def compare(self, ids, path, prompt=0):
+        self.heard("compare", ids=ids, path=path)
+        count = len(ids) - (prompt or 1)
+        if prompt:
+            return Compared(*([value] * count for value in (9.0, 0.5, 0.0, 1.0)))
         kl = [0.001] * (count - 1) + [0.1]
-        agrees = [1.0, 0.0] * (count // 2)
-        return {"nll": [3.0] * count, "kl": kl, "agrees": agrees, "flips": [0.25] * count}
+        return Compared([3.0] * count, kl, [1.0, 0.0] * (count // 2), [0.25] * count)
 
 
 @pytest.fixture
@@ -56,7 +74,7 @@ def log():
 
 
 def contestant(name, log, seconds=()):
-    return Contestant(name, FakeWorker(name, log, seconds), {"load_seconds": 1, "weights_bytes": 9})
+    return Contestant(name, FakeWorker(name, log, seconds), OPENED)
 
 
 def test_who_begins_changes_from_turn_to_turn(log):
@@ -161,12 +179,13 @@ class Layered(FakeWorker):
 
     trouble: object = ""
 
-    def call(self, request, **arguments):
+    def write_layers(self, ids, path):
         if isinstance(self.trouble, Exception):
             raise self.trouble
-        if request == "write_layers":
-            return self.trouble
-        return {"kl": [[0.1] * 64, [0.0, 0.4] * 32], "missing": ""}
+        return self.trouble
+
+    def compare_layers(self, ids, path):
+        return LayersCompared([[0.1] * 64, [0.0, 0.4] * 32])
 
 
 @pytest.mark.parametrize(
@@ -179,8 +198,8 @@ class Layered(FakeWorker):
 )
 def test_layers_are_compared_or_the_reason_is_told(trouble, missing, tmp_path):
     """What only explains never fails a step that was measured."""
-    baseline = Contestant("a", Layered("a", []), {})
-    candidate = Contestant("b", Layered("b", []), {})
+    baseline = Contestant("a", Layered("a", []), OPENED)
+    candidate = Contestant("b", Layered("b", []), OPENED)
     candidate.worker.trouble = trouble
     compare_layers(candidate, baseline, IDS, Plan(), tmp_path)
     assert candidate.layers_missing == missing
@@ -201,12 +220,12 @@ def test_the_baseline_writes_before_the_candidate_reads(log, tmp_path):
 def test_a_perplexity_beyond_all_numbers_is_infinite(log, tmp_path):
     """A ruined model ends as a row in the report, and not as an overflow."""
     baseline, candidate = contestant("baseline", log), contestant("candidate", log)
-    call = candidate.worker.call
+    compare = candidate.worker.compare
 
-    def ruined(request, **arguments):
-        found = call(request, **arguments)
-        return found | {"nll": [1e6] * len(found["nll"])}
+    def ruined(*given):
+        found = compare(*given)
+        return replace(found, nll=[1e6] * len(found.nll))
 
-    candidate.worker.call = ruined
+    candidate.worker.compare = ruined
     measure_quality(candidate, baseline, IDS, Plan(), tmp_path, no_progress)
     assert candidate.quality.perplexity == math.inf

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.measuring.bench import Bench
+from truthgpt_services.measuring.protocol import LayersCompared
 
 IDS = list(range(5, 45))
 
@@ -24,7 +25,7 @@ def lens(tokenizer, bare_plugins, tmp_path):
             ids, path
         )
         if missing:
-            return {"kl": [], "missing": missing}
+            return LayersCompared([], missing)
         found = Bench(TorchEngine(baseline, bare_plugins.hooks), tokenizer).compare_layers(
             ids, path
         )
@@ -64,9 +65,9 @@ def logits(model, ids):
 def test_a_model_does_not_diverge_from_itself_in_any_layer(model, lens):
     """One list for each layer, one value for each token, none above what floats leave."""
     found = lens(model, model)
-    assert found["missing"] == ""
-    assert [len(tokens) for tokens in found["kl"]] == [len(IDS)] * 2
-    assert max(map(max, found["kl"])) < 1e-9
+    assert found.missing == ""
+    assert [len(tokens) for tokens in found.kl] == [len(IDS)] * 2
+    assert max(map(max, found.kl)) < 1e-9
 
 
 @pytest.mark.parametrize("make", [gpt2, opt])
@@ -77,7 +78,7 @@ def test_divergence_begins_in_the_layer_that_was_changed(make, lens):
     with torch.no_grad():
         for weight in layers[1].parameters():
             weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
-    first, second, third = lens(baseline, candidate)["kl"]
+    first, second, third = lens(baseline, candidate).kl
     assert max(first) < 1e-9
     assert min(second) > 1e-6
     assert min(third) > 1e-9
@@ -90,7 +91,7 @@ def test_the_last_layer_is_that_of_the_real_predictions(model, lens):
         other.lm_head.weight.add_(0.05 * torch.randn_like(other.lm_head.weight))
     expected, predicted = logits(model, IDS), logits(other, IDS)
     direct = (expected.exp() * (expected - predicted)).sum(-1)
-    first, last = lens(model, other)["kl"]
+    first, last = lens(model, other).kl
     # The output embedding of the candidate is not looked through before that.
     assert max(first) < 1e-9
     assert last == pytest.approx(direct.tolist(), rel=1e-3, abs=1e-6)
@@ -108,7 +109,7 @@ def test_what_was_compiled_is_not_compiled_anew_to_look_into_it(model, lens):
     for layer in other.model.layers:
         layer.compile(backend=backend)
     found = lens(model, other)
-    assert max(map(max, found["kl"])) < 1e-9
+    assert max(map(max, found.kl)) < 1e-9
     assert compiled == []
 
 
@@ -153,11 +154,11 @@ def test_a_model_that_cannot_be_looked_into_is_left_out_with_a_reason(
     baseline, candidate, why, lens
 ):
     """It is one plot less, and never an error."""
-    assert lens(baseline(), candidate()) == {"kl": [], "missing": why}
+    assert lens(baseline(), candidate()) == LayersCompared([], why)
 
 
 def test_looking_leaves_a_model_as_it_was(model, lens):
     """What is measured of it afterwards is the same model: no hook stays, nor a sign of one."""
     before = [(set(vars(each)), len(each._forward_hooks)) for each in model.modules()]
-    assert lens(model, model)["missing"] == ""
+    assert lens(model, model).missing == ""
     assert [(set(vars(each)), len(each._forward_hooks)) for each in model.modules()] == before

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from truthgpt_core.optimization import OptimizationError
 from truthgpt_services.errors import ModelError, WorkerError
+from truthgpt_services.measuring.bench import Bench
 from truthgpt_services.measuring.client import WorkerProcess
+from truthgpt_services.measuring.protocol import (
+    BenchRequests,
+    Compared,
+    ModelRequests,
+    RequestError,
+    StepToBuild,
+    perform,
+    result_of,
+)
+from truthgpt_services.measuring.worker import Worker
 from truthgpt_services.measuring.worker_log import NAME, collected, keep, new_log
+from truthgpt_services.results.schema import Skipped
 
-OPEN = {"dtype": "auto", "device": "cpu"}
-BUILD = OPEN | {"source": "here", "seed": 7}
+OPEN = ("auto", "cpu")
 
 
 @pytest.fixture
@@ -26,9 +34,8 @@ def worker(example_installed, tmp_path):
         yield process
 
 
-def build(worker, tiny, output, name, **options):
-    step = {"name": name, "options": options, "distribution": ""}
-    return worker.call("build", directory=str(tiny), steps=[step], output=str(output), **BUILD)
+def build(worker, tiny, output, name):
+    return worker.build(str(tiny), "here", [StepToBuild(name, {})], str(output), *OPEN, seed=7)
 
 
 def test_a_worker_answers_and_its_errors_are_raised_here(worker, tiny, tmp_path):
@@ -38,7 +45,7 @@ def test_a_worker_answers_and_its_errors_are_raised_here(worker, tiny, tmp_path)
     what nobody expected becomes a WorkerError with the worker's name.
     """
     with pytest.raises(ModelError, match="There is no model at") as caught:
-        worker.call("open", directory="/no/where", **OPEN)
+        worker.open("/no/where", *OPEN)
     assert type(caught.value) is ModelError
     with pytest.raises(OptimizationError, match=r"no optimization named.*Did you mean") as caught:
         build(worker, tiny, tmp_path, "halv")
@@ -47,166 +54,110 @@ def test_a_worker_answers_and_its_errors_are_raised_here(worker, tiny, tmp_path)
         build(worker, tiny, tmp_path, "picky")
     assert type(caught.value) is OptimizationError
     assert str(caught.value) == "This model has no knobs. Take one with knobs."
-    with pytest.raises(WorkerError, match=r'"halve \+ idle" failed to open: TypeError') as caught:
-        worker.call("open", nonsense=True)
-    assert caught.value.worker == "halve + idle"
+    with pytest.raises(RequestError, match="no model to decode"):
+        worker.decode(4)
     (tmp_path / "saved").mkdir()
-    built = build(worker, tiny, tmp_path / "saved", "half")
-    (step,) = built["steps"]
-    assert (step["covered"], step["total"]) == (14, 15)
-    assert step["notes"] == ["Halves are whole enough, with seed 7."]
-    assert step["skipped"] == [["lm_head", "it makes the logits"]]
-    opened = worker.call("open", directory=str(tmp_path / "saved"), **OPEN)
-    assert opened["dtype"] == "float32"
-    assert worker.call("tokenize", text="The end", limit=2) == worker.call(
-        "tokenize", text="The ending", limit=2
-    )
+    (step,) = build(worker, tiny, tmp_path / "saved", "half").steps
+    assert (step.coverage.covered, step.coverage.total) == (14, 15)
+    assert step.notes == ["Halves are whole enough, with seed 7."]
+    assert step.coverage.skipped == [Skipped(name="lm_head", reason="it makes the logits")]
+    assert worker.open(str(tmp_path / "saved"), *OPEN).dtype == "float32"
+    assert worker.tokenize("The end", 2) == worker.tokenize("The ending", limit=2)
+    assert worker.notes() == []
+    with pytest.raises(WorkerError, match=r'"halve \+ idle" failed to compare: File') as caught:
+        worker.compare([5, 6, 7], "/no/where")
+    assert caught.value.worker == "halve + idle"
     # The last of all: it takes the worker with it.
     with pytest.raises(WorkerError) as caught:
         build(worker, tiny, tmp_path, "die")
-    assert 'The worker for "halve + idle" ended with SIGKILL when asked to build' in str(
-        caught.value
-    )
+    assert 'The worker for "halve + idle" failed to build: killed by SIGKILL' in str(caught.value)
     assert "too little memory" in caught.value.hint
-    with pytest.raises(WorkerError, match="ended with SIGKILL"):
-        worker.call("open", directory=str(tiny), **OPEN)
+    with pytest.raises(WorkerError, match="failed to open: killed by SIGKILL"):
+        worker.open(str(tiny), *OPEN)
 
 
-def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
-    """The last line that it printed stands in the error."""
-    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so is missing')")
-    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    with WorkerProcess("baseline", tmp_path) as worker, pytest.raises(WorkerError) as caught:
-        worker.call("open", directory="x", **OPEN)
-    assert str(caught.value) == (
-        'The worker for "baseline" ended with exit code 1 when asked to open: '
-        "ImportError: libtorch.so is missing"
-    )
+@pytest.mark.parametrize(
+    ("request_", "arguments", "said"),
+    [
+        ("opne", {}, 'has no request "opne". Did you mean "open"?'),
+        ("__init__", {}, 'has no request "__init__"'),
+        ("answer", {}, 'has no request "answer"'),
+        ("decode", {"tokens": "many"}, '"decode" does not fit its types: tokens: .* integer'),
+        ("open", {"directory": "x", "dtype": None}, '"open" .*: device: Field required'),
+        ("notes", {"of": 1}, '"notes" .*: of: Extra inputs are not permitted'),
+    ],
+)
+def test_a_request_that_a_worker_does_not_have_is_an_error(request_, arguments, said):
+    """By its name, and so is one whose arguments do not fit their types."""
+    with pytest.raises(RequestError, match=said):
+        perform(object(), request_, arguments)
 
 
-def test_a_worker_ignores_ctrl_c_and_ends_with_its_input():
-    """The process that started it decides; and if that is gone, its pipe closes."""
-    worker = subprocess.Popen(
-        [sys.executable, "-P", "-m", "truthgpt_services.measuring.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    # An answer says that it is up: until then it has not set the signal aside.
-    worker.stdin.write('{"do": "open", "with": {"directory": "/no", "dtype": "x", "device": ""}}\n')
-    worker.stdin.flush()
-    assert worker.stdout.readline().startswith('{"error": [["ModelError"')
-    os.kill(worker.pid, signal.SIGINT)
-    rest, _ = worker.communicate(timeout=60)
-    assert (worker.returncode, rest) == (0, "")
+def test_each_request_is_answered_in_a_worker():
+    """What a worker can be asked by the types is what it does."""
+    for declared, answers in ((ModelRequests, Worker), (BenchRequests, Bench)):
+        for name in vars(declared):
+            if not name.startswith("_"):
+                assert getattr(answers, name) is not getattr(declared, name), name
 
 
-HANGING = """
-import os, pathlib, signal, subprocess, sys, time
+def test_results_come_as_they_were():
+    """Infinities and missing numbers, and the types that were declared."""
+    infinite = Compared([math.inf], [-math.inf], [0.0], [1.0])
 
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-fork = os.fork()
-if fork == 0:
-    time.sleep(3600)
-print("Going to sleep", file=sys.stderr, flush=True)
-pathlib.Path(os.environ["HANGING"]).write_text(f"{os.getpid()} {child.pid} {fork}")
-"""
+    class Owner(BenchRequests):
+        def compare(self, ids, path, prompt=0):
+            assert (ids, path, prompt) == ([1, 2], "odd \udcff", 0)
+            return infinite
+
+    result = perform(Owner(), "compare", {"ids": [1, 2], "path": "odd \udcff"})
+    assert result_of("compare", json.loads(json.dumps(result))) == infinite
 
 
 @pytest.fixture
-def hanging(tmp_path, monkeypatch):
-    """Let workers start two processes of their own and come no further, instead of loading torch.
+def torch_is(tmp_path, monkeypatch):
+    """Let workers run some code instead of loading torch."""
 
-    Returns the file that then has the numbers of all three.
-    """
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "torch.py").write_text(f"{HANGING}time.sleep(3600)")
-    paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    monkeypatch.setenv("HANGING", str(tmp_path / "processes"))
-    return tmp_path / "processes"
+    def install(code):
+        (tmp_path / "torch.py").write_text(code)
+        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+    return install
 
 
-def wait_for(what, seconds=60.0):
-    """Wait until something is true, and fail if it never is."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)
-    return found
-
-
-def numbers(file):
-    return [int(each) for each in file.read_text().split()] if file.exists() else []
-
-
-def runs(pid):
-    """Whether a process is there and is more than an entry that nobody has read."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-
-
-@linux
-def test_a_worker_that_hangs_is_killed_with_all_it_has_started(hanging, tmp_path):
-    """When its time is up; that it ignores SIGTERM and has a process of its own does not matter.
-
-    The error says how long it had and how to give it longer, and what it printed is there.
-    """
-    with WorkerProcess("slow", tmp_path, step_timeout=20) as worker:
-        wait_for(lambda: len(numbers(hanging)) == 3)
-        with pytest.raises(WorkerError) as caught:
-            worker.call("open", directory="x", **OPEN)
+def test_a_worker_that_cannot_start_says_why(tmp_path, torch_is):
+    """The last line that it printed stands in the error."""
+    torch_is("raise ImportError('libtorch.so is missing')")
+    with WorkerProcess("baseline", tmp_path) as worker, pytest.raises(WorkerError) as caught:
+        worker.open("x", *OPEN)
     assert str(caught.value) == (
-        'The worker for "slow" did not finish within 20 s when asked to open. '
+        'The worker for "baseline" failed to open: exit code 1: ImportError: libtorch.so is missing'
+    )
+
+
+def test_a_worker_that_hangs_is_ended_in_time(tmp_path, torch_is):
+    """The error says how long it had and how to give it longer, and what it printed is there."""
+    torch_is("import sys, time; print('Going to sleep', file=sys.stderr); time.sleep(3600)")
+    slow = WorkerProcess("slow", tmp_path, step_timeout=10)
+    with slow as worker, pytest.raises(WorkerError) as caught:
+        worker.open("x", *OPEN)
+    assert str(caught.value) == (
+        'The worker for "slow" failed to open: no answer within 10 s. '
         "If it only takes long, raise --step-timeout."
     )
     assert caught.value.worker == "slow"
-    wait_for(lambda: not any(map(runs, numbers(hanging))))
     assert "Going to sleep" in collected(tmp_path)
 
 
-@linux
-def test_a_worker_that_dies_is_noticed_though_its_children_live_on(hanging, tmp_path):
-    """They inherited its pipes; nobody waits for them to end, and they are killed."""
-    with WorkerProcess("dead", tmp_path) as worker:
-        pid, *children = wait_for(lambda: numbers(hanging))
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(WorkerError, match="ended with SIGKILL when asked to open"):
-            worker.call("open", directory="x", **OPEN)
-    wait_for(lambda: not any(map(runs, children)))
-
-
-@linux
-def test_a_worker_that_hangs_ends_with_the_process_that_started_it(hanging, tmp_path):
-    """However that ends: it has no chance to tell anybody when it is killed."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from truthgpt_services.measuring.client import WorkerProcess\n"
-        "WorkerProcess('left', Path(sys.argv[1])).call('open', directory='x')"
-    )
-    starter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    found = wait_for(lambda: numbers(hanging))
-    assert all(map(runs, found))
-    starter.kill()
-    starter.wait()
-    wait_for(lambda: not any(map(runs, found)))
-
-
-@linux
-def test_a_worker_cannot_ask_on_the_terminal(hanging, tmp_path):
-    """It has a session of its own, so neither Ctrl-C nor a terminal reaches it."""
-    with WorkerProcess("alone", tmp_path) as worker:
-        pid, *_ = wait_for(lambda: numbers(hanging))
-        assert os.getsid(pid) == pid != os.getsid(0)
-        worker.end(at_once=True)
+def test_two_workers_work_at_the_same_time(tmp_path, torch_is):
+    """What was begun goes on in both, and each is asked for its answer later."""
+    torch_is("import time; time.sleep(2); raise ImportError('late')")
+    with WorkerProcess("one", tmp_path) as one, WorkerProcess("two", tmp_path) as two:
+        begun = [each.begin(each.open, "x", *OPEN) for each in (one, two)]
+        for answer, name in zip(begun, ("one", "two"), strict=True):
+            with pytest.raises(WorkerError, match=f'"{name}" failed to open: .*late'):
+                answer()
 
 
 def test_what_workers_print_is_put_together_under_headings(tmp_path):
@@ -264,5 +215,5 @@ def test_a_traceback_of_a_worker_is_shown_where_it_is_asked_for(worker, monkeypa
     for debugging in ("", "1"):
         monkeypatch.setenv("TRUTHGPT_DEBUG", debugging)
         with pytest.raises(ModelError):
-            worker.call("open", directory="/no/where", dtype="auto", device="cpu")
+            worker.open("/no/where", *OPEN)
         assert ("Traceback" in capfd.readouterr().err) is bool(debugging)

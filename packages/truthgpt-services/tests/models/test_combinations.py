@@ -12,6 +12,7 @@ from truthgpt_core.application import Application
 from truthgpt_core.optimization import Optimization, OptimizationError, Options, Verdict
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
+from truthgpt_services.measuring.protocol import StepToBuild
 from truthgpt_services.measuring.worker import Worker
 from truthgpt_services.models.recipe import SavedStep, read_recipe
 
@@ -92,7 +93,7 @@ def test_one_more_optimization_goes_on_top_of_those_a_model_has(
     output = tmp_path / "out"
     output.mkdir()
     worker = Worker(lambda what, done, total: None, Application(plugins))
-    step = {"name": "ruin", "options": {}, "distribution": "example 1"}
+    step = StepToBuild("ruin", {}, "example 1")
     worker.build(str(halved), "typed", [step], str(output), "auto", "cpu", 0)
     recipe = read_recipe(output)
     assert [each.name for each in recipe.steps] == ["halve", "ruin", "idle"]

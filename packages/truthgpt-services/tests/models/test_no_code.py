@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -112,23 +111,3 @@ def test_the_command_refuses_without_asking(evil, truthgpt):
     assert "'their_own'" in done.stderr
     assert "[y/N]" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_question_in_a_worker_takes_no_request_for_an_answer():
-    """Whatever reads standard input there is at its end at once."""
-    code = (
-        "import sys, truthgpt_services.measuring.worker as worker\n"
-        "def serve(requests, answers):\n"
-        "    answers.write(repr((sys.stdin.read(), requests.readline())))\n"
-        "    answers.flush()\n"
-        "worker.serve = serve\n"
-        "worker.main()\n"
-    )
-    worker = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    # Open until it has answered: a worker ends soon after its requests do.
-    worker.stdin.write("a request\n")
-    worker.stdin.flush()
-    assert worker.stdout.read() == "('', 'a request\\n')"
-    worker.communicate()

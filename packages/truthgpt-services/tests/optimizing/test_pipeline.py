@@ -111,7 +111,7 @@ def test_a_step_whose_process_dies_has_failed(steps):
     """Killed for memory, say: what was asked of it and the signal are told, the rest goes on."""
     step = steps["die"]
     assert (step.outcome, step.variant) == (Outcome.FAILED, None)
-    assert 'The worker for "making die" ended with SIGKILL' in step.reason
+    assert 'The worker for "making die" failed to build: killed by SIGKILL' in step.reason
 
 
 def test_a_step_that_saves_what_it_cannot_load_has_failed(steps):

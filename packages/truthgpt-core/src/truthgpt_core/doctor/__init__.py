@@ -1,10 +1,9 @@
-"""What `truthgpt doctor` looks at, a room for each.
+"""What `truthgpt doctor` looks at.
 
-The process that a person starts looks at the machine, this Python, compilers and settings
-(`machine`, `limits`, `interpreter`, `compilers`, `settings`). Whatever can crash, hang or
-print runs in a process of its own: `torch_probe`, `plugin_probe` and `config_probe` are
-what runs there, `probing` is how they answer, and `children` starts them and says what
-became of them. `examination` puts it all in order.
+The process that the user starts looks at the machine and this Python (`machine`), the compiler
+(`compilers`) and what the user has set (`settings`). Whatever can crash, hang or print runs in
+processes of its own: `torch_probe` and `plugin_probe`. `examination` starts them, says what
+became of them, and puts it all in order.
 
 Nothing here imports torch when it is imported.
 """

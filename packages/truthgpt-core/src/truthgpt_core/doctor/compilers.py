@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from truthgpt_core.child_process import Ended, last_line, run
 from truthgpt_core.diagnosis import Diagnosis
-from truthgpt_core.doctor.processes import Ended, last_line, run
 
 CXX = "CXX"
 DEFAULT = "clang++" if sys.platform == "darwin" else "g++"

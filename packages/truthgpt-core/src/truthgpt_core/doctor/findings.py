@@ -1,12 +1,13 @@
-"""One line of what `truthgpt doctor` says."""
+"""What `truthgpt doctor` finds, a line each, and how a process that looks tells of it."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from truthgpt_core.child_process import send
 from truthgpt_core.diagnosis import Diagnosis, Status
 from truthgpt_core.terminal_text import harmless
 
@@ -74,6 +75,24 @@ class Finding:
     def as_json(self) -> dict[str, str]:
         """Return it in JSON types, by the names of its attributes."""
         return {key: str(value) for key, value in asdict(self).items()}
+
+
+def doing(what: str) -> None:
+    """Say what a probe does next, in case it is the last thing: "importing torch"."""
+    send("doing", what)
+
+
+def found(area: Area, diagnoses: Iterable[Diagnosis]) -> int:
+    """Tell what a probe finds, each as soon as it is there, and return how many there were.
+
+    Raises:
+        ValueError: the status of one is none.
+    """
+    count = 0
+    for diagnosis in diagnoses:
+        count += 1
+        send("finding", Finding.of(area, diagnosis).as_json())
+    return count
 
 
 def printable(value: object) -> str:

@@ -1,26 +1,32 @@
-"""The probe of plugins: activates them as any command does, and asks each about this machine.
+"""The probe of plugins, and of a configuration file, which is read with their sections.
 
-Run as a process of its own, for all plugins together or for one of them alone.
+Run as a process of its own, because it activates plugins as any command does: all together, or
+one of them alone. Each is asked about this machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 
 from truthgpt_core import hookspecs
+from truthgpt_core.child_process import send, serve
+from truthgpt_core.config import ConfigError, ConfigManager, render_resolved
 from truthgpt_core.diagnosis import Diagnosis
-from truthgpt_core.doctor.findings import Area, Finding
-from truthgpt_core.doctor.probing import Report, serve
+from truthgpt_core.doctor.findings import Area, Finding, doing, found
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_core.optimization import Optimization, OptimizationError, Verdict
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.plugin_system.plugin import PluginRow
 from truthgpt_core.plugin_system.switches import Switches
 from truthgpt_core.plugin_system.table import strangers
+
+if TYPE_CHECKING:
+    from truthgpt_core.config.components import Factories
 
 MOST = 100
 """So many diagnoses of one plugin are shown; a person reads no more, and some never end."""
@@ -31,30 +37,56 @@ _FIXES = {
 }
 
 
-def probe(report: Report, request: Mapping[str, Any]) -> None:
+def probe_plugins(only: str | None, devices: list[str]) -> None:
     """Activate all plugins, or the one named `only`; tell `found` and `active` names."""
-    only: str | None = request["only"]
     manager = PluginManager(strict=False)
-    report.doing("listing plugins")
-    report.tell("found", [row.name for row in manager.rows()])
-    report.found(Area.PLUGINS, _misnamed(manager))
+    doing("listing plugins")
+    send("found", [row.name for row in manager.rows()])
+    found(Area.PLUGINS, _misnamed(manager))
     if only is None:
-        report.doing("activating plugins")
+        doing("activating plugins")
         manager.activate_all()
     else:
-        report.doing("activating it")
+        doing("activating it")
         _activate(manager, only)
     rows = [row for row in manager.rows() if only in (None, row.name)]
-    report.tell("active", [row.name for row in rows if row.state == "active"])
-    report.found(Area.PLUGINS, map(describe, rows))
+    send("active", [row.name for row in rows if row.state == "active"])
+    found(Area.PLUGINS, map(describe, rows))
     for name, diagnose in _diagnosers(manager):
         if only in (None, name):
-            report.doing(f"diagnose of {name}")
-            report.found(Area.PLUGINS, what_it_says(name, diagnose))
+            doing(f"diagnose of {name}")
+            found(Area.PLUGINS, what_it_says(name, diagnose))
     for name in _optimizations(manager, rows):
-        for device in request["devices"]:
-            report.doing(f"check of {name} on {device}")
-            report.found(Area.OPTIMIZATIONS, [_check(manager, name, device)])
+        for device in devices:
+            doing(f"check of {name} on {device}")
+            found(Area.OPTIMIZATIONS, [_check(manager, name, device)])
+
+
+def probe_config(path: str, plugins: list[str]) -> None:
+    """Read a configuration file, after activating those of some plugins that can be."""
+    manager = PluginManager(strict=False)
+    for name in plugins:
+        doing(f"activating {name}")
+        _activate(manager, name)
+    doing(f"reading {path}")
+    found(Area.CONFIG, diagnose_file(path, manager.factories))
+
+
+def diagnose_file(path: str, factories: Factories) -> Iterator[Diagnosis]:
+    """Say what is wrong with a configuration file, a line for each thing.
+
+    Args:
+        path: the file.
+        factories: what names of components are checked against.
+    """
+    try:
+        values = list(render_resolved(ConfigManager.load_config(path, factories=factories)))
+    except ConfigError as error:
+        for problem in error.problems:
+            detail = str(replace(problem, hint=None))
+            yield Diagnosis.failed("configuration", detail, problem.hint or "")
+    else:
+        yield Diagnosis.ok("configuration", f"{path}: {len(values)} values, nothing wrong")
 
 
 def describe(row: PluginRow) -> Diagnosis:
@@ -181,4 +213,5 @@ def _check(manager: PluginManager, name: str, device: str) -> Diagnosis:
 
 
 if __name__ == "__main__":
-    serve(probe)
+    probes: dict[str, Callable[..., None]] = {"plugins": probe_plugins, "config": probe_config}
+    serve(lambda request, arguments: probes[request](**arguments))

@@ -7,15 +7,15 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from truthgpt_core.child_process import send, serve
 from truthgpt_core.diagnosis import Diagnosis, Status
-from truthgpt_core.doctor.findings import Area, sized
-from truthgpt_core.doctor.limits import usable_cores
-from truthgpt_core.doctor.probing import Report, serve
+from truthgpt_core.doctor.findings import Area, doing, found, sized
+from truthgpt_core.doctor.machine import usable_cores
 from truthgpt_core.errors import in_one_line
 
 REINSTALL = "pip install --force-reinstall torch"
@@ -32,36 +32,36 @@ def installed_version() -> str:
         return ""
 
 
-def probe(report: Report, request: Mapping[str, Any]) -> None:
+def probe() -> None:
     """Import torch, compute with it on every device, and tell which `devices` there are."""
-    report.doing(f"importing torch {installed_version()}".rstrip())
+    doing(f"importing torch {installed_version()}".rstrip())
     try:
         torch = importlib.import_module("torch")
     except BaseException as error:  # noqa: BLE001 - shown to the person
-        report.found(Area.TORCH, [_not_imported(error)])
+        found(Area.TORCH, [_not_imported(error)])
         return
     if getattr(torch, "__file__", None) is None:
         places = ", ".join(getattr(torch, "__path__", ()))
         detail = f"it has no code: {places} holds what is left of it"
-        report.found(Area.TORCH, [Diagnosis.failed("torch", detail, REINSTALL)])
+        found(Area.TORCH, [Diagnosis.failed("torch", detail, REINSTALL)])
         return
-    report.tell("devices", ["cpu"])
-    report.found(Area.TORCH, _guarded("torch", _build, torch))
-    report.doing("computing on the CPU")
-    report.found(Area.TORCH, _guarded("computing", _cpu, torch))
+    send("devices", ["cpu"])
+    found(Area.TORCH, _guarded("torch", _build, torch))
+    doing("computing on the CPU")
+    found(Area.TORCH, _guarded("computing", _cpu, torch))
     accelerators, usable = 0, ["cpu"]
     for kind, look in (("cuda", _cuda), ("mps", _mps), ("xpu", _xpu)):
-        report.doing(f"looking for {kind} devices")
+        doing(f"looking for {kind} devices")
         there = list(_guarded(kind, look, torch))
-        accelerators += report.found(Area.ACCELERATORS, there)
+        accelerators += found(Area.ACCELERATORS, there)
         if any(diagnosis.status is Status.OK for diagnosis in there):
             usable.append(kind)
     if not accelerators:
-        report.found(Area.ACCELERATORS, _guarded("GPU", _none, torch))
+        found(Area.ACCELERATORS, _guarded("GPU", _none, torch))
     if len(usable) > 1:
-        report.tell("devices", usable)
-        report.doing("importing triton")
-        report.found(Area.COMPILERS, _guarded("triton", _triton, torch))
+        send("devices", usable)
+        doing("importing triton")
+        found(Area.COMPILERS, _guarded("triton", _triton, torch))
 
 
 def nvidia_driver() -> str:
@@ -248,4 +248,4 @@ def _triton(torch: Any) -> Iterator[Diagnosis]:
 
 
 if __name__ == "__main__":
-    serve(probe)
+    serve(lambda request, arguments: probe())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from truthgpt_core.errors import in_one_line
+from truthgpt_services.data.template_limits import checked, with_limits
 from truthgpt_services.errors import DataError
 
 Message = dict[str, Any]
@@ -90,67 +91,89 @@ class ChatEncoder:
                 hint="Take a fast tokenizer.",
             )
         self._tokenizer = tokenizer
+        self._template = template
         self._marks_turns = _MARKS_TURNS.search(template) is not None
 
-    def encode(self, chat: Chat) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a conversation, and for each whether there is loss on it.
+    def encode(self, chats: Sequence[Chat]) -> list[tuple[list[int], list[bool]]]:
+        """Return the tokens of conversations, and for each whether there is loss on it.
+
+        The template has limits; see `with_limits`.
 
         Raises:
-            DataError: the template refuses it, or does not tell where a turn begins.
+            DataError: the template refuses one, takes more than it may, or does not tell where
+                a turn begins.
         """
+        return [self._tokens(*each) for each in with_limits(self._render, chats, _refused)]
+
+    def _render(self, chat: Chat) -> tuple[str, list[tuple[int, int]]]:
+        """Return a conversation as a text, and where in it the assistant speaks."""
         messages = chat.messages
-        if self._marks_turns:
-            encoded = self._apply(
-                messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-            return encoded["input_ids"], [bool(mark) for mark in encoded["assistant_masks"]]
-        whole = self._apply(messages, tokenize=False)
-        encoded = self._tokenizer(
-            whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        if not self._marks_turns:
+            whole = self._apply(messages)
+            numbers = [at for at, each in enumerate(messages) if each["role"] == ASSISTANT]
+            return whole, [self._turn(messages, number, whole) for number in numbers]
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        texts, turns = render_jinja_template(
+            [[{key: of for key, of in each.items() if of is not None} for each in messages]],
+            chat_template=self._template,
+            return_assistant_tokens_mask=True,
+            **self._tokenizer.special_tokens_map,
         )
+        return checked(texts[0]), turns[0]
+
+    def _tokens(self, text: str, turns: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        ids: list[int] = encoded["input_ids"]
         starts = [start for start, _ in encoded["offset_mapping"]]
-        loss = [False] * len(starts)
-        for number, message in enumerate(messages):
-            if message["role"] == ASSISTANT:
-                begin, end = self._turn(messages, number, whole)
+        loss = [False] * len(ids)
+        for begin, end in turns:
+            if self._marks_turns:
+                # As transformers does: from the token that has the first character.
+                first, last = encoded.char_to_token(begin), encoded.char_to_token(end - 1)
+                if first is None:
+                    break
+                after = len(ids) if last is None else last + 1
+            else:
                 # What begins before the turn was not the model's to say.
                 first, after = bisect_left(starts, begin), bisect_left(starts, end)
-                loss[first:after] = [True] * (after - first)
-        return encoded["input_ids"], loss
+            loss[first:after] = [True] * (after - first)
+        return ids, loss
 
     def _turn(self, messages: list[Message], number: int, whole: str) -> tuple[int, int]:
         """Return where the characters of an assistant's message begin and end."""
         if number == 0:
-            raise self._unknown(messages, number, "nothing comes before it")
-        before = self._apply(messages[:number], tokenize=False, add_generation_prompt=True)
-        through = self._apply(messages[: number + 1], tokenize=False)
+            raise _unknown(messages, number, "nothing comes before it")
+        before = self._apply(messages[:number], add_generation_prompt=True)
+        through = self._apply(messages[: number + 1])
         if not (through.startswith(before) and whole.startswith(through)):
-            raise self._unknown(messages, number, "the template changes what came before a turn")
+            raise _unknown(messages, number, "the template changes what came before a turn")
         turn = through[len(before) :]
         if not turn.lstrip().startswith(messages[number]["content"].strip()):
-            raise self._unknown(messages, number, "the turn does not begin with what is said in it")
+            raise _unknown(messages, number, "the turn does not begin with what is said in it")
         end = self._tokenizer.eos_token
         if end and turn.rstrip().endswith(end):
             # Nothing is generated after it.
             turn = turn.rstrip()
         return len(before), len(before) + len(turn)
 
-    def _apply(self, messages: list[Message], **options: Any) -> Any:
-        try:
-            return self._tokenizer.apply_chat_template(messages, **options)
-        except Exception as error:  # of jinja, and what the template itself raises
-            why = in_one_line(error)
-            raise DataError(
-                f"The chat template refuses a conversation: {why}: {_shown(messages)}"
-            ) from error
+    def _apply(self, messages: list[Message], **options: Any) -> str:
+        return checked(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
-    def _unknown(self, messages: list[Message], number: int, why: str) -> DataError:
-        return DataError(
-            f"With this chat template it cannot be told where the assistant's message {number} "
-            f"begins: {why}: {_shown(messages)}",
-            hint="Put {% generation %} and {% endgeneration %} around the assistant's turns in "
-            "the tokenizer's chat_template.",
-        )
+
+def _refused(chat: Chat, why: str) -> DataError:
+    return DataError(f"The chat template refuses a conversation: {why}: {_shown(chat.messages)}")
+
+
+def _unknown(messages: list[Message], number: int, why: str) -> DataError:
+    return DataError(
+        f"With this chat template it cannot be told where the assistant's message {number} "
+        f"begins: {why}: {_shown(messages)}",
+        hint="Put {% generation %} and {% endgeneration %} around the assistant's turns in "
+        "the tokenizer's chat_template.",
+    )
 
 
 def _shown(messages: list[Message]) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
+import io
 import json
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from numpy.typing import NDArray
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_services.data.chat_template import Chat, ChatEncoder
 from truthgpt_services.errors import DataError
+
+_SAMPLE = "The tokens of a text, 1 + 2 = 3;\n\tçà et là, слово, 日本語 🙂"
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,18 @@ class Encoded:
     ids: NDArray[Any]
     lengths: NDArray[np.int64]
     loss: NDArray[np.bool_] | None
+
+    def to_bytes(self) -> bytes:
+        """Return them as bytes, for another process."""
+        file = io.BytesIO()
+        np.savez(file, **{name: array for name, array in vars(self).items() if array is not None})
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Encoded:
+        """Read what `to_bytes` returned."""
+        arrays = np.load(io.BytesIO(content), allow_pickle=False)
+        return cls(arrays["ids"], arrays["lengths"], arrays.get("loss"))
 
 
 class TextEncoder:
@@ -52,6 +70,51 @@ class TextEncoder:
         largest = max(tokenizer.get_vocab().values(), default=0)
         self.dtype = np.dtype(np.uint16 if largest < 1 << 16 else np.uint32)
 
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Save it in a folder for another process; return what `load` takes there.
+
+        Raises:
+            DataError: what the tokenizer is cannot be saved.
+        """
+        kind = type(self.tokenizer)
+        try:
+            own = [name for name, of in vars(self.tokenizer).items() if inspect.isroutine(of)]
+            if own:
+                raise ValueError(f"it has a method of its own, {own[0]}")
+            self.tokenizer.save_pretrained(folder)
+        except Exception as error:  # whatever a tokenizer raises
+            raise _not_sent(in_one_line(error)) from error
+        return {
+            "folder": str(folder),
+            "kind": [kind.__module__, kind.__qualname__],
+            "end_of_text": self._end is not None,
+            "expected": self._mark,
+        }
+
+    @classmethod
+    def load(cls, folder: str, kind: list[str], end_of_text: bool, expected: Any) -> TextEncoder:
+        """Load what `save` has saved.
+
+        Raises:
+            DataError: it cannot be loaded, or makes other tokens than it did.
+        """
+        try:
+            of: Any = attrgetter(kind[1])(importlib.import_module(kind[0]))
+            loaded = cls(of.from_pretrained(folder, local_files_only=True), end_of_text=end_of_text)
+        except Exception as error:  # whatever a tokenizer raises
+            raise _not_sent(in_one_line(error)) from error
+        if loaded._mark != expected:
+            raise _not_sent("what is loaded there makes other tokens")
+        return loaded
+
+    @property
+    def _mark(self) -> Any:
+        """What shows that two encoders make the same tokens."""
+        if getattr(self.tokenizer, "is_fast", False):
+            return self.key
+        # The files of others tell where they come from.
+        return self._tokens([_SAMPLE])
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Return the tokens of some texts.
 
@@ -64,10 +127,12 @@ class TextEncoder:
         if plain:
             for number, tokens in zip(plain, self._tokens([texts[n] for n in plain]), strict=True):
                 ids[number] = tokens
-        for number, text in enumerate(texts):
-            if isinstance(text, Chat):
-                self._chats = self._chats or ChatEncoder(self.tokenizer)
-                ids[number], losses[number] = self._chats.encode(text)
+        chats = {number: text for number, text in enumerate(texts) if isinstance(text, Chat)}
+        if chats:
+            self._chats = self._chats or ChatEncoder(self.tokenizer)
+            encoded = self._chats.encode(list(chats.values()))
+            for number, (tokens, loss) in zip(chats, encoded, strict=True):
+                ids[number], losses[number] = tokens, loss
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         total = int(lengths.sum())
         flat = np.fromiter(chain.from_iterable(ids), self.dtype, total)
@@ -112,3 +177,10 @@ class TextEncoder:
                 if tokens and tokens[-1] != self._end:
                     tokens.append(self._end)
         return ids
+
+
+def _not_sent(why: str) -> DataError:
+    return DataError(
+        f"The tokenizer cannot be sent to another process: {why}",
+        hint="Tokenize in this one: tokenizing_processes=1.",
+    )

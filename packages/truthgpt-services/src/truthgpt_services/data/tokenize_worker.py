@@ -1,40 +1,33 @@
-"""The process that `EncodingPool` starts: reads texts from a pipe, and writes their tokens."""
+"""What runs in the processes of `EncodingPool`: turns texts into tokens."""
 
 from __future__ import annotations
 
-import pickle
-import signal
-import sys
+from collections.abc import Callable
 from typing import Any
 
-from truthgpt_core.errors import TruthGPTError, in_one_line
+from truthgpt_core.child_process import serve
+from truthgpt_services.data.chat_template import Chat
+from truthgpt_services.data.tokenize import TextEncoder
 
 
-def main() -> None:
-    """Answer until the pipe is closed."""
-    # Whoever started this process ends it, by closing the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    # What a library prints must not come between the answers.
-    sys.stdout = sys.stderr
-    encoder: Any = None
-    answer: tuple[str, Any]
-    while True:
-        try:
-            request = pickle.load(requests)  # noqa: S301 - from the process that started this one
-            if encoder is None:
-                encoder, answer = request, ("ready", None)
-            else:
-                answer = ("encoded", encoder.encode(request))
-        except EOFError:
-            return
-        except TruthGPTError as error:
-            answer = ("refused", (error.message, error.hint))
-        except Exception as error:  # noqa: BLE001 - the other process raises it
-            answer = ("failed", in_one_line(error))
-        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
-        answers.flush()
+class Worker:
+    """Answers requests; each method but `answer` is one."""
+
+    def answer(self, request: str, arguments: dict[str, Any]) -> Any:
+        """Do what is asked."""
+        requests: dict[str, Callable[..., Any]] = {"load": self.load, "encode": self.encode}
+        return requests[request](**arguments)
+
+    def load(self, **saved: Any) -> None:
+        """Load what `TextEncoder.save` has saved."""
+        self._encoder = TextEncoder.load(**saved)
+
+    def encode(self, texts: list[str], chats: list[int]) -> bytes:
+        """Return the tokens of texts, of which some are conversations, by their numbers."""
+        for number in chats:
+            texts[number] = Chat(texts[number])
+        return self._encoder.encode(texts).to_bytes()
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker().answer)

@@ -7,8 +7,8 @@ from typing import Any
 
 from truthgpt_core.decoding import GenerationError, refuse_unknown_tokens
 from truthgpt_core.errors import TruthGPTError, in_one_line
-from truthgpt_services.data.chat_template import Chat
-from truthgpt_services.inference.chat_templates import Message, has_template, render
+from truthgpt_services.data.chat_template import Chat, Message
+from truthgpt_services.data.template_limits import checked, with_limits
 
 _FORM = 'A conversation is a list of messages like {"role": "user", "content": "..."}.'
 
@@ -26,6 +26,45 @@ class Prompt:
     text: str
     tokens: tuple[int, ...]
     is_chat: bool
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether a tokenizer has a chat template that is used by default."""
+    try:
+        return bool(tokenizer.get_chat_template())
+    except (ValueError, AttributeError, TypeError):
+        return False
+
+
+def render(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Write a conversation as its model expects it, up to where the assistant speaks.
+
+    Args:
+        tokenizer: of transformers, with a chat template.
+        messages: each with `role` and `content`.
+
+    Returns:
+        The prompt, special tokens included.
+
+    Raises:
+        GenerationError: the template refuses the conversation, or takes more than it may; see
+            `with_limits`.
+    """
+
+    def apply(messages: list[Message]) -> str:
+        return checked(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+
+    def refused(messages: list[Message], why: str) -> GenerationError:
+        return GenerationError(
+            f"The chat template refuses the conversation: {why}",
+            hint="A prompt that is a text is continued without it; for the command: --raw.",
+        )
+
+    text: str
+    (text,) = with_limits(apply, [list(messages)], refused)
+    return text
 
 
 def is_conversation(given: object) -> bool:

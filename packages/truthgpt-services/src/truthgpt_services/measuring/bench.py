@@ -14,11 +14,12 @@ from truthgpt_core.decoding import Engine, refuse_unknown_tokens, require
 from truthgpt_services.measuring import memory
 from truthgpt_services.measuring.divergence import divergence
 from truthgpt_services.measuring.logit_lens import NoLensError, States, divergence_by_layer, states
+from truthgpt_services.measuring.protocol import BenchRequests, Compared, LayersCompared, Opened
 from truthgpt_services.models.loading import explained
 
 
-class Bench:
-    """Measures a model; every method takes and returns what JSON can hold.
+class Bench(BenchRequests):
+    """Measures a model.
 
     Args:
         engine: runs the model.
@@ -43,10 +44,11 @@ class Bench:
         """The model, if PyTorch runs it; else None."""
         return getattr(self.engine, "model", None)
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the model is made of, and begin to watch its memory."""
+    def describe(self, load_seconds: float) -> Opened:
+        """Say what the model is made of, and begin to watch its memory."""
         memory.reset_peak(self._device)
-        return {"parameters": 0, "dtype": "", "weights_bytes": 0, **self.engine.describe()}
+        said = {"parameters": 0, "dtype": "", "weights_bytes": 0, **self.engine.describe()}
+        return Opened(load_seconds=load_seconds, **said)
 
     def tokenize(self, text: str, limit: int) -> list[int]:
         """The first tokens of a text, `limit` at most."""
@@ -95,7 +97,7 @@ class Bench:
         """Bytes that one more process can take; None: unknown."""
         return memory.available(self._device)
 
-    def write_reference(self, ids: list[int], path: str | None, *, prompt: int = 0) -> list[float]:
+    def write_reference(self, ids: list[int], path: str | None, prompt: int = 0) -> list[float]:
         """Predict each next token of a window; write all log-probabilities to a file.
 
         Args:
@@ -120,14 +122,8 @@ class Bench:
             likelihoods.extend(_negative_log_likelihood(predicted, targets))
         return likelihoods
 
-    def compare(self, ids: list[int], path: str, *, prompt: int = 0) -> dict[str, list[float]]:
+    def compare(self, ids: list[int], path: str, prompt: int = 0) -> Compared:
         """Predict the same window in the same way and compare with what `write_reference` wrote.
-
-        Returns:
-            For each predicted token: `nll`, the negative log-likelihood in nats;
-            `kl`, KL(reference || this) in nats; `agrees`, 1 if both have the same
-            first choice, else 0; `flips`, 1 if the first choice of one of them is the
-            true token and that of the other is not, else 0.
 
         See:
             Dutta, A. et al. (2024). Accuracy is Not All You Need. arXiv:2407.09141.
@@ -146,7 +142,7 @@ class Bench:
             found["agrees"].extend((theirs == ours).float().tolist())
             found["flips"].extend(((theirs == targets) != (ours == targets)).float().tolist())
         Path(path).unlink()
-        return found
+        return Compared(**found)
 
     def write_layers(self, ids: list[int], path: str) -> str:
         """Write what each decoder layer makes of a window to a file.
@@ -162,19 +158,14 @@ class Bench:
             return str(error)
         return ""
 
-    def compare_layers(self, ids: list[int], path: str) -> dict[str, Any]:
-        """Read what `write_layers` of a candidate wrote for the same window, with the logit lens.
-
-        Returns:
-            `kl`: for each layer KL(this || candidate) at each token, in nats;
-            `missing`: why that cannot be had, as a clause, or empty.
-        """
+    def compare_layers(self, ids: list[int], path: str) -> LayersCompared:
+        """Read what `write_layers` of a candidate wrote for the same window, by the logit lens."""
         candidate = States.read(Path(path))
         Path(path).unlink()
         try:
-            return {"kl": divergence_by_layer(self.model, ids, candidate), "missing": ""}
+            return LayersCompared(divergence_by_layer(self.model, ids, candidate))
         except NoLensError as error:
-            return {"kl": [], "missing": str(error)}
+            return LayersCompared([], str(error))
 
     def _predict(self, ids: list[int], prompt: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield log-probabilities, float32 of shape (tokens, vocabulary), and the true tokens."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from truthgpt_core.optimization import Progress
 from truthgpt_services.errors import WorkerError
 from truthgpt_services.measuring import quality
 from truthgpt_services.measuring.client import WorkerProcess
+from truthgpt_services.measuring.protocol import Opened
 from truthgpt_services.measuring.speed import (
-    DECODE,
-    PREFILL,
     Launch,
     Plan,
     log_ratio,
@@ -51,7 +49,7 @@ class Contestant:
 
     name: str
     worker: WorkerProcess
-    opened: Mapping[str, Any]
+    opened: Opened
     directory: str = ""
     dtype: str | None = None
     warmup_seconds: float = 0.0
@@ -89,12 +87,12 @@ class Contestant:
         ]
         prefill = [[prompt_tokens / seconds for seconds in launch] for launch in first]
         return Measurements(
-            load_seconds=self.opened["load_seconds"],
+            load_seconds=self.opened.load_seconds,
             warmup_seconds=self.warmup_seconds,
             decode_tokens_per_second=_samples(decode, plan),
             prefill_tokens_per_second=_samples(prefill, plan),
             first_token_seconds=_samples(first, plan),
-            weights_bytes=self.opened["weights_bytes"],
+            weights_bytes=self.opened.weights_bytes,
             saved_bytes=saved_bytes,
             peak_memory_bytes=self.peak,
             build_peak_memory_bytes=build_peak,
@@ -145,30 +143,29 @@ def take_turns(
         each.launches[launch] = Launch()
     turn = 0
 
-    def ask(request: str, quantity: str, **given: Any) -> None:
+    def in_turn() -> list[Contestant]:
         nonlocal turn
         begin = turn % len(contestants)
         turn += 1
-        for each in [*contestants[begin:], *contestants[:begin]]:
-            seconds = each.worker.call(request, **given)
-            getattr(each.launches[launch], quantity).append(seconds)
+        return [*contestants[begin:], *contestants[:begin]]
 
     for done in range(plan.rounds):
         progress(what, done, plan.rounds)
         for _ in range(plan.prompts):
-            ask("read_prompt", PREFILL, ids=prompt, new_tokens=plan.new_tokens)
+            for each in in_turn():
+                seconds = each.worker.read_prompt(prompt, plan.new_tokens)
+                each.launches[launch].prompts.append(seconds)
         for tokens in plan.slices:
-            ask("decode", DECODE, tokens=tokens)
+            for each in in_turn():
+                each.launches[launch].slices.append(each.worker.decode(tokens))
     progress(what, plan.rounds, plan.rounds)
     for each in contestants:
-        each.peak = max(each.peak, each.worker.call("peak_memory"))
+        each.peak = max(each.peak, each.worker.peak_memory())
 
 
 def warm_up(contestant: Contestant, ids: Sequence[int], plan: Plan) -> None:
     """Let it run once untimed; the first time also compiles and is what is reported."""
-    seconds = contestant.worker.call(
-        "warm_up", ids=list(ids[: plan.prompt_tokens]), new_tokens=plan.new_tokens
-    )
+    seconds = contestant.worker.warm_up(list(ids[: plan.prompt_tokens]), plan.new_tokens)
     contestant.warmup_seconds = contestant.warmup_seconds or seconds
 
 
@@ -214,10 +211,9 @@ def measure_quality(
     found: dict[str, list[list[float]]] = {}
     for done, (window, prompt) in enumerate(pieces):
         progress(what, done, len(pieces))
-        given = {"ids": window, "path": path, "prompt": prompt}
-        reference = baseline.worker.call("write_reference", **given)
-        predicted = candidate.worker.call("compare", **given)
-        for name, values in {**predicted, "reference": reference}.items():
+        reference = baseline.worker.write_reference(window, path, prompt)
+        predicted = candidate.worker.compare(window, path, prompt)
+        for name, values in {**vars(predicted), "reference": reference}.items():
             found.setdefault(name, []).append(values)
     progress(what, len(pieces), len(pieces))
     whole = {name: values[:-1] for name, values in found.items()}
@@ -235,11 +231,9 @@ def measure_quality_alone(
     whole = []
     for done, window in enumerate(cut):
         progress(what, done, len(cut) + 1)
-        whole.append(baseline.worker.call("write_reference", ids=window, path=None))
+        whole.append(baseline.worker.write_reference(window, None))
     progress(what, len(cut), len(cut) + 1)
-    decoded = baseline.worker.call(
-        "write_reference", ids=followed, path=None, prompt=plan.decode_prompt
-    )
+    decoded = baseline.worker.write_reference(followed, None, plan.decode_prompt)
     progress(what, len(cut) + 1, len(cut) + 1)
     baseline.quality = quality.alone(whole, [decoded])
 
@@ -254,16 +248,16 @@ def compare_layers(
     path = str(scratch / "layers.npz")
     window = list(ids[: plan.lens_tokens])
     try:
-        missing = candidate.worker.call("write_layers", ids=window, path=path)
+        missing = candidate.worker.write_layers(window, path)
         if not missing:
-            found = baseline.worker.call("compare_layers", ids=window, path=path)
-            missing = found["missing"]
+            found = baseline.worker.compare_layers(window, path)
+            missing = found.missing
     except WorkerError as error:
         missing = str(error)
     if missing:
         candidate.layers_missing = missing
         return
-    errors = [mean_with_error(blocks([tokens])) for tokens in found["kl"]]
+    errors = [mean_with_error(blocks([tokens])) for tokens in found.kl]
     candidate.layers = [
         LayerDivergence(layer=layer, kl_mean=mean, kl_mean_error=error)
         for layer, (mean, error) in enumerate(errors, start=1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from truthgpt_core.optimization import Optimization
 from truthgpt_services.measuring.compare import Contestant
+from truthgpt_services.measuring.protocol import StepToBuild
 
 
 @dataclass
@@ -23,9 +24,9 @@ class AskedStep:
         """The canonical name of the optimization."""
         return self.optimization.name
 
-    def for_worker(self) -> dict[str, Any]:
-        """Return it in JSON types, as a worker process is told of it."""
-        return {"name": self.name, "options": self.options, "distribution": self.distribution}
+    def for_worker(self) -> StepToBuild:
+        """Return it as a worker process is told of it."""
+        return StepToBuild(self.name, self.options, self.distribution)
 
 
 @dataclass

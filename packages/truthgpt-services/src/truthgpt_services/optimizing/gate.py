@@ -24,13 +24,14 @@ class Effect:
 
     Attributes:
         stage: of the step.
-        changed: whether a tensor or the type of a module is another than before.
+        changed: whether a tensor or the type of a module is another than before; None if that
+            cannot be seen, for a step that only changes how the model is run.
         note: what was compared to know that.
         used: whether measured tokens ran through what the step put in place.
     """
 
     stage: Stage = Stage.WEIGHTS
-    changed: bool = True
+    changed: bool | None = True
     note: str = ""
     used: bool = True
 

@@ -37,6 +37,7 @@ from truthgpt_services.measuring.compare import (
     measure_quality_alone,
     warm_up,
 )
+from truthgpt_services.measuring.protocol import Built, BuiltStep
 from truthgpt_services.measuring.speed import DECODE, METRICS, PREFILL, Plan, undecided
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
 from truthgpt_services.measuring.worker_log import NAME as LOG_NAME
@@ -54,13 +55,7 @@ from truthgpt_services.optimizing.timing import Timing
 from truthgpt_services.report.costs import costs
 from truthgpt_services.report.files import write_report
 from truthgpt_services.results.io import report_json
-from truthgpt_services.results.schema import (
-    Choice,
-    Outcome,
-    Report,
-    Skipped,
-    StepCoverage,
-)
+from truthgpt_services.results.schema import Outcome, Report
 from truthgpt_services.storage.atomic import StagedDirectory
 
 BASELINE = phases.BASELINE
@@ -183,21 +178,14 @@ class Job:
         self._progress("Starting the baseline", 0, 0)
         worker = self._worker(BASELINE)
         resolved = self._resolved
-        found = worker.call(
-            "convert",
-            spec=resolved.spec,
-            kind=resolved.kind,
-            path=str(resolved.path),
-            file_bytes=resolved.file_bytes,
-            device=self._request.device,
-        )
-        self._directory: str = found["directory"]
+        found = worker.convert(resolved, self._request.device)
+        self._directory = found.directory
         refuse_impossible(self._to_come, describe(Path(self._directory), resolved.spec))
         self._baseline = MadeVariant(self._open(worker, BASELINE, self._directory))
         self._kept = self._baseline
         wanted = self._plan.windows * self._plan.window
         limit = wanted + self._plan.trial_tokens
-        ids: list[int] = worker.call("tokenize", text=self._text.text, limit=limit)
+        ids = worker.tokenize(self._text.text, limit)
         # What steps try the model on is not what they are judged by, if the text is long enough.
         self._ids, self._trial = ids[:wanted], ids[wanted:] or ids
         least = self._plan.decode_prompt + 2
@@ -254,7 +242,7 @@ class Job:
 
     def _key(self, steps: Sequence[AskedStep]) -> str:
         assert self._comparisons is not None
-        return self._comparisons.key([each.for_worker() for each in steps])
+        return self._comparisons.key([vars(each.for_worker()) for each in steps])
 
     def _take_over(self, name: str, step: AskedStep, steps: list[AskedStep]) -> bool:
         """Take a comparison over from an earlier run, if it was finished there."""
@@ -299,7 +287,11 @@ class Job:
         contestant = Contestant(
             name,
             self._worker(name),
-            {"load_seconds": measured.load_seconds, "weights_bytes": measured.weights_bytes},
+            replace(
+                self._baseline.contestant.opened,
+                load_seconds=measured.load_seconds,
+                weights_bytes=measured.weights_bytes,
+            ),
             str(directory),
             warmup_seconds=measured.warmup_seconds,
             quality=measured.quality,
@@ -326,13 +318,13 @@ class Job:
         try:
             built = self._build(name, steps, directory)
             candidate = self._open(worker, name, str(directory))
-            made = MadeVariant(candidate, steps, directory, built["peak_memory_bytes"])
+            made = MadeVariant(candidate, steps, directory, built.peak_memory_bytes)
             compiles = step.optimization.stage is Stage.EXECUTION
             self._warm_up(candidate, first_use=compiles)
-            effect = self._effect(made, step, built["steps"][-1])
+            effect = self._effect(made, step, built.steps[-1])
             idle = nothing_done(effect)
             if idle and not self._request.gate.keep_all:
-                self._note(step, Outcome.REJECTED, idle, built["steps"][-1])
+                self._note(step, Outcome.REJECTED, idle, built.steps[-1])
                 self._collect_notes(made, [step])
                 return
             measure_quality(
@@ -347,7 +339,7 @@ class Job:
                 candidate, self._baseline.contestant, self._ids, self._plan, self._scratch
             )
             self._time(made, step)
-            self._judge(step, made, built["steps"][-1], effect)
+            self._judge(step, made, built.steps[-1], effect)
             self._collect_notes(made, [step])
             if self._comparisons is not None:
                 took_turns = [self._baseline.contestant, against.contestant, made.contestant]
@@ -369,13 +361,12 @@ class Job:
                 (worker if made is None else made.contestant.worker).end(at_once=True)
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _effect(self, made: MadeVariant, step: AskedStep, built: dict[str, Any]) -> Effect:
+    def _effect(self, made: MadeVariant, step: AskedStep, built: BuiltStep) -> Effect:
         """Say what a step did; a prompt and tokens like those that are timed have been computed."""
         stage = step.optimization.stage
-        used = stage is not Stage.EXECUTION or made.contestant.worker.call(
-            "was_used", name=step.name, settings=built["settings"]
-        )
-        return Effect(stage, built["changed"], built["changed_note"], used)
+        worker = made.contestant.worker
+        used = stage is not Stage.EXECUTION or worker.was_used(step.name, built.settings)
+        return Effect(stage, built.changed, built.changed_note, used)
 
     def _time(self, made: MadeVariant, step: AskedStep) -> None:
         """Time a candidate beside what it is compared with, until that decides about it."""
@@ -395,8 +386,8 @@ class Job:
             self._found.control = control
             contestants.insert(1, control)
         smaller = pays_by_size(
-            candidate.opened["weights_bytes"],
-            self._kept.contestant.opened["weights_bytes"],
+            candidate.opened.weights_bytes,
+            self._kept.contestant.opened.weights_bytes,
             self._request.gate,
         )
 
@@ -416,9 +407,7 @@ class Job:
         if control is not None:
             control.worker.end(at_once=True)
 
-    def _judge(
-        self, step: AskedStep, made: MadeVariant, built: dict[str, Any], effect: Effect
-    ) -> None:
+    def _judge(self, step: AskedStep, made: MadeVariant, built: BuiltStep, effect: Effect) -> None:
         against = self._kept
         measured, before = self._found.measurements(made), self._found.measurements(against)
         decode = self._found.ratio(made, against, DECODE)
@@ -446,7 +435,7 @@ class Job:
             against=against.name,
             decode_ratio=decode,
             prefill_ratio=prefill,
-            break_even=break_even(measured, before, decode, built["seconds"]),
+            break_even=break_even(measured, before, decode, built.seconds),
             overruled=decision.overruled,
             costs=costs(
                 measured,
@@ -459,7 +448,7 @@ class Job:
         )
 
     def _note(
-        self, step: AskedStep, outcome: Outcome, reason: str, built: dict[str, Any], **found: Any
+        self, step: AskedStep, outcome: Outcome, reason: str, built: BuiltStep, **found: Any
     ) -> None:
         """Tell what became of a step that was made."""
         accepted = outcome is Outcome.ACCEPTED
@@ -469,25 +458,20 @@ class Job:
             step,
             outcome,
             reason,
-            options=built["settings"],
-            seconds=built["seconds"],
-            coverage=StepCoverage(
-                unit=built["unit"],
-                covered=built["covered"],
-                total=built["total"],
-                skipped=[Skipped(name=name, reason=why) for name, why in built["skipped"]],
-            ),
-            notes=built["notes"],
-            choices=[Choice(**each) for each in built["choices"]],
+            options=built.settings,
+            seconds=built.seconds,
+            coverage=built.coverage,
+            notes=built.notes,
+            choices=built.choices,
             **found,
         )
 
     def _collect_notes(self, made: MadeVariant, steps: Iterable[AskedStep]) -> None:
         """Take over what steps of a variant have noted while it ran."""
         names = {step.name for step in steps}
-        for name, about, note in made.contestant.worker.call("notes"):
-            if name in names:
-                self._found.notes.setdefault(name, {})[about] = note
+        for note in made.contestant.worker.notes():
+            if note.optimization in names:
+                self._found.notes.setdefault(note.optimization, {})[note.about] = note.text
 
     def report(self, command: Sequence[str]) -> Report:
         """Everything that was found out."""
@@ -508,9 +492,7 @@ class Job:
             directory = self._new_directory()
             self._build(BASELINE, [], directory)
         if self._kept.steps:
-            self._baseline.contestant.worker.call(
-                "write_card", directory=str(directory), report=report_json(report)
-            )
+            self._baseline.contestant.worker.write_card(str(directory), report_json(report))
         for file in directory.iterdir():
             file.rename(self._output / file.name)
         directory.rmdir()
@@ -520,22 +502,20 @@ class Job:
         directory.mkdir()
         return directory
 
-    def _build(self, name: str, steps: list[AskedStep], directory: Path) -> dict[str, Any]:
+    def _build(self, name: str, steps: list[AskedStep], directory: Path) -> Built:
         self._progress(f"Making {name}", 0, 0)
         with self._worker(_builder(name)) as worker:
-            built: dict[str, Any] = worker.call(
-                "build",
-                directory=self._directory,
-                source=self._resolved.spec,
-                steps=[each.for_worker() for each in steps],
-                output=str(directory),
-                dtype=self._request.dtype,
-                device=self._request.device,
-                seed=self._request.seed,
-                tokens=self._trial,
-                max_kl=self._request.max_kl,
+            return worker.build(
+                self._directory,
+                self._resolved.spec,
+                [each.for_worker() for each in steps],
+                str(directory),
+                self._request.dtype,
+                self._request.device,
+                self._request.seed,
+                self._trial,
+                self._request.max_kl,
             )
-        return built
 
     def _worker(self, name: str) -> WorkerProcess:
         worker = WorkerProcess(
@@ -553,9 +533,7 @@ class Job:
         slow = ": a first use that compiles can take minutes" if first_use else ""
         self._progress(f"Warming up {contestant.name}{slow}", 0, 0)
         warm_up(contestant, self._ids, self._plan)
-        contestant.sample = contestant.worker.call(
-            "sample", prompt=SAMPLE_PROMPT, new_tokens=self._plan.sample_tokens
-        )
+        contestant.sample = contestant.worker.sample(SAMPLE_PROMPT, self._plan.sample_tokens)
 
 
 def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[AskedStep]:

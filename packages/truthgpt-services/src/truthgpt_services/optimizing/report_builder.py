@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from truthgpt_services.measuring import compare
 from truthgpt_services.measuring.compare import Contestant, windows
+from truthgpt_services.measuring.protocol import Converted
 from truthgpt_services.measuring.speed import DECODE, PREFILL
 from truthgpt_services.measuring.text import EvaluationText
 from truthgpt_services.models.sources import ResolvedModel
@@ -68,7 +69,7 @@ class ReportBuilder:
         self.steps: list[Step] = []
         self.notes: dict[str, dict[str, str]] = {}
 
-    def begin(self, found: Mapping[str, Any], baseline: MadeVariant, ids: Sequence[int]) -> None:
+    def begin(self, found: Converted, baseline: MadeVariant, ids: Sequence[int]) -> None:
         """Take what is known when the baseline has been loaded.
 
         Args:
@@ -76,9 +77,9 @@ class ReportBuilder:
             baseline: the model that everything starts from.
             ids: the tokens of the text.
         """
-        self.machine = Machine(**found["machine"])
-        self.versions = found["versions"]
-        self._architecture: str = found["architecture"]
+        self.machine = found.machine
+        self.versions = found.versions
+        self._architecture = found.architecture
         self._baseline = baseline
         self._ids = ids
 
@@ -178,8 +179,8 @@ class ReportBuilder:
                 kind=self._resolved.kind,
                 file_bytes=self._resolved.file_bytes,
                 architecture=self._architecture,
-                parameters=baseline.opened["parameters"],
-                dtype=baseline.opened["dtype"],
+                parameters=baseline.opened.parameters,
+                dtype=baseline.opened.dtype,
                 dtype_is_native=self._request.dtype == "auto",
             ),
             text=Text(

@@ -42,13 +42,13 @@ class Timing:
         self, worker: WorkerProcess, name: str, directory: str, dtype: str | None
     ) -> Contestant:
         """Let a worker load a model."""
-        opened = worker.call("open", directory=directory, dtype=dtype, device=self._device)
+        opened = worker.open(directory, dtype, self._device)
         return Contestant(name, worker, opened, directory, dtype)
 
     def control(self, baseline: Contestant, ids: Sequence[int]) -> Contestant | None:
         """Load the baseline once more, in a process of its own, if there is memory for it."""
-        available = baseline.worker.call("available_memory")
-        if available is not None and available < baseline.opened["weights_bytes"] + SPARE:
+        available = baseline.worker.available_memory()
+        if available is not None and available < baseline.opened.weights_bytes + SPARE:
             return None
         control = self.open(self._start("control"), "control", baseline.directory, baseline.dtype)
         warm_up(control, ids, self._plan)
@@ -104,10 +104,12 @@ class Timing:
         for each in contestants:
             each.worker.end(at_once=True)
             each.worker = self._start(each.name)
-        for each in contestants:
-            each.worker.ask("open", directory=each.directory, dtype=each.dtype, device=self._device)
-        for each in contestants:
-            each.worker.answer("open")
+        opening = [
+            each.worker.begin(each.worker.open, each.directory, each.dtype, self._device)
+            for each in contestants
+        ]
+        for opened in opening:
+            opened()
         for each in contestants:
             warm_up(each, ids, self._plan)
 

@@ -23,8 +23,8 @@ from truthgpt_core.decoding import (
 from truthgpt_core.errors import did_you_mean, in_one_line
 from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
+from truthgpt_services.data.chat_template import Message
 from truthgpt_services.inference.cache_key import Identity
-from truthgpt_services.inference.chat_templates import Message
 from truthgpt_services.inference.decoder import TokenByToken, decode_rows, stream
 from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.inference.fingerprint import UnseenError

@@ -159,13 +159,12 @@ import torch
 from torch.amp import GradScaler
 from transformers import AutoTokenizer
 from truthgpt_core.config import ConfigManager
-from truthgpt_core.event_system import EventType, on_event
+from truthgpt_core.event_system import on_event
 from truthgpt_services import InferenceService, ModelService, TrainingService
 from truthgpt_services.data import DataLoaderFactory, DatasetManager
 
 told = []
-for each in EventType.known():
-    on_event(each, lambda event: told.append(str(event.type)))
+on_event(None, lambda event: told.append(str(event.type)))
 """
 
 PARTS = """

@@ -4,77 +4,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, SupportsFloat, assert_type
 
 from truthgpt_core.event_system import (
     EvaluationFinished,
     Event,
     EventEmitter,
-    EventField,
-    EventStream,
+    EventPayload,
     EventType,
-    EventView,
-    OptimizationEvent,
+    ModelSaved,
     Subscription,
+    TrainingStarted,
     TrainingStep,
     emit_event,
     get_event_emitter,
     on_event,
 )
 
-REACHED = EventType.custom("chess.reached")
+LOST = EventType("chess.lost")
 
 
-class Reached(EventView):
-    """A view of an event of one's own."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SquareReached(EventPayload, event_type=EventType("chess.square_reached")):
+    """What an event of one's own holds."""
 
-    event_types = (REACHED,)
-
-    square = EventField[str]()
-    moves = EventField[list[int]]()
+    square: str
+    moves: int | None = None
 
 
 def read(event: Event) -> None:
-    """Read events through views."""
-    step = event.view(TrainingStep)
-    assert_type(step, TrainingStep)
-    assert_type(step.step, int)
-    assert_type(step.loss, SupportsFloat)
-    assert_type(event.view(EvaluationFinished).metrics, Mapping[str, float])
-    assert_type(event.view(OptimizationEvent).optimization, str)
-    assert_type(Reached(event).moves, list[int])
-    assert_type(Reached.square, EventField[str])
-    assert_type(event.data["anything"], Any)
+    """Read events by keys, or by the fields of their dataclass."""
     assert_type(event.type, EventType)
+    assert_type(event.data["anything"], Any)
+    assert_type(event.payload, EventPayload | None)
+    match event.payload:
+        case TrainingStep() as step:
+            assert_type(step.step, int)
+            assert_type(step.loss, SupportsFloat)
+            assert_type(step.flops, int | None)
+        case EvaluationFinished(metrics=metrics):
+            assert_type(metrics, Mapping[str, float])
+        case SquareReached(square=square):
+            assert_type(square, str)
+        case _:
+            pass
 
 
 def listen() -> None:
-    """Listen to events and send them."""
-    assert_type(on_event(EventType.TRAINING_STEP, read, priority=1, every=10), Subscription)
-    with get_event_emitter().on(None, print, filter=lambda event: event.type is REACHED) as sub:
-        assert_type(sub, Subscription)
-    emit_event(REACHED, {"square": "e4", "moves": [1]})
+    """Listen to events."""
+    assert_type(on_event(EventType.TRAINING_STEP, read, priority=1), Subscription)
+    with get_event_emitter().on(None, print, critical=True) as subscription:
+        assert_type(subscription, Subscription)
+    on_event(SquareReached.event_type, read)
+
+
+def emit(emitter: EventEmitter) -> None:
+    """Emit a dataclass, or a type and any mapping."""
+    emit_event(TrainingStep(step=1, loss=0.5))
+    emit_event(ModelSaved(name="gpt2", path="out"))
+    emit_event(SquareReached(square="e4"))
     emit_event(EventType.TRAINING_STARTED)
-    assert_type(EventEmitter().has_handlers(REACHED), bool)
-
-
-@on_event(EventType.TRAINING_FINISHED, once=True)
-def finished(event: Event) -> str:
-    """Stay what it is though it was registered."""
-    return str(event)
-
-
-def a_registered_function_keeps_its_type(event: Event) -> None:
-    """What is decorated can be called as before."""
-    assert_type(finished(event), str)
-    handler: Callable[[Event], str] = finished
-    assert_type(handler(event), str)
-
-
-async def stream(emitter: EventEmitter) -> None:
-    """Read events in an event loop."""
-    async with emitter.stream(EventType.TRAINING_STEP, maxsize=10) as steps:
-        assert_type(steps, EventStream)
-        async for event in steps:
-            assert_type(event, Event)
+    emit_event(EventType.TRAINING_STARTED, {})
+    emitter.emit(LOST, {"moves": [1]})
+    emitter.emit(TrainingStarted(step=0, epoch=0, config={"training": {}}))
+    assert_type(Event(TrainingStep(step=1, loss=0.5)).data, Mapping[str, Any])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from dataclasses import dataclass
 
 from truthgpt_core.event_system import (
+    EvaluationFinished,
     Event,
     EventEmitter,
-    EventField,
+    EventPayload,
     EventType,
-    EventView,
     TrainingStep,
     emit_event,
     on_event,
@@ -18,19 +18,19 @@ from truthgpt_core.event_system import (
 
 def read(event: Event) -> None:
     """Read what is not there, or as what it is not."""
-    step = event.view(TrainingStep)
-    # error: attr-defined, reportAttributeAccessIssue
-    print(step.stepp)
-    # error: assert-type, reportAssertTypeFailure
-    assert_type(step.step, str)
-    # error: operator, reportOperatorIssue
-    print(step.loss + 1)
-    # error: arg-type, reportArgumentType
-    event.view("TrainingStep")
     # error: index, reportIndexIssue
     event.data["step"] = 1
     # error: attr-defined, reportAttributeAccessIssue
     print(event.kind)
+    # error: union-attr, reportOptionalMemberAccess
+    print(event.payload.event_type)
+    if isinstance(event.payload, TrainingStep):
+        # error: attr-defined, reportAttributeAccessIssue
+        print(event.payload.stepp)
+        # error: operator, reportOperatorIssue
+        print(event.payload.loss + 1)
+        # error: misc, reportAttributeAccessIssue
+        event.payload.step = 2
 
 
 def two(event: Event, other: Event) -> None:
@@ -41,43 +41,49 @@ def text(event: str) -> None:
     """A handler is given an event."""
 
 
-def listen(emitter: EventEmitter) -> None:
-    """Register what is no handler, and emit what is no event."""
-    # error: arg-type, reportArgumentType, reportCallIssue
+def listen() -> None:
+    """Register what is no handler."""
+    # error: arg-type, reportArgumentType
     on_event(EventType.TRAINING_STEP, two)
-    # error: arg-type, reportArgumentType, reportCallIssue
+    # error: arg-type, reportArgumentType
     on_event(EventType.TRAINING_STEP, text)
-    # error: call-overload, reportArgumentType, reportCallIssue
+    # error: arg-type, reportArgumentType
     on_event("training_step", read)
+    # error: arg-type, reportArgumentType
+    on_event(TrainingStep, read)
     # error: attr-defined, reportAttributeAccessIssue
     on_event(EventType.TRAINING_STEPS, read)
-    # error: call-overload, reportCallIssue
+    # error: call-arg, reportCallIssue
     on_event(EventType.TRAINING_STEP, read, 10)
-    # error: call-overload, reportArgumentType, reportCallIssue
-    on_event(EventType.TRAINING_STEP, read, every="second")
-    # error: arg-type, reportArgumentType
-    emit_event("training_step", {})
-    # error: call-arg, reportCallIssue
-    emit_event(EventType.TRAINING_STEP, step=1)
-    # error: arg-type, reportArgumentType
-    emit_event(EventType.TRAINING_STEP, [1])
     # error: attr-defined, reportAttributeAccessIssue
-    emitter.on(EventType.TRAINING_STEP, read).cancel()
+    on_event(EventType.TRAINING_STEP, read).cancel()
+
+
+def emit(emitter: EventEmitter) -> None:
+    """Emit what is no event, or one with wrong fields."""
+    # error: call-overload, reportArgumentType
+    emit_event("training_step", {})
+    # error: call-overload, reportCallIssue
+    emit_event(EventType.TRAINING_STEP, step=1)
+    # error: call-overload, reportArgumentType
+    emitter.emit(EventType.TRAINING_STEP, [1])
+    # error: call-overload, reportArgumentType
+    emitter.emit(TrainingStep(step=1, loss=0.5), {"lr": 0.1})
+    # error: call-overload, reportArgumentType, reportCallIssue
+    emitter.emit(TrainingStep)
     # error: call-arg, reportCallIssue
-    emitter.stream(size=10)
+    emitter.emit(TrainingStep(step=1))
+    # error: arg-type, reportArgumentType
+    emitter.emit(TrainingStep(step="1", loss=0.5))
+    # error: call-arg, reportCallIssue
+    emitter.emit(TrainingStep(step=1, loss=0.5, lr=0.1))
+    # error: call-arg, reportCallIssue
+    emitter.emit(EvaluationFinished(1, {}))
 
 
-# error: type-var, reportArgumentType
-@on_event(EventType.TRAINING_STEP)
-def no_event() -> None:
-    """A handler is given an event."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+# error: arg-type, reportArgumentType, reportGeneralTypeIssues
+class SquareReached(EventPayload, event_type="chess.square_reached"):
+    """The type of an event is no name."""
 
-
-class Reached(EventView):
-    """A view whose types are no event types."""
-
-    # error: assignment, reportAssignmentType
-    event_types = ("chess.reached",)
-
-    # error: assignment, reportAssignmentType
-    square: str = EventField[int]()
+    square: str

@@ -193,14 +193,14 @@ def test_event_handlers_go_with_their_plugin(manager) -> None:
 
     class Listening(Named):
         def initialize(self, registry) -> None:
-            on_event(EventType.custom("test.ping"), heard.append)
+            on_event(EventType("test.ping"), heard.append)
 
     from truthgpt_core.event_system import emit_event
 
     manager.register_plugin(Listening("listening"))
-    emit_event(EventType.custom("test.ping"))
+    emit_event(EventType("test.ping"))
     manager.deactivate("listening")
-    emit_event(EventType.custom("test.ping"))
+    emit_event(EventType("test.ping"))
     assert len(heard) == 1
 
 

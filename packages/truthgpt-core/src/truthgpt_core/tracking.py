@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from truthgpt_core.config.sections import Section
 from truthgpt_core.errors import in_one_line
-from truthgpt_core.event_system import Event, EventEmitter, EventType, Subscription
+from truthgpt_core.event_system import (
+    Event,
+    EventEmitter,
+    EventType,
+    Subscription,
+    TrainingNoted,
+)
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.paths import read_json, write_file
 from truthgpt_core.plugin_system.plugin import Plugin, PluginError
@@ -209,9 +215,7 @@ class TrackerPlugin(Plugin):
         sender = self._sender
         while sender is not None and self._events is not None and sender.notes:
             note = f"{self.name}: {sender.notes.popleft()}"
-            self._events.emit(
-                EventType.TRAINING_NOTED, {"step": step, "about": self.name, "note": note}
-            )
+            self._events.emit(TrainingNoted(step=step, about=self.name, note=note))
 
 
 class _Sender:

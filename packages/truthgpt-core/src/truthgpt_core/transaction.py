@@ -18,7 +18,7 @@ from truthgpt_core.errors import TruthGPTError
 
 logger = logging.getLogger(__name__)
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 
 _current: ContextVar[Transaction | None] = ContextVar("truthgpt_transaction", default=None)
 

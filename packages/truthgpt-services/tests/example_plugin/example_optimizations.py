@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from truthgpt_core.event_system import EventType, emit_event
+from truthgpt_core.event_system import OptimizationNoted, emit_event
 from truthgpt_core.optimization import (
     Applied,
     Coverage,
@@ -36,8 +36,7 @@ class HalfLinear(nn.Linear):
         return product
 
     def _note(self, note: str) -> None:
-        told = {"optimization": "halve", "about": "multiplying", "note": note}
-        emit_event(EventType.OPTIMIZATION_NOTED, told)
+        emit_event(OptimizationNoted(optimization="halve", about="multiplying", note=note))
 
 
 def halved(model: Any, make: Any) -> Coverage:

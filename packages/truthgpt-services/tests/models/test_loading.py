@@ -161,14 +161,22 @@ def test_a_tokenizer_that_does_not_work_is_said_so(copy, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_loaded_model_is_told_of_as_an_event(service, tiny):
-    """Whoever listens learns which model it was."""
-    from truthgpt_core.event_system import EventType, on_event
+def test_a_loaded_and_a_saved_model_are_events(service, tiny, tmp_path):
+    """Listeners learn which model was loaded, from where and onto what, and where it is saved."""
+    from truthgpt_core.event_system import EventType, ModelLoaded, ModelSaved, on_event
 
     heard = []
-    on_event(EventType.MODEL_LOADED, heard.append)
-    service.load_model(str(tiny))
-    assert any(event.data["model"] == str(tiny) for event in heard)
+    model, name = None, str(tiny)
+    with (
+        on_event(EventType.MODEL_LOADED, heard.append),
+        on_event(EventType.MODEL_SAVED, heard.append),
+    ):
+        model = service.load_model(name, {"device": "cpu"})
+        service.save_model(model, load_tokenizer(tiny), tmp_path, source=name, steps=())
+    assert [event.payload for event in heard] == [
+        ModelLoaded(name=name, path=name, device="cpu"),
+        ModelSaved(name=name, path=str(tmp_path)),
+    ]
 
 
 def test_the_services_are_found_by_name(bare_plugins, tiny):

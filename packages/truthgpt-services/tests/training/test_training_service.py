@@ -70,6 +70,7 @@ def test_the_loop_of_the_seed(runs, tmp_path, events) -> None:
         output_dir=tmp_path,
     )
     service.emit(EventType.TRAINING_STARTED, {})
+    assert told(events, EventType.TRAINING_STARTED) == [{}]
     losses = []
     for epoch in range(2):
         service.train_epoch(model, train_loader, optimizer, scheduler, scaler, epoch)
@@ -111,14 +112,15 @@ def test_own_epochs_are_the_run(runs, tmp_path) -> None:
     assert same(weights(whole), weights(model))
 
 
-def test_a_step_tells_what_its_view_has(runs, tmp_path, events) -> None:
-    """Loss, rate, norm, tokens and speed of a step can be read by name."""
+def test_a_step_is_an_event(runs, tmp_path, events) -> None:
+    """Loss, rate, norm, tokens and speed of a step are fields of its dataclass."""
     runs.configured(tmp_path, max_steps=1).run()
     (event,) = [event for event in events if event.type is EventType.TRAINING_STEP]
-    view = event.view(TrainingStep)
-    assert (view.step, view.epoch, view.learning_rate) == (1, 0, 1e-2)
-    assert view.tokens == int(runs.toy_batch(0, 2)["attention_mask"].sum())
-    assert math.isfinite(float(view.loss) + view.grad_norm + view.tokens_per_second)
+    step = event.payload
+    assert isinstance(step, TrainingStep)
+    assert (step.step, step.epoch, step.learning_rate, step.refused) == (1, 0, 1e-2, False)
+    assert step.tokens == int(runs.toy_batch(0, 2)["attention_mask"].sum())
+    assert math.isfinite(float(step.loss) + step.grad_norm + step.tokens_per_second)
 
 
 # The loss

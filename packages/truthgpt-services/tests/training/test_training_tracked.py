@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import torch
 
@@ -45,8 +46,9 @@ class Diary(TrackerPlugin):
         self.ended.append(outcome)
 
 
-def run(runs, out, diary):
-    """Train with a tracker and a configuration that has its section; return the service."""
+@contextmanager
+def configured(runs, out, diary):
+    """Configure a service with a tracker, and with a configuration that has its section."""
     plugins = runs.new_plugins(diary)
     service = TrainingService(plugins)
     model = runs.toy_model()
@@ -59,8 +61,14 @@ def run(runs, out, diary):
         output_dir=out,
         whole_config={"diary": {"place": "here"}, "output_dir": "elsewhere"},
     )
-    service.run()
+    yield service
     plugins.deactivate("diary")
+
+
+def run(runs, out, diary):
+    """Train with a tracker; return the service."""
+    with configured(runs, out, diary) as service:
+        service.run()
     return service
 
 
@@ -75,6 +83,17 @@ def test_every_step_arrives(runs, tmp_path) -> None:
     assert start.directory == tmp_path / "out"
     assert start.config["training"]["epochs"] == 1
     assert json.loads(json.dumps(start.config)) == start.config
+
+
+def test_a_run_that_the_caller_starts_is_tracked(runs, tmp_path) -> None:
+    """A caller's own mapping tells a tracker the configuration of the run, too."""
+    diary = Diary()
+    with configured(runs, tmp_path / "out", diary) as service:
+        service.emit(EventType.TRAINING_STARTED, {"step": 0})
+        service.run()
+    (start,) = diary.starts
+    assert start.config["diary"] == {"place": "here"}
+    assert diary.ended == [Outcome.FINISHED]
 
 
 def test_a_tracker_that_fails_changes_no_weight(runs, tmp_path, events) -> None:

@@ -4,9 +4,11 @@
         print(f"Step {event.data['step']}: loss={event.data['loss']}")
 
     on_event(EventType.TRAINING_STEP, on_training_step)
+    emit_event(TrainingStep(step=100, loss=0.5))
     emit_event(EventType.TRAINING_STEP, {"step": 100, "loss": 0.5})
 
-What can be relied on:
+Each type of TruthGPT's own has a frozen dataclass, which is all that is emitted of it; a caller
+may emit a type and any mapping instead. What can be relied on:
 
 - Order: higher `priority` first, then registration, handlers of one type and
   handlers of all types in one order.
@@ -16,12 +18,13 @@ What can be relied on:
   the inner event is delivered whole before the outer one goes on.
 - A handler may add and remove handlers, and so may other threads. One that is added
   gets no event whose `emit` has begun; one that is removed gets no call that has not
-  begun.
-- Emitting to nobody builds no event. What the data holds is never copied, converted or
-  looked at; the mapping itself is copied, so that an event stays as it was emitted.
+  begun. A transaction that rolls back undoes both.
+- Emitting to nobody builds no event. The values in an event are never copied, converted
+  or looked at; the mapping itself is copied, so that an event stays as it was emitted.
 """
 
 from truthgpt_core.event_system.emitter import (
+    Event,
     EventEmitter,
     Subscription,
     emit_event,
@@ -29,44 +32,69 @@ from truthgpt_core.event_system.emitter import (
     on_event,
 )
 from truthgpt_core.event_system.events import (
-    CheckpointEvent,
+    CheckpointLoaded,
+    CheckpointSaved,
     EvaluationFinished,
-    Event,
+    EvaluationStarted,
     EventError,
-    EventField,
+    EventPayload,
     EventType,
-    EventTypeError,
-    EventView,
-    EventViewError,
+    InferenceFailed,
     InferenceFinished,
-    ModelEvent,
-    OptimizationEvent,
-    PluginEvent,
+    InferenceStarted,
+    ModelLoaded,
+    ModelSaved,
+    OptimizationApplied,
+    OptimizationFailed,
+    OptimizationFinished,
+    OptimizationNoted,
+    OptimizationReverted,
+    OptimizationSkipped,
+    OptimizationStarted,
+    PluginActivated,
+    PluginDeactivated,
+    PluginFailed,
+    TrainingEpochFinished,
+    TrainingEpochStarted,
+    TrainingFailed,
+    TrainingFinished,
     TrainingNoted,
+    TrainingStarted,
     TrainingStep,
 )
-from truthgpt_core.event_system.handlers import EventHandlerError
-from truthgpt_core.event_system.stream import EventStream
 
 __all__ = [
-    "CheckpointEvent",
+    "CheckpointLoaded",
+    "CheckpointSaved",
     "EvaluationFinished",
+    "EvaluationStarted",
     "Event",
     "EventEmitter",
     "EventError",
-    "EventField",
-    "EventHandlerError",
-    "EventStream",
+    "EventPayload",
     "EventType",
-    "EventTypeError",
-    "EventView",
-    "EventViewError",
+    "InferenceFailed",
     "InferenceFinished",
-    "ModelEvent",
-    "OptimizationEvent",
-    "PluginEvent",
+    "InferenceStarted",
+    "ModelLoaded",
+    "ModelSaved",
+    "OptimizationApplied",
+    "OptimizationFailed",
+    "OptimizationFinished",
+    "OptimizationNoted",
+    "OptimizationReverted",
+    "OptimizationSkipped",
+    "OptimizationStarted",
+    "PluginActivated",
+    "PluginDeactivated",
+    "PluginFailed",
     "Subscription",
+    "TrainingEpochFinished",
+    "TrainingEpochStarted",
+    "TrainingFailed",
+    "TrainingFinished",
     "TrainingNoted",
+    "TrainingStarted",
     "TrainingStep",
     "emit_event",
     "get_event_emitter",

@@ -1,85 +1,114 @@
-"""The emitter: who is told of an event, in which order, and what a failing handler does."""
+"""The emitter: which handlers get an event, in which order, and what becomes of their errors."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from bisect import insort
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
 from itertools import count
-from types import TracebackType
-from typing import Any, Self, TypeVar, final, overload
+from time import time
+from types import MappingProxyType
+from typing import Any, Self, final, overload
 
-from truthgpt_core.event_system.events import (
-    NO_DATA,
-    Event,
-    EventType,
-    EventTypeError,
-)
-from truthgpt_core.event_system.handlers import EventHandlerError, Handler, check_handler, name_of
-from truthgpt_core.event_system.stream import EventStream
+from truthgpt_core.event_system.events import EventError, EventPayload, EventType
 from truthgpt_core.transaction import record_undo
 
 logger = logging.getLogger(__name__)
 
-HandlerT = TypeVar("HandlerT", bound=Handler)
-
-
-def _nothing(_event: Event) -> None:
-    """Stand in for the handler of a subscription that was removed."""
+_NO_DATA: Mapping[str, Any] = MappingProxyType({})
 
 
 @final
+@dataclass(frozen=True, slots=True, init=False, eq=False, repr=False)
+class Event:
+    """What a handler gets. It cannot be changed.
+
+    Args:
+        event: the dataclass of an event, or the type of one.
+        data: with a type, what there is to tell. The mapping is copied; its values are the very
+            same and are not looked at, so that a tensor among them waits for no device.
+
+    Attributes:
+        type: the type of the event.
+        data: the fields of the dataclass that are set, or what was given as data; read-only.
+        payload: the dataclass; None if it is an event of a type and a mapping.
+        timestamp: when it was emitted, in seconds since the epoch.
+
+    Raises:
+        EventError: the data is not a mapping, or was given beside a dataclass.
+    """
+
+    type: EventType
+    data: Mapping[str, Any]
+    payload: EventPayload | None
+    timestamp: float
+
+    def __init__(self, event: EventPayload | EventType, data: Mapping[str, Any] = _NO_DATA) -> None:
+        if isinstance(event, EventPayload):
+            if data is not _NO_DATA:
+                raise EventError(f"{type(event).__name__} has its data in its fields")
+            _set(self, "type", event.event_type)
+            _set(self, "payload", event)
+            every = ((field.name, getattr(event, field.name)) for field in fields(event))
+            data = {name: value for name, value in every if value is not None}
+        else:
+            if not isinstance(data, dict) and not isinstance(data, Mapping):
+                raise EventError(f"Data of {event} must be a mapping, not {type(data).__name__}")
+            _set(self, "type", event)
+            _set(self, "payload", None)
+            # A plain dict: one with default values would take in each key that is asked for.
+            data = dict(data)
+        _set(self, "data", MappingProxyType(data))
+        _set(self, "timestamp", time())
+
+    def __repr__(self) -> str:
+        # The values are left out: showing a tensor waits for its device.
+        return f"Event({self.type}: {', '.join(map(str, self.data)) or 'no data'})"
+
+
+_set = object.__setattr__
+
+Handler = Callable[[Event], object]
+
+
+def _removed(_event: Event) -> None:
+    """Stand in for the handler of a registration that was removed."""
+
+
+@final
+@dataclass(slots=True, eq=False, repr=False)
 class Subscription:
-    """One handler's registration, returned by `EventEmitter.on`.
+    """The registration of a handler, made by `EventEmitter.on`.
 
     As a context manager it lasts as long as the block.
 
     Attributes:
-        event_type: the type of event the handler gets; None for all.
+        event_type: the type of event that the handler gets; None for all.
         handler: the function that was registered.
         priority: higher goes first.
         critical: whether the handler's exceptions are raised again.
         errors: how many of the handler's calls raised.
     """
 
-    __slots__ = (
-        "_call",
-        "_emitter",
-        "_guarded",
-        "_order",
-        "critical",
-        "errors",
-        "event_type",
-        "handler",
-        "priority",
-    )
-
-    def __init__(
-        self,
-        emitter: EventEmitter,
-        event_type: EventType | None,
-        handler: Handler,
-        *,
-        priority: int,
-        order: int,
-        critical: bool,
-    ) -> None:
-        self.event_type = event_type
-        self.handler = handler
-        self.priority = priority
-        self.critical = critical
-        self.errors = 0
-        self._emitter = emitter
-        self._order = order
-        self._guarded: Handler = handler
-        # What emit calls. Removal swaps it, so that it reaches emits under way.
-        self._call: Handler = _nothing
+    event_type: EventType | None
+    handler: Handler
+    priority: int
+    critical: bool
+    _emitter: EventEmitter
+    _order: int
+    errors: int = 0
+    # What emit calls. A removal swaps it, so that it reaches emits that are under way.
+    _call: Handler = _removed
+    _gone: bool = False
 
     @property
     def active(self) -> bool:
         """Whether the handler is registered."""
-        return self._call is not _nothing
+        return self._call is not _removed
 
     def remove(self) -> bool:
         """Take the handler out; a transaction that is under way puts it back if it rolls back.
@@ -92,24 +121,14 @@ class Subscription:
             record_undo(lambda: self._emitter._attach(self))
         return removed
 
-    def close(self) -> None:
-        """Take the handler out for good: no transaction that rolls back puts it back."""
-        self._emitter._detach(self, for_good=True)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.remove()
 
     def __repr__(self) -> str:
-        listened = "all events" if self.event_type is None else self.event_type
-        return f"<{name_of(self.handler)} on {listened}>"
+        return f"<{_name_of(self.handler)} on {self.event_type or 'all events'}>"
 
 
 class EventEmitter:
@@ -125,228 +144,107 @@ class EventEmitter:
         self._lock = threading.RLock()
         self._registered = count()
         self._subscriptions: tuple[Subscription, ...] = ()
-        # Who gets events of a type, worked out when the first one is emitted. Tuples
-        # are replaced, never changed, so emit reads them without the lock.
+        # Who gets events of a type, worked out when the first one is emitted. Tuples and the
+        # dict are replaced, never changed by a registration, so emit reads without the lock.
         self._routes: dict[EventType, tuple[Subscription, ...]] = {}
 
-    @overload
     def on(
         self,
         event_type: EventType | None,
         handler: Handler,
         *,
         priority: int = 0,
-        once: bool = False,
-        every: int = 1,
-        filter: Callable[[Event], object] | None = None,
         critical: bool = False,
-    ) -> Subscription: ...
-    @overload
-    def on(
-        self,
-        event_type: EventType | None,
-        handler: None = None,
-        *,
-        priority: int = 0,
-        once: bool = False,
-        every: int = 1,
-        filter: Callable[[Event], object] | None = None,
-        critical: bool = False,
-    ) -> Callable[[HandlerT], HandlerT]: ...
-    def on(
-        self,
-        event_type: EventType | None,
-        handler: Handler | None = None,
-        *,
-        priority: int = 0,
-        once: bool = False,
-        every: int = 1,
-        filter: Callable[[Event], object] | None = None,  # noqa: A002 - the word for it
-        critical: bool = False,
-    ) -> Subscription | Callable[[HandlerT], HandlerT]:
-        """Register `handler`, or, without one, return a decorator that registers.
+    ) -> Subscription:
+        """Register a handler.
 
         Args:
-            event_type: the type of event it gets; None for all.
+            event_type: the type of event that it gets; None for all.
             handler: a function of one argument, the event. What it returns is ignored.
             priority: higher goes first; equal ones go in the order of registration.
-            once: remove it before its first call.
-            every: call it for the N-th event, the 2N-th and so on, of those that pass `filter`.
-            filter: call it only for events for which this is true. If it raises, that
-                counts as the handler's failure.
             critical: raise its exceptions again, after all handlers have run.
 
         Returns:
-            The registration, to be removed or used as a context manager; for the
-            decorator, the function unchanged.
+            The registration, to be removed or used as a context manager.
 
         Raises:
-            EventHandlerError: the handler or the filter cannot be called with one event,
-                or is a coroutine function or a generator function; `every` is not a
-                positive whole number, or `priority` is no whole number.
-            EventTypeError: `event_type` is not an event type.
+            EventError: `event_type` is not an event type, `priority` is not an integer, or
+                the handler cannot be called with one event or would do nothing when it is.
         """
         if event_type is not None:
-            _require_event_type(event_type)
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise EventHandlerError(f"every must be a whole number of at least 1, not {every!r}")
+            event_type = _type_of(event_type)
         if not isinstance(priority, int):
-            raise EventHandlerError(f"priority must be a whole number, not {priority!r}")
-        if filter is not None:
-            check_handler(filter, "filter")
+            raise EventError(f"priority must be an integer, not {priority!r}")
+        _check(handler)
+        order = next(self._registered)
+        subscription = Subscription(event_type, handler, priority, critical, self, order)
+        self._attach(subscription)
+        record_undo(partial(self._detach, subscription, for_good=True))
+        return subscription
 
-        def register(handler: Handler) -> Subscription:
-            check_handler(handler)
-            subscription = Subscription(
-                self,
-                event_type,
-                handler,
-                priority=priority,
-                order=next(self._registered),
-                critical=critical,
-            )
-            subscription._guarded = _guard(subscription, once, every, filter)
-            self._attach(subscription)
-            record_undo(subscription.close)
-            return subscription
-
-        def decorate(handler: HandlerT) -> HandlerT:
-            register(handler)
-            return handler
-
-        return decorate if handler is None else register(handler)
-
-    def off(self, event_type: EventType | None, handler: Handler) -> int:
-        """Take out what `on(event_type, handler)` registered.
+    @overload
+    def emit(self, event: EventPayload) -> None: ...
+    @overload
+    def emit(self, event: EventType, data: Mapping[str, Any] = ...) -> None: ...
+    def emit(self, event: EventPayload | EventType, data: Mapping[str, Any] = _NO_DATA) -> None:
+        """Call every handler of the event's type and of all events.
 
         Args:
-            event_type: the type it was registered for; None if that was all of them,
-                which leaves registrations for single types in place.
-            handler: the function that was registered.
-
-        Returns:
-            How many registrations that were.
-        """
-        return sum(
-            subscription.remove()
-            for subscription in self._subscriptions
-            if subscription.event_type is event_type and subscription.handler == handler
-        )
-
-    def emit(self, event_type: EventType, data: Mapping[str, Any] = NO_DATA) -> None:
-        """Tell every handler of `event_type` and of all events.
-
-        Args:
-            event_type: what kind of news it is.
-            data: what there is to tell; leave the values unchanged afterwards.
+            event: the dataclass of an event, or the type of one.
+            data: with a type, what there is to tell; leave the values unchanged afterwards.
 
         Raises:
-            EventTypeError: `event_type` is not an event type.
-            EventError: `data` is no mapping, and somebody listens.
+            EventError: there is no such type; or, if there are handlers, as for `Event`.
             Exception: what a critical handler raised; an ExceptionGroup if several did.
         """
-        try:
-            subscriptions = self._routes.get(event_type)
-        except TypeError:  # it has no hash, so it is no event type, as _route will say
-            subscriptions = None
+        event_type = event if type(event) is EventType else _type_of(event)
+        subscriptions = self._routes.get(event_type)
         if not subscriptions:
             if subscriptions is None:
                 subscriptions = self._route(event_type)
             if not subscriptions:
                 return
-        event = Event(event_type, data)
+        delivered = Event(event, data)
         critical: list[Exception] | None = None
         for subscription in subscriptions:
-            call = subscription._call
             try:
-                call(event)
-            except Exception as error:  # noqa: BLE001 - the next handler runs whatever this one raised
+                subscription._call(delivered)
+            except Exception as error:  # noqa: BLE001 - the next handler runs all the same
                 self._count_failure(subscription, event_type, error)
                 if subscription.critical:
                     critical = [*(critical or ()), error]
         if critical:
-            try:
-                if len(critical) == 1:
-                    raise critical[0]
-                raise ExceptionGroup(f"Critical handlers of {event_type} failed", critical)
-            finally:
-                # An exception refers to this frame; the frame must not refer back.
-                del critical
-
-    def has_handlers(self, event_type: EventType) -> bool:
-        """Return whether anybody listens: for callers whose data is dear to gather.
-
-        Args:
-            event_type: the type that would be emitted.
-
-        Raises:
-            EventTypeError: `event_type` is not an event type.
-        """
-        _require_event_type(event_type)
-        subscriptions = self._routes.get(event_type)
-        return bool(self._route(event_type) if subscriptions is None else subscriptions)
-
-    def stream(
-        self,
-        event_type: EventType | None = None,
-        *,
-        maxsize: int = 1024,
-        priority: int = 0,
-        every: int = 1,
-        filter: Callable[[Event], object] | None = None,  # noqa: A002 - the word for it
-    ) -> EventStream:
-        """Return an asynchronous iterator over the events emitted from now on, in any thread.
-
-            async with emitter.stream(EventType.TRAINING_STEP) as steps:
-                async for event in steps: ...
-
-        Args:
-            event_type: the type of event it gets; None for all.
-            maxsize: how many events wait for the consumer; beyond that the oldest is dropped.
-            priority: as for `on`.
-            every: as for `on`.
-            filter: as for `on`; it runs in the thread that emits.
-
-        Raises:
-            EventError: `maxsize` is less than 1, or as for `on`.
-        """
-
-        def subscribe(stream: EventStream) -> Subscription:
-            return self.on(event_type, stream.put, priority=priority, every=every, filter=filter)
-
-        stream = EventStream(maxsize, subscribe)
-        # A consumer whose registration is rolled back must not wait for ever.
-        record_undo(stream.close)
-        return stream
+            if len(critical) == 1:
+                raise critical[0]
+            raise ExceptionGroup(f"Critical handlers of {event_type} failed", critical)
 
     def _attach(self, subscription: Subscription) -> None:
         with self._lock:
-            if subscription.active or subscription._guarded is _nothing:
+            if subscription.active or subscription._gone:
                 return
             subscriptions = list(self._subscriptions)
             insort(subscriptions, subscription, key=_position)
-            subscription._call = subscription._guarded
+            subscription._call = subscription.handler
             self._subscriptions = tuple(subscriptions)
             self._routes = {}
 
     def _detach(self, subscription: Subscription, *, for_good: bool = False) -> bool:
         with self._lock:
-            if for_good:
-                subscription._guarded = _nothing
+            # Its plugin is gone: no other one that is undone later puts it back.
+            subscription._gone = subscription._gone or for_good
             if not subscription.active:
                 return False
-            subscription._call = _nothing
+            subscription._call = _removed
             self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
             self._routes = {}
             return True
 
     def _route(self, event_type: EventType) -> tuple[Subscription, ...]:
-        _require_event_type(event_type)
         with self._lock:
             route = tuple(
                 subscription
                 for subscription in self._subscriptions
-                if subscription.event_type is None or subscription.event_type is event_type
+                if subscription.event_type in (None, event_type)
             )
             self._routes[event_type] = route
             return route
@@ -357,50 +255,55 @@ class EventEmitter:
         with self._lock:
             subscription.errors += 1
             self.errors += 1
-        logger.error(
-            "The handler %s failed on %s",
-            name_of(subscription.handler),
-            event_type,
-            exc_info=error,
-        )
+        name = _name_of(subscription.handler)
+        logger.error("The handler %s failed on %s", name, event_type, exc_info=error)
 
 
 def _position(subscription: Subscription) -> tuple[int, int]:
     return -subscription.priority, subscription._order
 
 
-def _guard(
-    subscription: Subscription,
-    once: bool,
-    every: int,
-    wanted: Callable[[Event], object] | None,
-) -> Handler:
-    """Return the handler with its conditions around it: a handler without any pays for none."""
-    handler = subscription.handler
-    if not once and every == 1 and wanted is None:
-        return handler
-    numbers = count(1)
-
-    def guarded(event: Event) -> None:
-        if wanted is not None and not wanted(event):
-            return
-        if next(numbers) % every:
-            return
-        # Removing first settles which of several threads, or nested emits, has the one call.
-        if once and not subscription._emitter._detach(subscription):
-            return
-        handler(event)
-
-    return guarded
-
-
-def _require_event_type(event_type: object) -> None:
-    if isinstance(event_type, EventType):
-        return
+def _type_of(event: object) -> EventType:
+    if isinstance(event, EventType):
+        return event
+    if isinstance(event, EventPayload):
+        return event.event_type
     hint = "Use a constant such as EventType.TRAINING_STEP."
-    if isinstance(event_type, str):
-        hint = f'EventType("{event_type}") looks up a type by its name.'
-    raise EventTypeError(f"{event_type!r} is not an event type", hint=hint)
+    if isinstance(event, str):
+        hint = f'EventType("{event}") looks up a type by its name.'
+    raise EventError(f"{event!r:.80} is not an event type", hint=hint)
+
+
+def _check(handler: Handler) -> None:
+    """Refuse what cannot be called with one event, or would do nothing when it is."""
+    if not callable(handler):
+        raise EventError(f"A handler must be callable, and {handler!r:.80} is not")
+    name = _name_of(handler)
+    for each in (handler, getattr(handler, "__call__", None)):  # noqa: B004 - to be inspected
+        if inspect.iscoroutinefunction(each):
+            raise EventError(
+                f"The handler {name} is a coroutine function: a call would not run it",
+                hint="Register a function that hands it to asyncio.run_coroutine_threadsafe.",
+            )
+        if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
+            raise EventError(f"The handler {name} is a generator function: a call would not run it")
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise EventError(
+            f"The handler {name}{signature} cannot be called with one event: {error}",
+            hint="It must accept exactly one positional argument.",
+        ) from None
+
+
+def _name_of(handler: object) -> str:
+    module, name = (getattr(handler, each, None) for each in ("__module__", "__qualname__"))
+    # Not by its own repr, which may raise, or show a tensor that it holds.
+    return f"{module}.{name}" if name else object.__repr__(handler)
 
 
 _default_emitter = EventEmitter()

@@ -1,62 +1,46 @@
-"""What events are: their types, the events themselves, and typed views of their data.
+"""The types of events, and one frozen dataclass for each type of TruthGPT's own.
 
-Import these names from `truthgpt_core.event_system`; they stand here so that the
-emitter and the stream can both use them.
+In all of them `step` counts steps of the optimizer from the beginning of the run, resumed or
+not; `epoch` counts from 0; `path` is a directory; `reason` and `note` are text for the user.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError
-from os import PathLike
-from time import time
-from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NoReturn, SupportsFloat, TypeVar, final, overload
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, SupportsFloat, final
 
 from truthgpt_core.errors import TruthGPTError, did_you_mean
-
-V = TypeVar("V")
-ViewT = TypeVar("ViewT", bound="EventView")
-
-NO_DATA: Mapping[str, Any] = MappingProxyType({})
-"""The data of an event that was emitted without any."""
 
 _NAMESPACED = re.compile(r"[A-Za-z][\w-]*(\.[A-Za-z][\w-]*)+", re.ASCII)
 
 
 class EventError(TruthGPTError):
-    """Base class of the errors about events."""
-
-
-class EventTypeError(EventError):
-    """An event type is unknown, or a new one has an unsuitable name."""
-
-
-class EventViewError(EventError):
-    """A view was asked of an event of another type, or for a field the event lacks."""
+    """An event, its type or a handler of it is not one."""
 
 
 @final
 class EventType:
-    """What kind of news an event is.
+    """The type of an event: one object per name, so that types compare by identity.
 
-    There is one object per name, so types compare by identity. `EventType("training_step")`
-    looks a known type up, `EventType.custom("myplugin.thing")` adds one.
+    `EventType("myplugin.reached")` is a type of a plugin's own, made when it is first named.
 
     Args:
-        name: the name of a known type.
+        name: a type of TruthGPT's own, such as `"training_step"`, or a name that begins with
+            the plugin's and a dot; its parts are of letters, digits, `_` and `-`.
+
+    Attributes:
+        name: the name.
 
     Raises:
-        EventTypeError: no type has that name.
+        EventError: it is neither.
     """
 
-    __slots__ = ("_name",)
+    __slots__ = ("name",)
 
     _known: ClassVar[dict[str, EventType]] = {}
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-    _name: str
+    name: str
 
     TRAINING_STARTED: ClassVar[EventType]
     TRAINING_EPOCH_STARTED: ClassVar[EventType]
@@ -74,7 +58,6 @@ class EventType:
     INFERENCE_STARTED: ClassVar[EventType]
     INFERENCE_FINISHED: ClassVar[EventType]
     INFERENCE_FAILED: ClassVar[EventType]
-    PLUGIN_REGISTERED: ClassVar[EventType]
     PLUGIN_ACTIVATED: ClassVar[EventType]
     PLUGIN_DEACTIVATED: ClassVar[EventType]
     PLUGIN_FAILED: ClassVar[EventType]
@@ -87,317 +70,346 @@ class EventType:
     OPTIMIZATION_FINISHED: ClassVar[EventType]
 
     def __new__(cls, name: str) -> EventType:  # noqa: D102 - the class says it
-        _require_name(name)
-        known = cls._known.get(name)
-        if known is None:
-            hint = did_you_mean(name, cls._known) or "EventType.known() lists the known types."
-            raise EventTypeError(f'There is no event type "{name}"', hint=hint)
-        return known
-
-    @classmethod
-    def custom(cls, name: str) -> EventType:
-        """Return the event type `name` of a third party, adding it if it is new.
-
-        A type is never taken back, not even with the plugin that added it: the
-        plugin's module stays imported and keeps using the object it got.
-
-        Args:
-            name: parts of letters, digits, `_` and `-`, joined by dots; the first is
-                the plugin's name, as in `"myplugin.thing"`.
-
-        Raises:
-            EventTypeError: the name has no dot or holds other characters.
-        """
-        _require_name(name)
-        if not _NAMESPACED.fullmatch(name):
-            if name in cls._known:
-                hint = f"That type is TruthGPT's own: use EventType.{name.upper()}."
-            else:
-                suggestion = did_you_mean(name, cls._known)
-                hint = 'Put your plugin\'s name before it, as in "myplugin.thing".'
-                hint = f"{suggestion} {hint}" if suggestion else hint
-            raise EventTypeError(f'"{name}" cannot name a custom event type', hint=hint)
+        known = cls._known.get(name) if isinstance(name, str) else None
+        if known is not None:
+            return known
+        if not isinstance(name, str) or not _NAMESPACED.fullmatch(name):
+            hint = 'A plugin\'s own type begins with its name, as in "myplugin.reached".'
+            meant = did_you_mean(name, cls._known) if isinstance(name, str) else None
+            raise EventError(
+                f"There is no event type {name!r}", hint=f"{meant} {hint}" if meant else hint
+            )
         return cls._define(name)
 
     @classmethod
-    def known(cls) -> tuple[EventType, ...]:
-        """Return every type: TruthGPT's own, then the custom ones in the order they were added."""
-        with cls._lock:
-            return tuple(cls._known.values())
-
-    @classmethod
     def _define(cls, name: str) -> EventType:
-        with cls._lock:
-            event_type = cls._known.get(name)
-            if event_type is None:
-                event_type = object.__new__(cls)
-                event_type._name = name
-                cls._known[name] = event_type
-            return event_type
-
-    @property
-    def name(self) -> str:
-        """`"training_step"` for `TRAINING_STEP`; a custom type's own name."""
-        return self._name
+        made = object.__new__(cls)
+        made.name = name
+        # Of two threads that name a new type, one defines it.
+        return cls._known.setdefault(name, made)
 
     def __repr__(self) -> str:
-        if "." in self._name:
-            return f"EventType.custom({self._name!r})"
-        return f"EventType.{self._name.upper()}"
+        return f"EventType({self.name!r})"
 
     def __str__(self) -> str:
-        return self._name
+        return self.name
 
-    def __reduce__(self) -> tuple[Callable[[str], EventType], tuple[str]]:
-        # Copies and unpickled types must be the one object that handlers are kept under.
-        return (EventType.custom if "." in self._name else EventType), (self._name,)
-
-
-def _require_name(name: object) -> None:
-    if not isinstance(name, str):
-        raise EventTypeError(f"The name of an event type is a string, and {name!r} is none")
+    def __reduce__(self) -> tuple[type[EventType], tuple[str]]:
+        # Copies and unpickled types are the one object that handlers are registered for.
+        return EventType, (self.name,)
 
 
 for _constant in [name for name in EventType.__annotations__ if name.isupper()]:
     setattr(EventType, _constant, EventType._define(_constant.lower()))
 
 
-@final
-class Event:
-    """One piece of news. It cannot be changed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPayload:
+    """Base class of what events hold: a frozen dataclass for each type of event.
 
-    Args:
-        event_type: what kind of news it is.
-        data: what there is to tell. The mapping is copied, so that nobody can change it;
-            its values are the very same, and are not looked at, so a tensor among them
-            costs no synchronization. A value that can be changed still can: whoever
-            emits it leaves them unchanged afterwards.
-        timestamp: seconds since the epoch; now, if None.
+        @dataclass(frozen=True, slots=True, kw_only=True)
+        class SquareReached(EventPayload, event_type=EventType("chess.square_reached")):
+            square: str
+            moves: int | None = None
+
+    A field that is None is not set: it is left out of the data of the event.
 
     Attributes:
-        type: what kind of news it is.
-        data: an immutable mapping, `event.data["step"]`.
-        timestamp: when it was emitted, in seconds since the epoch.
-
-    Raises:
-        EventError: `data` is no mapping.
+        event_type: the type of the events.
     """
 
-    __slots__ = ("data", "timestamp", "type")
+    event_type: ClassVar[EventType]
 
-    type: EventType
-    data: Mapping[str, Any]
-    timestamp: float
-
-    def __init__(
-        self,
-        event_type: EventType,
-        data: Mapping[str, Any] = NO_DATA,
-        timestamp: float | None = None,
-    ) -> None:
-        if data is not NO_DATA:
-            if not isinstance(data, dict) and not isinstance(data, Mapping):
-                raise EventError(
-                    f"The data of {event_type} must be a mapping, not {type(data).__name__}"
-                )
-            # A plain dict: one with default values would take in each key that is asked for.
-            data = MappingProxyType(dict(data))
-        _set(self, "type", event_type)
-        _set(self, "data", data)
-        _set(self, "timestamp", time() if timestamp is None else timestamp)
-
-    def view(self, view: Callable[[Event], ViewT]) -> ViewT:
-        """Return the data as an `EventView` whose fields have types a type checker knows.
-
-        Args:
-            view: a subclass of `EventView`, such as `TrainingStep`.
-
-        Raises:
-            EventViewError: the view is not one of this type of event.
-        """
-        return view(self)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise FrozenInstanceError(f"an event cannot be changed: {name}")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise FrozenInstanceError(f"an event cannot be changed: {name}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Event, (self.type, dict(self.data), self.timestamp)
-
-    def __repr__(self) -> str:
-        # The values are left out: showing a tensor synchronizes its device.
-        return f"Event({self.type}: {', '.join(map(str, self.data)) or 'no data'})"
-
-
-_set = object.__setattr__
-
-
-class EventField(Generic[V]):
-    """A field of an `EventView`: `step = EventField[int]()`."""
-
-    _name: str
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, view: None, owner: type) -> EventField[V]: ...
-    @overload
-    def __get__(self, view: EventView, owner: type) -> V: ...
-    def __get__(self, view: EventView | None, owner: type) -> EventField[V] | V:
-        if view is None:
-            return self
-        event = view.event
-        try:
-            value: V = event.data[self._name]
-        except KeyError:
-            has = ", ".join(map(str, event.data)) or "no data"
-            raise EventViewError(
-                f'The event {event.type} was emitted without "{self._name}"',
-                hint=f"It has: {has}.",
-            ) from None
-        return value
-
-
-class EventView:
-    """Typed access to the data of an event; a field that is missing is an error when it is read.
-
-    Subclass it, name the types of event it reads in `event_types` (none: any), and
-    declare the fields with `EventField`.
-
-    Args:
-        event: the event to read.
-
-    Raises:
-        EventViewError: the view is not one of this type of event.
-    """
-
-    __slots__ = ("event",)
-
-    event_types: ClassVar[tuple[EventType, ...]] = ()
-
-    def __init__(self, event: Event) -> None:
-        if self.event_types and event.type not in self.event_types:
-            meant = " or ".join(map(str, self.event_types))
-            raise EventViewError(
-                f"{type(self).__name__} is a view of {meant}, and the event is {event.type}"
+    def __init_subclass__(cls, event_type: EventType | None = None) -> None:
+        # A dataclass with slots is made twice, the second time without the argument.
+        if event_type is not None:
+            cls.event_type = event_type
+        if not isinstance(getattr(cls, "event_type", None), EventType):
+            raise EventError(
+                f"{cls.__qualname__} does not say of which type its events are",
+                hint=f'Write class {cls.__name__}(EventPayload, event_type=EventType("...")).',
             )
-        self.event = event
 
 
-class TrainingStep(EventView):
-    """One optimizer step. `loss` may be a tensor: `float(view.loss)` waits for the device.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStarted(EventPayload, event_type=EventType.TRAINING_STARTED):
+    """A run of training begins, or goes on from a checkpoint.
 
-    `tokens` are those of this step, padding left out; `grad_norm` is of before clipping. `flops`
-    are the operations that the model's own arithmetic takes in it, None if that is not known.
+    Attributes:
+        step: steps that are done, 0 of a new run.
+        epoch: the first epoch to train.
+        total_steps: steps that the run has at most, if that is known.
+        config: the whole configuration as plain JSON, with `output_dir`.
     """
 
-    __slots__ = ()
-    event_types = (EventType.TRAINING_STEP,)
-
-    step = EventField[int]()
-    epoch = EventField[int]()
-    loss = EventField[SupportsFloat]()
-    learning_rate = EventField[float]()
-    grad_norm = EventField[float]()
-    tokens = EventField[int]()
-    tokens_per_second = EventField[float]()
-    flops = EventField[int | None]()
+    step: int
+    epoch: int
+    total_steps: int | None = None
+    config: Mapping[str, Any] | None = None
 
 
-class TrainingNoted(EventView):
-    """Something a run found out: a step left out, a spike of the loss, a return to a checkpoint.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEpochStarted(EventPayload, event_type=EventType.TRAINING_EPOCH_STARTED):
+    """The epoch `epoch` begins or, in a run that is resumed, goes on after `step` steps."""
 
-    `about` is a word for it, such as `spike`; `note` is a sentence.
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStep(EventPayload, event_type=EventType.TRAINING_STEP):
+    """A step is done.
+
+    Attributes:
+        step: its number, from 1.
+        loss: mean over its tokens, in nats; `float` of a tensor waits for the device.
+        epoch: the epoch that it is in.
+        learning_rate: what it was done with.
+        grad_norm: L2 norm of the gradient, before clipping.
+        tokens: how many it read, padding left out.
+        tokens_per_second: `tokens`, divided by the seconds that it took.
+        flops: floating-point operations of the model's own arithmetic, if that is known.
+        refused: whether it left the weights as they were, as its loss or gradient is not finite.
     """
 
-    __slots__ = ()
-    event_types = (EventType.TRAINING_NOTED,)
-
-    step = EventField[int]()
-    about = EventField[str]()
-    note = EventField[str]()
-
-
-class EvaluationFinished(EventView):
-    """The metrics of one evaluation, by name."""
-
-    __slots__ = ()
-    event_types = (EventType.EVALUATION_FINISHED,)
-
-    step = EventField[int]()
-    metrics = EventField[Mapping[str, float]]()
+    step: int
+    loss: SupportsFloat
+    epoch: int | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    flops: int | None = None
+    refused: bool | None = None
 
 
-class CheckpointEvent(EventView):
-    """A checkpoint was saved or loaded."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingNoted(EventPayload, event_type=EventType.TRAINING_NOTED):
+    """A run has found something out: a spike of the loss, a return to a checkpoint.
 
-    __slots__ = ()
-    event_types = (EventType.CHECKPOINT_SAVED, EventType.CHECKPOINT_LOADED)
-
-    path = EventField[str | PathLike[str]]()
-    step = EventField[int]()
-
-
-class ModelEvent(EventView):
-    """A model was loaded or saved."""
-
-    __slots__ = ()
-    event_types = (EventType.MODEL_LOADED, EventType.MODEL_SAVED)
-
-    name = EventField[str]()
-    path = EventField[str | PathLike[str]]()
-
-
-class InferenceFinished(EventView):
-    """Texts were generated; `cached` says that they came from the cache."""
-
-    __slots__ = ()
-    event_types = (EventType.INFERENCE_FINISHED,)
-
-    tokens = EventField[int]()
-    seconds = EventField[float]()
-    cached = EventField[bool]()
-
-
-class PluginEvent(EventView):
-    """Something happened to a plugin; `reason` says why it failed."""
-
-    __slots__ = ()
-    event_types = (
-        EventType.PLUGIN_REGISTERED,
-        EventType.PLUGIN_ACTIVATED,
-        EventType.PLUGIN_DEACTIVATED,
-        EventType.PLUGIN_FAILED,
-    )
-
-    plugin = EventField[str]()
-    version = EventField[str]()
-    reason = EventField[str]()
-
-
-class OptimizationEvent(EventView):
-    """A step of an optimization; `reason` says why it was skipped, reverted or failed.
-
-    An optimization emits `OPTIMIZATION_NOTED` for what it finds out only when the model
-    runs, such as what could not be compiled: a sentence in `note`, for the report. A later
-    note with the same `about` takes the place of an earlier one.
+    Attributes:
+        step: steps that are done.
+        about: a word for it, such as `spike`; of a tracker's note its name.
+        note: a sentence.
     """
 
-    __slots__ = ()
-    event_types = (
-        EventType.OPTIMIZATION_STARTED,
-        EventType.OPTIMIZATION_APPLIED,
-        EventType.OPTIMIZATION_NOTED,
-        EventType.OPTIMIZATION_SKIPPED,
-        EventType.OPTIMIZATION_REVERTED,
-        EventType.OPTIMIZATION_FAILED,
-        EventType.OPTIMIZATION_FINISHED,
-    )
+    step: int
+    about: str
+    note: str
 
-    optimization = EventField[str]()
-    reason = EventField[str]()
-    note = EventField[str]()
-    about = EventField[str]()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEpochFinished(EventPayload, event_type=EventType.TRAINING_EPOCH_FINISHED):
+    """An epoch is complete.
+
+    Attributes:
+        epoch: its number, from 0.
+        step: steps that are done.
+        loss: mean over its tokens, in nats; None if no step of it changed the weights.
+    """
+
+    epoch: int
+    step: int
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFinished(EventPayload, event_type=EventType.TRAINING_FINISHED):
+    """A run ended without an error.
+
+    Attributes:
+        step: steps that are done.
+        epoch: epochs that are complete.
+        tokens: how many were read in all, padding left out.
+        interrupted: the signal that ended it early, such as `SIGTERM`.
+    """
+
+    step: int
+    epoch: int | None = None
+    tokens: int | None = None
+    interrupted: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFailed(EventPayload, event_type=EventType.TRAINING_FAILED):
+    """A run ended after `step` steps with an error, which `reason` names in one line."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationStarted(EventPayload, event_type=EventType.EVALUATION_STARTED):
+    """An evaluation on the validation data begins, after `step` steps."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationFinished(EventPayload, event_type=EventType.EVALUATION_FINISHED):
+    """An evaluation on the validation data is complete, after `step` steps.
+
+    `metrics` are `loss` in nats per token, `perplexity`, and `tokens` that were predicted.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved(EventPayload, event_type=EventType.CHECKPOINT_SAVED):
+    """A checkpoint of the run after `step` steps is complete in `path`."""
+
+    path: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointLoaded(EventPayload, event_type=EventType.CHECKPOINT_LOADED):
+    """A run goes on from the checkpoint in `path`, after its `step` steps."""
+
+    path: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoaded(EventPayload, event_type=EventType.MODEL_LOADED):
+    """A model is in memory.
+
+    Attributes:
+        name: what was asked for: a directory, a file or a hub id.
+        path: where its files are; in the cache if they were converted.
+        device: where it is, in torch's notation.
+    """
+
+    name: str
+    path: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSaved(EventPayload, event_type=EventType.MODEL_SAVED):
+    """The model that was made from the one called `name` is saved in `path`."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceStarted(EventPayload, event_type=EventType.INFERENCE_STARTED):
+    """A call that generates texts begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceFinished(EventPayload, event_type=EventType.INFERENCE_FINISHED):
+    """A call that generates texts is complete.
+
+    Attributes:
+        tokens: how many were computed, over all texts.
+        seconds: how long it took.
+        cached: whether all came from the response cache.
+    """
+
+    tokens: int
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceFailed(EventPayload, event_type=EventType.INFERENCE_FAILED):
+    """A call that generates texts ended with an error, which `reason` names in one line."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginActivated(EventPayload, event_type=EventType.PLUGIN_ACTIVATED):
+    """The plugin called `plugin` is active; its `version` is empty if it has none."""
+
+    plugin: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginDeactivated(EventPayload, event_type=EventType.PLUGIN_DEACTIVATED):
+    """The plugin called `plugin`, of `version`, is not active any more."""
+
+    plugin: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginFailed(EventPayload, event_type=EventType.PLUGIN_FAILED):
+    """A plugin cannot be activated.
+
+    Attributes:
+        plugin: its name.
+        version: its version; empty if it has none.
+        reason: why.
+    """
+
+    plugin: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationStarted(EventPayload, event_type=EventType.OPTIMIZATION_STARTED):
+    """The optimization called `optimization` is about to be applied to a model."""
+
+    optimization: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationApplied(EventPayload, event_type=EventType.OPTIMIZATION_APPLIED):
+    """`optimization` was applied to a model, to `covered` modules, parameters or buffers."""
+
+    optimization: str
+    covered: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationNoted(EventPayload, event_type=EventType.OPTIMIZATION_NOTED):
+    """An optimization tells, for the report, what only a running model shows.
+
+    Attributes:
+        optimization: its name.
+        note: a sentence.
+        about: a word for it; a later note about the same takes the place of an earlier one.
+    """
+
+    optimization: str
+    note: str
+    about: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationSkipped(EventPayload, event_type=EventType.OPTIMIZATION_SKIPPED):
+    """`optimization` cannot be applied on this machine, and `reason` says why."""
+
+    optimization: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationReverted(EventPayload, event_type=EventType.OPTIMIZATION_REVERTED):
+    """`optimization` was measured and not accepted, and `reason` says why."""
+
+    optimization: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationFailed(EventPayload, event_type=EventType.OPTIMIZATION_FAILED):
+    """Applying or measuring `optimization` ended with an error, which is the `reason`."""
+
+    optimization: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationFinished(EventPayload, event_type=EventType.OPTIMIZATION_FINISHED):
+    """`optimization` was measured and accepted, and `reason` says what it gains."""
+
+    optimization: str
+    reason: str

@@ -21,7 +21,13 @@ from truthgpt_core import hookspecs
 from truthgpt_core.config import ConfigSections, get_config_sections
 from truthgpt_core.dynamic_factory import DynamicFactory, publish_factory
 from truthgpt_core.errors import TruthGPTError, did_you_mean
-from truthgpt_core.event_system import EventEmitter, EventType, get_event_emitter
+from truthgpt_core.event_system import (
+    EventEmitter,
+    PluginActivated,
+    PluginDeactivated,
+    PluginFailed,
+    get_event_emitter,
+)
 from truthgpt_core.optimization import Optimization
 from truthgpt_core.plugin_system import activation, discovery, order, switches
 from truthgpt_core.plugin_system.builtin import CorePlugin, make_factories
@@ -379,10 +385,7 @@ class PluginManager:
     def _break(self, row: PluginRow, error: PluginError) -> None:
         row.state, row.reason = State.BROKEN, str(error)
         logger.debug("Plugin %r is broken", row.name, exc_info=error)
-        self.events.emit(
-            EventType.PLUGIN_FAILED,
-            {"plugin": row.name, "version": row.version, "reason": row.reason},
-        )
+        self.events.emit(PluginFailed(plugin=row.name, version=row.version, reason=row.reason))
         if self.strict:
             raise row.as_error() from error
 
@@ -411,7 +414,7 @@ class PluginManager:
         row.load_seconds = perf_counter() - began
         self._active[row.key] = transaction
         row.state, row.reason = State.ACTIVE, ""
-        self.events.emit(EventType.PLUGIN_ACTIVATED, {"plugin": row.name, "version": row.version})
+        self.events.emit(PluginActivated(plugin=row.name, version=row.version))
 
     def _withdraw(self, row: PluginRow) -> None:
         row.hooks = row.load_seconds = None
@@ -420,7 +423,7 @@ class PluginManager:
         row.state = State.INACTIVE
         if row.entry_point is None:
             del self._rows[row.key]
-        self.events.emit(EventType.PLUGIN_DEACTIVATED, {"plugin": row.name, "version": row.version})
+        self.events.emit(PluginDeactivated(plugin=row.name, version=row.version))
 
     def _load_file(
         self, file: PluginFile, loaded: list[LoadedFile], waiting: dict[str, Callable[[], None]]

@@ -21,7 +21,18 @@ import pytest
 
 from truthgpt_core.config import ConfigManager, plain_config
 from truthgpt_core.errors import TruthGPTError
-from truthgpt_core.event_system import Event, EventType, emit_event, on_event
+from truthgpt_core.event_system import (
+    EvaluationFinished,
+    Event,
+    EventType,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingNoted,
+    TrainingStarted,
+    TrainingStep,
+    emit_event,
+    on_event,
+)
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.tracking import Outcome, TrackerPlugin, flattened
 
@@ -102,47 +113,42 @@ class SimulatedTraining:
                 "output_dir": str(self.directory),
                 self._tracker: section,
             }
-        emit_event(
-            EventType.TRAINING_STARTED,
-            {"step": step, "epoch": 0, "total_steps": 4, "config": config},
-        )
+        emit_event(TrainingStarted(step=step, epoch=0, total_steps=4, config=config))
 
     def step(self, step: int, loss: float = 2.0) -> None:
         """Finish a step of the optimizer."""
         emit_event(
-            EventType.TRAINING_STEP,
-            {
-                "step": step,
-                "epoch": 0,
-                "loss": loss,
-                "learning_rate": 0.1,
-                "lr": 0.1,
-                "grad_norm": 1.0,
-                "tokens": 8,
-                "tokens_per_second": 4.0,
-                "flops": 1_000_000,
-            },
+            TrainingStep(
+                step=step,
+                epoch=0,
+                loss=loss,
+                learning_rate=0.1,
+                grad_norm=1.0,
+                tokens=8,
+                tokens_per_second=4.0,
+                flops=1_000_000,
+            )
         )
 
     def evaluate(self, step: int, loss: float) -> None:
         """Finish an evaluation."""
-        emit_event(EventType.EVALUATION_FINISHED, {"step": step, "metrics": {"loss": loss}})
+        emit_event(EvaluationFinished(step=step, metrics={"loss": loss}))
 
     def note(self, step: int, about: str, note: str) -> None:
         """Make a note of the run."""
-        emit_event(EventType.TRAINING_NOTED, {"step": step, "about": about, "note": note})
+        emit_event(TrainingNoted(step=step, about=about, note=note))
 
     def finish(self, step: int) -> None:
         """End the run as planned."""
-        emit_event(EventType.TRAINING_FINISHED, {"step": step})
+        emit_event(TrainingFinished(step=step))
 
     def interrupt(self, step: int, reason: str) -> None:
         """End the run as a signal does."""
-        emit_event(EventType.TRAINING_FINISHED, {"step": step, "interrupted": reason})
+        emit_event(TrainingFinished(step=step, interrupted=reason))
 
     def fail(self, step: int, reason: str) -> None:
         """End the run with an error."""
-        emit_event(EventType.TRAINING_FAILED, {"step": step, "reason": reason})
+        emit_event(TrainingFailed(step=step, reason=reason))
 
 
 class TrackerContract(ABC):

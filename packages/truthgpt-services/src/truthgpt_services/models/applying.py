@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_core.event_system import EventEmitter, OptimizationApplied, OptimizationStarted
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.optimization import Applied, Optimization, OptimizationContext
 from truthgpt_core.optimization.calls import refuse_malformed
@@ -35,7 +35,7 @@ def apply(
             be used.
     """
     kind = type(optimization)
-    events.emit(EventType.OPTIMIZATION_STARTED, {"optimization": optimization.name})
+    events.emit(OptimizationStarted(optimization=optimization.name))
     names = part_names(model)
     # What the optimization itself raises names it already; a plugin that takes part does not.
     with naming_the_author(kind, "apply"):
@@ -48,7 +48,5 @@ def apply(
         )
     refuse_malformed(optimization, applied, names | part_names(applied.model))
     covered = len(applied.coverage.covered)
-    events.emit(
-        EventType.OPTIMIZATION_APPLIED, {"optimization": optimization.name, "covered": covered}
-    )
+    events.emit(OptimizationApplied(optimization=optimization.name, covered=covered))
     return applied

@@ -17,7 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_core.event_system import (
+    EventEmitter,
+    OptimizationFailed,
+    OptimizationFinished,
+    OptimizationReverted,
+    OptimizationSkipped,
+)
 from truthgpt_core.optimization import (
     Optimization,
     OptimizationError,
@@ -225,9 +231,7 @@ class Job:
             verdict = calls.check(step.optimization, self._found.machine.device)
             if not verdict.ok:
                 reason = f"{verdict.reason}. {verdict.fix}".strip().rstrip(".") + "."
-                self._events.emit(
-                    EventType.OPTIMIZATION_SKIPPED, {"optimization": step.name, "reason": reason}
-                )
+                self._events.emit(OptimizationSkipped(optimization=step.name, reason=reason))
                 self._found.note(step, Outcome.NOT_APPLIED, reason[0].upper() + reason[1:])
             elif not self._take_over(name, step, steps):
                 self._try(name, step, steps)
@@ -235,9 +239,7 @@ class Job:
             # ModelError: what was saved does not load. The baseline was loaded long ago.
             if isinstance(error, WorkerError) and error.worker not in (name, _builder(name)):
                 raise
-            self._events.emit(
-                EventType.OPTIMIZATION_FAILED, {"optimization": step.name, "reason": str(error)}
-            )
+            self._events.emit(OptimizationFailed(optimization=step.name, reason=str(error)))
             self._found.note(step, Outcome.FAILED, str(error))
 
     def _key(self, steps: Sequence[AskedStep]) -> str:
@@ -272,8 +274,7 @@ class Job:
         self._found.notes[step.name] = dict(found.notes)
         if made is not None:
             self._accept(made)
-        kind = EventType.OPTIMIZATION_FINISHED if accepted else EventType.OPTIMIZATION_REVERTED
-        self._events.emit(kind, {"optimization": step.name, "reason": self._found.steps[-1].reason})
+        _emit_end(self._events, step, accepted, self._found.steps[-1].reason)
         return True
 
     def _made_again(self, found: Comparison, steps: list[AskedStep]) -> MadeVariant | None:
@@ -451,9 +452,7 @@ class Job:
         self, step: AskedStep, outcome: Outcome, reason: str, built: BuiltStep, **found: Any
     ) -> None:
         """Tell what became of a step that was made."""
-        accepted = outcome is Outcome.ACCEPTED
-        kind = EventType.OPTIMIZATION_FINISHED if accepted else EventType.OPTIMIZATION_REVERTED
-        self._events.emit(kind, {"optimization": step.name, "reason": reason})
+        _emit_end(self._events, step, outcome is Outcome.ACCEPTED, reason)
         self._found.note(
             step,
             outcome,
@@ -552,3 +551,11 @@ def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[AskedSt
 
 def _builder(name: str) -> str:
     return f"making {name}"
+
+
+def _emit_end(events: EventEmitter, step: AskedStep, accepted: bool, reason: str) -> None:
+    """Emit that a step was measured, and what the gate said of it."""
+    if accepted:
+        events.emit(OptimizationFinished(optimization=step.name, reason=reason))
+    else:
+        events.emit(OptimizationReverted(optimization=step.name, reason=reason))

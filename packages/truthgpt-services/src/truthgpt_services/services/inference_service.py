@@ -21,7 +21,12 @@ from truthgpt_core.decoding import (
     require,
 )
 from truthgpt_core.errors import did_you_mean, in_one_line
-from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_core.event_system import (
+    EventEmitter,
+    InferenceFailed,
+    InferenceFinished,
+    InferenceStarted,
+)
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_services.data.chat_template import Message
 from truthgpt_services.inference.cache_key import Identity
@@ -474,18 +479,12 @@ def _whole(answer: AnswerText, tokens: Sequence[int]) -> str:
 @contextmanager
 def _told(events: EventEmitter) -> Iterator[_Tally]:
     """Tell as events that a call begins, and how it ends."""
-    events.emit(EventType.INFERENCE_STARTED, {})
+    events.emit(InferenceStarted())
     began, tally = perf_counter(), _Tally()
     try:
         yield tally
     except Exception as error:
-        events.emit(EventType.INFERENCE_FAILED, {"reason": in_one_line(error)})
+        events.emit(InferenceFailed(reason=in_one_line(error)))
         raise
-    events.emit(
-        EventType.INFERENCE_FINISHED,
-        {
-            "tokens": tally.tokens,
-            "seconds": perf_counter() - began,
-            "cached": not tally.computed,
-        },
-    )
+    seconds, cached = perf_counter() - began, not tally.computed
+    events.emit(InferenceFinished(tokens=tally.tokens, seconds=seconds, cached=cached))

@@ -12,7 +12,7 @@ import torch
 
 from truthgpt_core.decoding import Engine, EngineOptions
 from truthgpt_core.errors import TruthGPTError, did_you_mean
-from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_core.event_system import EventEmitter, ModelLoaded, ModelSaved, OptimizationNoted
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.optimization import (
     Applied,
@@ -202,7 +202,7 @@ class ModelService:
             opened = lazy_weights.open_model(directory, dtype=how.dtype, device=how.device)
         if opened is None:
             return self._apply(optimization, self._load(name, how, run=False), context)
-        model = self._loaded(opened.model, name, how)
+        model = self._loaded(opened.model, name, directory, how)
         applied = self._apply(optimization, model, replace(context, fill=opened.fill))
         opened.fill_rest(applied.model)
         return applied
@@ -403,7 +403,7 @@ class ModelService:
         """
         dtype = str(model.dtype).removeprefix("torch.")
         saved_model.save(model, tokenizer, directory, Recipe(source, dtype, tuple(steps)))
-        self._events.emit(EventType.MODEL_SAVED, {"directory": str(directory)})
+        self._events.emit(ModelSaved(name=source, path=str(directory)))
 
     def load_saved(self, directory: Path, device: torch.device, *, run: bool = True) -> Any:
         """Load a model that `save_model` saved.
@@ -459,14 +459,14 @@ class ModelService:
             model = self.load_saved(directory, how.device, run=run)
         else:
             raise ModelError(f"{name} is an optimized model: its dtypes are part of it")
-        return self._loaded(model, name, how)
+        return self._loaded(model, name, directory, how)
 
-    def _loaded(self, model: Any, name: str, how: _Loading) -> Any:
+    def _loaded(self, model: Any, name: str, directory: Path, how: _Loading) -> Any:
         if how.gradient_checkpointing:
             # The name in newer releases of transformers, which warn of the older one.
             enable = getattr(model, "activation_checkpointing_enable", None)
             (enable or model.gradient_checkpointing_enable)()
-        self._events.emit(EventType.MODEL_LOADED, {"model": name, "device": str(how.device)})
+        self._events.emit(ModelLoaded(name=name, path=str(directory), device=str(how.device)))
         return model
 
     def _apply(
@@ -501,10 +501,7 @@ class ModelService:
         )
 
     def _note(self, optimization: str, about: str, note: str) -> None:
-        self._events.emit(
-            EventType.OPTIMIZATION_NOTED,
-            {"optimization": optimization, "about": about, "note": note},
-        )
+        self._events.emit(OptimizationNoted(optimization=optimization, about=about, note=note))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from truthgpt_core.config import ConfigManager, plain_config
 from truthgpt_core.config.yaml_nodes import format_path
 from truthgpt_core.errors import did_you_mean
-from truthgpt_core.event_system import EventType
+from truthgpt_core.event_system import ModelSaved
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import expanded
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
@@ -187,7 +187,7 @@ class TrainingJob:
                 tokenizer.save_pretrained(staged.path)
                 (staged.path / MARKER).write_text(json.dumps(marker), encoding="utf-8")
             staged.commit()
-        self._plugins.events.emit(EventType.MODEL_SAVED, {"name": source, "path": str(directory)})
+        self._plugins.events.emit(ModelSaved(name=source, path=str(directory)))
 
 
 def make_scheduler(

@@ -6,14 +6,25 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from truthgpt_core.errors import in_one_line
-from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_core.event_system import (
+    CheckpointLoaded,
+    CheckpointSaved,
+    EvaluationFinished,
+    EvaluationStarted,
+    EventEmitter,
+    EventPayload,
+    EventType,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingStarted,
+)
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_core.training import TrainingBackend
 from truthgpt_services.models.loading import pick_device
@@ -61,7 +72,8 @@ class TrainingService:
         self._events = events or self._plugins.events
         self.signals = signals or StopSignals()
         self._run: Run | None = None
-        self._told_config: Mapping[str, Any] = {}
+        self._config: Mapping[str, Any] = {}
+        self._has_whole_config = False
         self._told_start = False
         self._told_end = False
         self._done_epochs = 0
@@ -96,8 +108,8 @@ class TrainingService:
             device: where to train; the first GPU or the CPU if None.
             output_dir: its folder `checkpoints` is where checkpoints go.
             backend: in how many processes to train; as the configuration says if None.
-            whole_config: what `plain_config` returns. Those who listen are told it when
-                training starts, and trackers find their sections in it.
+            whole_config: what `plain_config` returns. It is in the event that training
+                starts, where trackers find their sections.
 
         Raises:
             TrainingError: the configuration is wrong.
@@ -140,7 +152,8 @@ class TrainingService:
             guard=StepGuard(settings),
         )
         known = {"training": settings.model_dump(mode="json"), **(whole_config or {})}
-        self._told_config = {**known, "output_dir": str(output_dir)}
+        self._config = {**known, "output_dir": str(output_dir)}
+        self._has_whole_config = whole_config is not None
         self._told_start = self._told_end = False
         self._done_epochs = 0
 
@@ -223,7 +236,7 @@ class TrainingService:
         run.guard.load_state_dict(state.guard)
         self._done_epochs = state.progress.epoch
         step = state.progress.step
-        self.emit(EventType.CHECKPOINT_LOADED, {"path": str(found.path), "step": step})
+        self.emit(CheckpointLoaded(path=str(found.path), step=step))
         return found
 
     def train_epoch(
@@ -260,7 +273,8 @@ class TrainingService:
         run.loader, run.evaluate_epochs = loader, False
         progress = run.state.progress
         if epoch < self._done_epochs:
-            return self._metrics(run, None, {})
+            run.last_loss = None
+            return self._metrics(run, None)
         if epoch != progress.epoch:
             progress.epoch, run.state.position = epoch, None
             progress.epoch_loss, progress.epoch_targets = 0.0, 0
@@ -289,13 +303,13 @@ class TrainingService:
         run = self._configured()
         where = run.device if device is None else torch.device(device)
         step = run.state.progress.step
-        self.emit(EventType.EVALUATION_STARTED, {"step": step})
+        self.emit(EvaluationStarted(step=step))
         with self.signals:
             try:
                 metrics = evaluate(run, model.to(where), loader, where)
             except EvaluationInterrupted:
                 raise self._interrupted(run.leave()) from None
-        self.emit(EventType.EVALUATION_FINISHED, {"step": step, "metrics": metrics})
+        self.emit(EvaluationFinished(step=step, metrics=metrics))
         return metrics
 
     def save_checkpoint(
@@ -336,29 +350,40 @@ class TrainingService:
         if not run.backend.is_main:
             return path
         write_checkpoint(path, contents)
-        self.emit(EventType.CHECKPOINT_SAVED, {"path": str(path), "step": contents.step})
+        self.emit(CheckpointSaved(path=str(path), step=contents.step))
         return path
 
-    def emit(self, event_type: EventType, data: Mapping[str, Any]) -> None:
-        """Tell an event. The start and the end of a run are told once, whoever tells them.
+    @overload
+    def emit(self, event: EventPayload) -> None: ...
+    @overload
+    def emit(self, event: EventType, data: Mapping[str, Any] = ...) -> None: ...
+    def emit(self, event: EventPayload | EventType, data: Mapping[str, Any] | None = None) -> None:
+        """Emit an event. The start and the end of a run are emitted once, whoever emits them.
 
-        Of several processes, the main one alone tells.
+        Of several processes, the main one alone emits.
 
         Args:
-            event_type: what kind of news it is.
-            data: what there is to tell.
+            event: the dataclass of an event, or the type of one.
+            data: with a type, what there is to tell. A start also has the `whole_config` that
+                the service was configured with, if it was.
         """
+        event_type = event.event_type if isinstance(event, EventPayload) else event
         if event_type is EventType.TRAINING_STARTED:
             if self._told_start:
                 return
             self._told_start = True
-            data = {"config": self._told_config, **data}
         if event_type in (EventType.TRAINING_FINISHED, EventType.TRAINING_FAILED):
             if self._told_end:
                 return
             self._told_end = True
-        if self._run is None or self._run.backend.is_main:
-            self._events.emit(event_type, data)
+        if self._run is not None and not self._run.backend.is_main:
+            return
+        if isinstance(event, EventPayload):
+            self._events.emit(event)
+        elif event is EventType.TRAINING_STARTED and self._has_whole_config:
+            self._events.emit(event, {"config": self._config, **(data or {})})
+        else:
+            self._events.emit(event, data or {})
 
     def finish(self) -> None:
         """Wait for checkpoints that are being written, and end the run.
@@ -371,8 +396,7 @@ class TrainingService:
         if self._told_start:
             progress = run.state.progress
             self.emit(
-                EventType.TRAINING_FINISHED,
-                {"step": progress.step, "epoch": progress.epoch, "tokens": progress.tokens},
+                TrainingFinished(step=progress.step, epoch=progress.epoch, tokens=progress.tokens)
             )
 
     def _train(
@@ -380,15 +404,18 @@ class TrainingService:
     ) -> dict[str, float]:
         progress = run.state.progress
         began = progress.step
+        run.last_loss = None
         self.emit(
-            EventType.TRAINING_STARTED,
-            {"step": progress.step, "epoch": progress.epoch, "total_steps": run.total_steps},
+            TrainingStarted(
+                step=progress.step,
+                epoch=progress.epoch,
+                total_steps=run.total_steps,
+                config=self._config,
+            )
         )
-        losses: dict[str, float] = {}
         try:
             with self.signals, kept_memory(run.device):
                 self.open()
-                run.emit = self._listening(losses)
                 if first_and_last and began == 0:
                     self._evaluate_besides(run)
                 reason = train(run, until_epoch)
@@ -412,43 +439,29 @@ class TrainingService:
                 # What is being written is waited for; that it fails too is no news any more.
                 with suppress(CheckpointError):
                     run.tell_saved(run.store.close())
-            self.emit(
-                EventType.TRAINING_FAILED, {"step": progress.step, "reason": in_one_line(told)}
-            )
+            self.emit(TrainingFailed(step=progress.step, reason=in_one_line(told)))
             if told is not failure:
                 raise told from failure
             raise
-        finally:
-            run.emit = self.emit
-        return self._metrics(run, reason, losses)
+        return self._metrics(run, reason)
 
     def _evaluate_besides(self, run: Run) -> None:
         if run.validation is not None:
             self.evaluate(run.state.model, run.validation)
             run.on_evaluated()
 
-    def _listening(
-        self, losses: dict[str, float]
-    ) -> Callable[[EventType, Mapping[str, Any]], None]:
-        def emit(event_type: EventType, data: Mapping[str, Any]) -> None:
-            ends = (EventType.TRAINING_STEP, EventType.TRAINING_EPOCH_FINISHED)
-            if event_type in ends and "loss" in data:
-                losses["loss"] = data["loss"]
-            self.emit(event_type, data)
-
-        return emit
-
     def _interrupted(self, error: TrainingInterrupted) -> TrainingInterrupted:
         run = self._configured()
         run.store.close()
         step = run.state.progress.step
-        self.emit(EventType.TRAINING_FINISHED, {"step": step, "interrupted": error.signal_name})
+        self.emit(TrainingFinished(step=step, interrupted=error.signal_name))
         return error
 
     @staticmethod
-    def _metrics(run: Run, reason: str | None, losses: Mapping[str, float]) -> dict[str, float]:
+    def _metrics(run: Run, reason: str | None) -> dict[str, float]:
         progress = run.state.progress
-        metrics: dict[str, float] = {**losses, "step": progress.step, "tokens": progress.tokens}
+        metrics: dict[str, float] = {} if run.last_loss is None else {"loss": run.last_loss}
+        metrics |= {"step": progress.step, "tokens": progress.tokens}
         metrics |= {f"val_{name}": value for name, value in progress.metrics.items()}
         return metrics if reason is None else {**metrics, "stopped": 1.0}
 

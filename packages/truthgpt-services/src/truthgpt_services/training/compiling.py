@@ -51,7 +51,7 @@ _way: ContextVar[Way | None] = ContextVar("truthgpt_compiled_way", default=None)
 """In which way the step that a hook is asked for is to be compiled; None for not at all."""
 
 
-class TrainingStep:
+class BatchLoss:
     """Computes the loss of a batch, compiled or not: what the loop calls.
 
     Which of the two is decided with the first batch. That batch is then computed once more,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import nn
 
-from truthgpt_core.event_system import EventType
+from truthgpt_core.event_system import TrainingEpochFinished, TrainingEpochStarted, TrainingStep
 from truthgpt_core.training import TrainingProgress
 from truthgpt_services.training.batches import Group, groups
-from truthgpt_services.training.compiling import TrainingStep
+from truthgpt_services.training.compiling import BatchLoss
 from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.flops import count_flops
 from truthgpt_services.training.guards import why_stop_early
@@ -39,7 +38,7 @@ def train(run: Run, until_epoch: int) -> str | None:
     scheduler, scaler = state.scheduler, state.scaler
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     backend = state.backend
-    loss_of, flops = TrainingStep(run), count_flops(model)
+    loss_of, flops = BatchLoss(run), count_flops(model)
 
     model.train()
     optimizer.zero_grad(set_to_none=True)
@@ -53,8 +52,8 @@ def train(run: Run, until_epoch: int) -> str | None:
 
     while progress.epoch < until_epoch and reason is None:
         epoch, stepped = progress.epoch, state.position is not None
-        ended: dict[str, Any] | None = None
-        run.emit(EventType.TRAINING_EPOCH_STARTED, {"epoch": epoch, "step": progress.step})
+        ended: TrainingEpochFinished | None = None
+        run.emit(TrainingEpochStarted(epoch=epoch, step=progress.step))
         run.go_to_epoch()
         began = perf_counter()
 
@@ -98,6 +97,7 @@ def train(run: Run, until_epoch: int) -> str | None:
             optimizer.zero_grad(set_to_none=True)
 
             progress.step = step
+            run.last_loss = mean
             progress.tokens += group.tokens
             state.position = group.after
             if refused is not None and refused.action == "skip":
@@ -115,19 +115,17 @@ def train(run: Run, until_epoch: int) -> str | None:
                 ended = run.end_epoch()
             seconds = perf_counter() - began
             run.emit(
-                EventType.TRAINING_STEP,
-                {
-                    "step": step,
-                    "epoch": epoch,
-                    "loss": mean,
-                    "learning_rate": rate,
-                    "lr": rate,
-                    "grad_norm": size,
-                    "tokens": group.tokens,
-                    "flops": flops and sum(map(flops.of, group.batches)),
-                    "tokens_per_second": group.tokens / max(seconds, 1e-9),
-                    "refused": refused is not None,
-                },
+                TrainingStep(
+                    step=step,
+                    epoch=epoch,
+                    loss=mean,
+                    learning_rate=rate,
+                    grad_norm=size,
+                    tokens=group.tokens,
+                    tokens_per_second=group.tokens / max(seconds, 1e-9),
+                    flops=None if flops is None else sum(map(flops.of, group.batches)),
+                    refused=refused is not None,
+                )
             )
             run.tell_saved(run.store.finished())
 
@@ -156,7 +154,8 @@ def train(run: Run, until_epoch: int) -> str | None:
             # There was nothing to predict in the last of its batches.
             ended = run.end_epoch()
         if ended is not None:
-            run.emit(EventType.TRAINING_EPOCH_FINISHED, ended)
+            run.last_loss = run.last_loss if ended.loss is None else ended.loss
+            run.emit(ended)
     return reason
 
 

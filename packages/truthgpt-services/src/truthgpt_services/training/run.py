@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from truthgpt_core.event_system import EventType
+from truthgpt_core.event_system import (
+    CheckpointSaved,
+    EvaluationFinished,
+    EvaluationStarted,
+    EventPayload,
+    TrainingEpochFinished,
+    TrainingNoted,
+)
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.training import TrainingBackend, TrainingProgress
 from truthgpt_services.training.batches import Batch, count_targets, to_device
@@ -27,8 +34,6 @@ from truthgpt_services.training.precision import autocast
 from truthgpt_services.training.rng import kept_random_state, random_state
 from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.state import Moment, Position, ResumableLoader, TrainingState
-
-Emit = Callable[[EventType, Mapping[str, Any]], None]
 
 
 class EvaluationInterrupted(Exception):  # noqa: N818 - nothing has failed
@@ -50,11 +55,13 @@ class Run:
         hooks: of the plugins.
         store: of its checkpoints; the main process alone writes.
         signals: that may end it.
-        emit: tells an event.
+        emit: emits an event.
         guard: judges each step.
         evaluate_epochs: evaluate and save at the ends of epochs, too; a caller that
             calls for each epoch does so itself.
         on_evaluated: called after each evaluation.
+        last_loss: of the newest step or, once it is complete, epoch, in nats per token; None
+            before the first step.
     """
 
     state: TrainingState
@@ -67,10 +74,11 @@ class Run:
     hooks: Hooks
     store: CheckpointStore
     signals: StopSignals
-    emit: Emit
+    emit: Callable[[EventPayload], None]
     guard: StepGuard
     evaluate_epochs: bool = True
     on_evaluated: Callable[[], None] = field(default=lambda: None)
+    last_loss: float | None = None
     _agreed: signal.Signals | None = None
 
     @property
@@ -112,12 +120,12 @@ class Run:
         elif set_epoch is not None:
             set_epoch(state.progress.epoch)
 
-    def end_epoch(self) -> dict[str, Any]:
+    def end_epoch(self) -> TrainingEpochFinished:
         """Go on to the next epoch; return what there is to tell of the one that ended."""
         progress = self.state.progress
-        ended: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
-        if progress.epoch_targets:
-            ended["loss"] = progress.epoch_loss / progress.epoch_targets
+        targets = progress.epoch_targets
+        loss = progress.epoch_loss / targets if targets else None
+        ended = TrainingEpochFinished(epoch=progress.epoch, step=progress.step, loss=loss)
         progress.epoch, self.state.position = progress.epoch + 1, None
         progress.epoch_loss, progress.epoch_targets = 0.0, 0
         return ended
@@ -153,7 +161,7 @@ class Run:
     def note(self, about: str, note: str) -> None:
         """Tell of something that was found out."""
         step = self.state.progress.step
-        self.emit(EventType.TRAINING_NOTED, {"step": step, "about": about, "note": note})
+        self.emit(TrainingNoted(step=step, about=about, note=note))
 
     def moment(self, position: Position | None) -> Moment:
         """Return where the data is, as said, and the random numbers, as they are."""
@@ -186,12 +194,12 @@ class Run:
         """
         progress = self.state.progress
         assert self.validation is not None
-        self.emit(EventType.EVALUATION_STARTED, {"step": progress.step})
+        self.emit(EvaluationStarted(step=progress.step))
         metrics = evaluate(self, self.state.model, self.validation, self.device)
         progress.metrics, progress.metrics_step = metrics, progress.step
         progress.evaluation_pending = False
         note_evaluation(progress, metrics["loss"], self.settings)
-        self.emit(EventType.EVALUATION_FINISHED, {"step": progress.step, "metrics": metrics})
+        self.emit(EvaluationFinished(step=progress.step, metrics=metrics))
         self.on_evaluated()
 
     def save(self, moment: Moment | None = None) -> Path:
@@ -217,7 +225,7 @@ class Run:
         """Tell of a checkpoint that is complete."""
         if path is not None:
             step = int(path.name.rpartition("-")[2])
-            self.emit(EventType.CHECKPOINT_SAVED, {"path": str(path), "step": step})
+            self.emit(CheckpointSaved(path=str(path), step=step))
 
     def leave(self, moment: Moment | None = None) -> TrainingInterrupted:
         """Save, and return the error that ends the run because of a signal.

@@ -39,7 +39,7 @@ def main() -> None:
     )
     arguments.add_argument("--megabytes", type=int, default=1000)
     arguments.add_argument("--processes", type=int, help="that tokenize; one for each core")
-    arguments.add_argument("--model", default=MODEL, help="any that can be converted")
+    arguments.add_argument("--model", default=MODEL, help="any that can be exported")
     arguments.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.worker:
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, file = Path(folder) / "model", Path(folder) / "texts.jsonl"
         command = "import sys; from truthgpt_services import ModelService as S; "
-        command += "from pathlib import Path; S().convert(sys.argv[1], Path(sys.argv[2]))"
+        command += "from pathlib import Path; S().export(sys.argv[1], Path(sys.argv[2]))"
         subprocess.run([sys.executable, "-c", command, given.model, str(model)], check=True)
         with file.open("w", encoding="utf-8") as lines:
             for text in paragraphs(given.megabytes * 1_000_000):

@@ -28,7 +28,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--model", default=MODEL, help="any that can be converted")
+    arguments.add_argument("--model", default=MODEL, help="any that can be exported")
     arguments.add_argument("--apply", default="quantize", help="an optimization")
     arguments.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     given = arguments.parse_args()
@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         command = "import sys; from truthgpt_services import ModelService as S; "
-        command += "from pathlib import Path; S().convert(sys.argv[1], Path(sys.argv[2]))"
+        command += "from pathlib import Path; S().export(sys.argv[1], Path(sys.argv[2]))"
         subprocess.run([sys.executable, "-c", command, given.model, str(source)], check=True)
         found = {way: run(way, source, given.apply) for way in WAYS}
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))

@@ -43,7 +43,7 @@ def start_table(megabytes: int, model: str) -> Iterator[str]:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ModelService().convert(model, folder / "model")
+        ModelService().export(model, folder / "model")
         with (folder / "texts.jsonl").open("w", encoding="utf-8") as lines:
             for text in paragraphs(megabytes * 1_000_000):
                 lines.write(json.dumps({"text": text}) + "\n")

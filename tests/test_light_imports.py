@@ -44,6 +44,8 @@ def imported(trace: Path, *arguments: str) -> tuple[int, str, list[str], list[st
         ["optimize", "--help"],
         ["generate", "--help"],
         ["convert", "--help"],
+        ["export", "--help"],
+        ["export", "--to", "help"],
     ],
     ids=" ".join,
 )
@@ -58,6 +60,7 @@ def test_looking_around_imports_nothing_heavy(tmp_path: Path, arguments: list[st
     [
         (["optimise"], 'Did you mean "optimize"?', 1),
         (["optimize", "m", "--apply", "quantise", "-o", "out"], 'Did you mean "quantize"?', 2),
+        (["export", "m", "out", "--to", "safetensor"], 'Did you mean "safetensors"?', 2),
         (["optimize", "m", "--apply", "=x", "-o", "out"], "OPTION=VALUE", 2),
         (["optimize", "m", "--apply", "quantize"], "Add --output DIR", 2),
     ],

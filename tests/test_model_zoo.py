@@ -13,6 +13,7 @@ import transformers
 from truthgpt_core.decoding import SamplingParams
 from truthgpt_core.event_system import EventType, on_event
 from truthgpt_core.plugin_system import get_plugin_manager
+from truthgpt_plugin_quantize.quantized import QuantizedEmbedding, QuantizedLinear
 from truthgpt_services.inference.decoder import stream
 from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.models.recipe import SavedStep
@@ -157,6 +158,49 @@ def test_a_model_that_was_saved_says_what_it_said_before(
     assert written(loaded, service) == text
     assert len(text) == TOKENS
     assert torch.equal(predicted, before) is ("quantize" not in RECIPES[recipe])
+
+
+def plain(model: Any, name: str, like: torch.Tensor) -> torch.Tensor:
+    """Return the tensor that a quantized model stands for under a name of the ordinary one."""
+    path, _, key = name.rpartition(".")
+    module = model.get_submodule(path)
+    if isinstance(module, QuantizedEmbedding):
+        module = module.source
+    if not isinstance(module, QuantizedLinear) or key != "weight":
+        found: torch.Tensor = model.state_dict()[name]
+        return found
+    weight = module.dequantize().to(like.dtype)
+    # GPT-2's linear layers keep theirs transposed.
+    return weight if weight.shape == like.shape and "c_" not in name else weight.t()
+
+
+SCHEMES = ("int8", "int8-dynamic", "int4", "fp8")
+EXPORTED = [
+    *((name, "int8") for name in ZOO),
+    *((name, scheme) for name in ("llama, tied", "gpt2") for scheme in SCHEMES[1:]),
+]
+
+
+@pytest.mark.parametrize(("name", "scheme"), EXPORTED)
+def test_a_quantized_model_is_exported_in_the_weights_that_it_stands_for(
+    name: str, scheme: str, service: ModelService, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Bit for bit, in its dtype; transformers loads them, and ties what was tied."""
+    model = make(name).bfloat16()
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    made = service.make_optimization("quantize", {"scheme": scheme})
+    applied = service.apply(made, model)
+    quantized, exported = tmp_path / "quantized", tmp_path / "exported"
+    quantized.mkdir()
+    steps = [SavedStep("quantize", "weights", applied.settings, "")]
+    service.save_model(applied.model, tokenizer, quantized, source=name, steps=steps)
+    service.export(str(quantized), exported)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(exported)
+    assert loaded.dtype == torch.bfloat16
+    shared = isinstance(applied.model.get_input_embeddings(), QuantizedEmbedding)
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) is (tied and shared)
+    for key, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, plain(applied.model, key, tensor)), key
 
 
 @pytest.mark.parametrize("name", COMPILED)

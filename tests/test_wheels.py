@@ -145,7 +145,9 @@ ENTRY_POINTS = {
     "core": {"console_scripts": ["truthgpt"]},
     "services": {
         "truthgpt.plugins": ["services"],
-        "truthgpt.commands": ["compare", "convert", "eval", "generate", "optimize", "train"],
+        "truthgpt.commands": [
+            *("compare", "convert", "eval", "export", "generate", "optimize", "train"),
+        ],
     },
     "plugin-quantize": {"truthgpt.plugins": ["quantize"], "truthgpt.optimizations": ["quantize"]},
     "plugin-compile": {

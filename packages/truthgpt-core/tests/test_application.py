@@ -26,7 +26,7 @@ class Shop:
 
     @hookimpl
     def register_components(self, factories):
-        factories["dataset_factory"].register("goods", dict)
+        factories["optimizer_factory"].register("goods", dict)
 
     @hookimpl
     def register_event_handlers(self, events):
@@ -54,9 +54,9 @@ def test_components_of_one_are_not_in_another(two) -> None:
     """A factory has the components that plugins of its application registered."""
     one, other = two
     one.plugins.register_plugin(Shop(), name="shop")
-    assert "goods" in one.factories["dataset_factory"].names()
-    assert "goods" not in other.factories["dataset_factory"].names()
-    assert "goods" not in get_application().factories["dataset_factory"].names()
+    assert "goods" in one.factories["optimizer_factory"].names()
+    assert "goods" not in other.factories["optimizer_factory"].names()
+    assert "goods" not in get_application().factories["optimizer_factory"].names()
 
 
 def test_events_of_one_are_not_heard_in_another(two) -> None:

@@ -173,17 +173,17 @@ def test_deactivating_undoes_in_reverse(manager) -> None:
 
         @hookimpl
         def register_components(self, factories) -> None:
-            factories["dataset_factory"].register("rows", dict)
+            factories["optimizer_factory"].register("rows", dict)
 
         @hookimpl
         def make_decode_step(self, model, cache):
             return "step"
 
     manager.register_plugin(Layered("layered"))
-    assert "rows" in manager.factories["dataset_factory"]
+    assert "rows" in manager.factories["optimizer_factory"]
     manager.deactivate("layered")
     assert order == ["shutdown, base is left: False"]
-    assert "rows" not in manager.factories["dataset_factory"]
+    assert "rows" not in manager.factories["optimizer_factory"]
     assert manager.hooks.make_decode_step(model=None, cache=None) is None
 
 

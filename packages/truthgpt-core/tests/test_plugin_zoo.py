@@ -82,7 +82,7 @@ ZOO = {
         return "left behind"
     @hookimpl
     def register_components(self, factories):
-        factories["dataset_factory"].register("zoo_left_behind", dict)
+        factories["optimizer_factory"].register("zoo_left_behind", dict)
         raise ValueError("half-way")
 """,
         "it failed to initialize: ValueError: half-way",

@@ -22,41 +22,62 @@ if TYPE_CHECKING:
         Verdict,
     )
     from truthgpt_core.plugin_system import Plugin, PluginManager, get_plugin_manager
+    from truthgpt_core.sources import (
+        Exporter,
+        ModelSource,
+        PlainModel,
+        ResolvedModel,
+        TensorInfo,
+        TextSource,
+    )
 
 __all__ = [
     "Applied",
     "Coverage",
+    "Exporter",
+    "ModelSource",
     "Optimization",
     "OptimizationContext",
     "OptimizationError",
     "Options",
+    "PlainModel",
     "Plugin",
     "PluginManager",
+    "ResolvedModel",
     "Stage",
+    "TensorInfo",
+    "TextSource",
     "TruthGPTError",
     "Verdict",
     "get_plugin_manager",
     "hookimpl",
 ]
 
-_MODULES = {
-    "TruthGPTError": "errors",
-    "hookimpl": "hookspecs",
-    "Plugin": "plugin_system",
-    "PluginManager": "plugin_system",
-    "get_plugin_manager": "plugin_system",
-} | dict.fromkeys(
-    (
-        "Applied",
-        "Coverage",
-        "Optimization",
-        "OptimizationContext",
-        "OptimizationError",
-        "Options",
-        "Stage",
-        "Verdict",
-    ),
-    "optimization",
+_MODULES = (
+    {
+        "TruthGPTError": "errors",
+        "hookimpl": "hookspecs",
+        "Plugin": "plugin_system",
+        "PluginManager": "plugin_system",
+        "get_plugin_manager": "plugin_system",
+    }
+    | dict.fromkeys(
+        (
+            "Applied",
+            "Coverage",
+            "Optimization",
+            "OptimizationContext",
+            "OptimizationError",
+            "Options",
+            "Stage",
+            "Verdict",
+        ),
+        "optimization",
+    )
+    | dict.fromkeys(
+        ("Exporter", "ModelSource", "PlainModel", "ResolvedModel", "TensorInfo", "TextSource"),
+        "sources",
+    )
 )
 
 

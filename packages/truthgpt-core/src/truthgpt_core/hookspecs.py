@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from truthgpt_core.event_system import EventEmitter
     from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext
     from truthgpt_core.service_registry import ServiceRegistry
+    from truthgpt_core.sources import ResolvedModel
     from truthgpt_core.training import TrainingProgress
 
 PROJECT = "truthgpt"
@@ -73,7 +74,8 @@ def register_components(factories: Mapping[str, DynamicFactory[Any]]) -> None:
 
     Args:
         factories: `optimizer_factory`, `scheduler_factory`, `dataset_factory`,
-            `model_source_factory`, `logits_processor_factory`, `training_backend_factory` and
+            `model_source_factory`, `exporter_factory`, `logits_processor_factory`,
+            `training_backend_factory` and
             `optimization_factory`. Optimizations are registered from the entry points of
             the distribution that has them; a plugin that is a bare file, with no
             distribution, registers its own.
@@ -137,7 +139,7 @@ def apply_optimization(
 
 
 @_hookspec(firstresult=True)
-def make_engine(source: Any, options: EngineOptions) -> Engine | None:
+def make_engine(source: ResolvedModel, options: EngineOptions) -> Engine | None:
     """Return an engine that runs a model, or None to leave it to others.
 
     Called once per model, with nothing loaded yet, by the commands, the inference service and the
@@ -278,7 +280,7 @@ class Hooks(Protocol):
     ) -> Applied | None:
         """See the hook of this name."""
 
-    def make_engine(self, *, source: Any, options: EngineOptions) -> Engine | None:
+    def make_engine(self, *, source: ResolvedModel, options: EngineOptions) -> Engine | None:
         """See the hook of this name."""
 
     def make_decoder(self, *, engine: Engine, options: dict[str, Any]) -> Decoder | None:

@@ -72,7 +72,11 @@ def test_show_refuses_components_that_nothing_provides(truthgpt, site) -> None:
 
         @hookimpl
         def register_components(factories):
-            factories["dataset_factory"].register("library_of_books", dict)
+            factories["dataset_factory"].register("library_of_books", Books)
+
+        class Books:
+            def texts(self):
+                yield "Once upon a time"
         """,
     )
     result = truthgpt("config", "show", "train.yaml", "-s", "data.source=library_of_boks")

@@ -32,11 +32,18 @@ training:
 """
 
 
+class Books:
+    """A source of texts."""
+
+    def texts(self):
+        yield "Once upon a time"
+
+
 @pytest.fixture
 def factories():
     """Factories with some components, as active plugins leave them."""
     made = make_factories()
-    made["dataset_factory"].register("books", dict)
+    made["dataset_factory"].register("books", Books)
     made["optimizer_factory"].register("sgd", dict)
     made["optimizer_factory"].register_alias("plain", "sgd")
     made["scheduler_factory"].register("cosine", dict)

@@ -170,6 +170,14 @@ class Quantize(Optimization[QuantizeOptions]):
         _share(model, plan)
         return model
 
+    def plain_weights(self, name: str, module: Model) -> Mapping[str, Any] | None:
+        """Dequantize a layer; an input embedding that reads the output embedding has no weights."""
+        from truthgpt_plugin_quantize.quantized import QuantizedEmbedding, QuantizedLinear
+
+        if isinstance(module, QuantizedEmbedding):
+            return {}
+        return module.plain_weights() if isinstance(module, QuantizedLinear) else None
+
     def _kernel(self, device: str) -> str:
         """Return the kernel that is meant on this machine."""
         from truthgpt_plugin_quantize.kernels import choose_kernel

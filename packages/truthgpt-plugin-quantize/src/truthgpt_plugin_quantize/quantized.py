@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from truthgpt_plugin_quantize import kernels
-from truthgpt_plugin_quantize.layers import matrix
+from truthgpt_plugin_quantize.layers import is_transposed, matrix
 
 FEW_ROWS = 4
 """Up to this many rows of activations are multiplied with the weights as they are stored. With
@@ -34,6 +34,9 @@ class QuantizedLinear(nn.Module, ABC):
         device: of everything.
         kernel: `native`, `packed`, `packed-bfloat16` or `dequantize`; see `QuantizeOptions`.
         group_size: how many neighbours of a row share a scale; 0 for the whole row.
+
+    Attributes:
+        is_transposed: whether it took the place of GPT-2's `Conv1D`, whose weights are (in, out).
     """
 
     scheme: ClassVar[str]
@@ -56,6 +59,7 @@ class QuantizedLinear(nn.Module, ABC):
         self.out_features = out_features
         self.group_size = group_size
         self.kernel = kernel
+        self.is_transposed = False
         self.bias = (
             nn.Parameter(torch.empty(out_features, dtype=dtype, device=device), requires_grad=False)
             if bias
@@ -66,7 +70,7 @@ class QuantizedLinear(nn.Module, ABC):
     def empty_like(cls, module: Any, kernel: str, group_size: int = 0) -> Self:
         """Make a layer of the same shape as another whose weights are still to be filled in."""
         out_features, in_features = matrix(module).shape
-        return cls(
+        layer = cls(
             in_features,
             out_features,
             bias=module.bias is not None,
@@ -75,6 +79,8 @@ class QuantizedLinear(nn.Module, ABC):
             kernel=kernel,
             group_size=group_size,
         )
+        layer.is_transposed = is_transposed(module)
+        return layer
 
     @classmethod
     def from_linear(cls, module: Any, kernel: str, group_size: int = 0) -> Self:
@@ -99,6 +105,12 @@ class QuantizedLinear(nn.Module, ABC):
         Returns:
             Of shape (n, in), or (out, in).
         """
+
+    def plain_weights(self) -> dict[str, Tensor]:
+        """Return the tensors of a layer that computes the same, of the kind that this one was."""
+        weight = self.dequantize()
+        plain = {"weight": weight.t() if self.is_transposed else weight}
+        return plain if self.bias is None else plain | {"bias": self.bias}
 
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply up to `FEW_ROWS` rows on a CPU by the weights as they are stored.

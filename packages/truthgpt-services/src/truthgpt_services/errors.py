@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from truthgpt_core.errors import TruthGPTError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from truthgpt_core.errors import DEBUG, TruthGPTError, in_one_line
 
 
 class ModelError(TruthGPTError):
@@ -39,3 +42,33 @@ class WorkerError(TruthGPTError):
     def __init__(self, message: str, *, worker: str = "", hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.worker = worker
+
+
+@contextmanager
+def naming_the_plugin(component: object, what: str) -> Iterator[None]:
+    """Turn what the code of a component raises into an error that says whose it is.
+
+    Errors of ours and a `KeyboardInterrupt` pass as they are.
+
+    Args:
+        component: an object with a `name`, from a factory that plugins fill.
+        what: what kind of component it is.
+
+    Raises:
+        ModelError: anything else was raised.
+    """
+    try:
+        yield
+    except (TruthGPTError, KeyboardInterrupt):
+        raise
+    except (Exception, SystemExit) as error:
+        name = getattr(component, "name", "")
+        raise ModelError(
+            f'The {what} "{name}" ({origin_of(component)}) failed: {in_one_line(error)}',
+            hint=f"{DEBUG}=1 shows the traceback.",
+        ) from error
+
+
+def origin_of(component: object) -> str:
+    """Return where the class of a component is defined."""
+    return f"{type(component).__module__}.{type(component).__qualname__}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from truthgpt_core.decoding import Decoder, Engine, EngineOptions, KVCache
     from truthgpt_core.dynamic_factory import DynamicFactory
     from truthgpt_core.service_registry import ServiceRegistry
-    from truthgpt_services.models.sources import ResolvedModel
+    from truthgpt_core.sources import ResolvedModel
     from truthgpt_services.services.inference_service import InferenceService
     from truthgpt_services.services.model_service import ModelService
     from truthgpt_services.services.training_job import TrainingJob
@@ -57,7 +57,7 @@ class ServicesPlugin(Plugin):
 
     @hookimpl
     def register_components(self, factories: Mapping[str, DynamicFactory[Any]]) -> None:
-        """Register sources of models and of texts, and what training is made of."""
+        """Register sources of models and of texts, exporters, and what training is made of."""
         from truthgpt_services.data.sources.file_sources import (
             ChatLines,
             CsvFiles,
@@ -66,6 +66,7 @@ class ServicesPlugin(Plugin):
         )
         from truthgpt_services.data.sources.library_sources import HubDataset, ParquetFiles
         from truthgpt_services.data.sources.python_docs import PythonDocs
+        from truthgpt_services.models.exporters import SafetensorsExporter
         from truthgpt_services.models.sources import HubSource, LocalSource, PackageSource
         from truthgpt_services.training.lr_schedulers import SCHEDULERS
         from truthgpt_services.training.optimizers import OPTIMIZER_ALIASES, OPTIMIZERS
@@ -75,6 +76,7 @@ class ServicesPlugin(Plugin):
 
         for source in (PackageSource, LocalSource, HubSource):
             factories["model_source_factory"].register(source.name, source)
+        factories["exporter_factory"].register(SafetensorsExporter.name, SafetensorsExporter)
         files = (ChatLines, CsvFiles, JsonLines, TextFiles)
         for texts in (*files, HubDataset, ParquetFiles, PythonDocs):
             factories["dataset_factory"].register(texts.name, texts)

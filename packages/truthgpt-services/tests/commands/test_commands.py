@@ -14,6 +14,7 @@ from truthgpt_core.cli import main as command
 from truthgpt_services.commands.compare import compare
 from truthgpt_services.commands.convert import convert
 from truthgpt_services.commands.evaluate import evaluate
+from truthgpt_services.commands.export import export
 from truthgpt_services.commands.generate import generate
 from truthgpt_services.commands.optimize import optimize
 from truthgpt_services.commands.progress import shown_progress
@@ -42,6 +43,7 @@ from truthgpt_services.commands.progress import shown_progress
             ],
         ),
         (convert, ["--overwrite"]),
+        (export, ["--to", "--option", "--overwrite"]),
     ],
 )
 def test_help_names_every_option(command, options):
@@ -52,12 +54,13 @@ def test_help_names_every_option(command, options):
         assert option in done.output
 
 
-def test_convert_writes_a_directory_and_generate_runs_it(tiny, tmp_path, truthgpt):
+@pytest.mark.parametrize("command", ["export", "convert"])
+def test_a_directory_is_written_and_generate_runs_it(tiny, tmp_path, truthgpt, command):
     """Two processes: one writes the model, the other streams text with it."""
     out = tmp_path / "out"
-    done = truthgpt("convert", tiny, out)
+    done = truthgpt(command, tiny, out)
     assert (done.returncode, done.stdout) == (0, f"Wrote {out}\n"), done.stderr
-    assert done.stderr.splitlines()[0].startswith(f"Converting {tiny} ... ")
+    assert done.stderr.splitlines()[0].startswith(f"Exporting {tiny} ... ")
     done = truthgpt(
         *("generate", out, "The é ", "--max-new-tokens", 5, "--temperature", 0.8, "--top-k", 9)
     )
@@ -77,6 +80,24 @@ def test_a_wrong_value_of_an_option_exits_with_2(main, options):
     code, err = main("optimize", "model", "-o", "out", *options)
     assert code == 2
     assert options[0] in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["MODEL"], "Name a model and a directory"),
+        (["MODEL", "DIR", "--to", "safetensor"], 'Did you mean "safetensors"? Available: safe'),
+        (["MODEL", "DIR", "--to", "safetensors:max_shard_gb=1"], "--option max_shard_gb=1."),
+        (["MODEL", "DIR", "--option", "max_shard_gb"], "'max_shard_gb' is not NAME=VALUE."),
+        (["MODEL", "DIR", "--option", "max_shard=1"], 'Did you mean "max_shard_gb"?'),
+        (["--to", "safetensor:help"], 'Did you mean "safetensors"?'),
+    ],
+)
+def test_what_export_cannot_use_exits_with_2_before_any_work(main, arguments, said):
+    """The model is not even looked for."""
+    code, err = main("export", *arguments)
+    assert code == 2
+    assert said in err
 
 
 def test_a_percentage_is_taken_for_what_it_means(main):
@@ -131,7 +152,7 @@ def test_an_error_does_not_stand_in_the_line_of_a_phase(capsys):
 HOSTILE = "x\x1b]0;owned\x07\x9b2J\u202e"
 
 
-@pytest.mark.parametrize("command", ["generate", "optimize", "eval", "convert", "train"])
+@pytest.mark.parametrize("command", ["generate", "optimize", "eval", "export", "train"])
 def test_a_hostile_name_reaches_no_terminal(tiny, tmp_path, truthgpt, example_installed, command):
     """What is in truthgpt.json, and the name of a model or a file, is written as escapes."""
     saved = tmp_path / "saved"
@@ -142,7 +163,7 @@ def test_a_hostile_name_reaches_no_terminal(tiny, tmp_path, truthgpt, example_in
         "generate": [saved, "hello"],
         "optimize": [saved, "--apply", "half", "-o", tmp_path / "out"],
         "eval": [tmp_path / HOSTILE],
-        "convert": [tiny, tmp_path / HOSTILE],
+        "export": [tiny, tmp_path / HOSTILE],
         "train": [tmp_path / HOSTILE],
     }
     done = truthgpt(command, *arguments[command])

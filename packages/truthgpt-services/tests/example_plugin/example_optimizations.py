@@ -86,6 +86,9 @@ class Halve(Optimization[HalveOptions]):
         halved(model, empty_half)
         return model
 
+    def plain_weights(self, name: str, module: Any) -> dict[str, Any] | None:
+        return {"weight": module.weight} if isinstance(module, HalfLinear) else None
+
 
 class Idle(Optimization[Options]):
     """Does not pay: changes nothing."""
@@ -101,6 +104,7 @@ class Ruin(Optimization[Options]):
     """Costs quality: the likeliest token becomes the least likely."""
 
     name = "ruin"
+    ordinary = True
 
     def apply(self, model: Any, context: OptimizationContext) -> Applied:
         model.lm_head.weight.data.neg_()

@@ -11,7 +11,6 @@ import torch
 from truthgpt_core.application import Application
 from truthgpt_core.optimization import Optimization, OptimizationError, Options, Verdict
 from truthgpt_services import ModelService
-from truthgpt_services.errors import ModelError
 from truthgpt_services.measuring.protocol import StepToBuild
 from truthgpt_services.measuring.worker import Worker
 from truthgpt_services.models.recipe import SavedStep, read_recipe
@@ -102,10 +101,3 @@ def test_one_more_optimization_goes_on_top_of_those_a_model_has(
     assert torch.equal(logits(service.load_model(str(output))), expected)
     in_memory = service.load_and_optimize(str(halved), ["ruin"])
     assert torch.equal(logits(in_memory), expected)
-
-
-def test_weights_of_an_optimized_model_are_not_converted(service, halved, tmp_path):
-    """A directory of transformers with weights that it cannot read is not made."""
-    with pytest.raises(ModelError, match=r"has optimized \(halve, idle\)"):
-        service.convert(str(halved), tmp_path / "converted")
-    assert not (tmp_path / "converted").exists()

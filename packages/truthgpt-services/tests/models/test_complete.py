@@ -198,15 +198,15 @@ def test_a_gguf_file_that_lacks_tensors_is_refused(bare_plugins, tmp_path, count
     path = tmp_path / "tiny.gguf"
     write_gguf(path, **counts)
     with pytest.raises(ModelError, match=match) as caught:
-        ModelService(bare_plugins).convert(str(path), tmp_path / "out")
+        ModelService(bare_plugins).export(str(path), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_commands_refuse_what_is_missing(change, truthgpt, tmp_path):
-    """`convert` writes nothing, and `generate` says nothing but what is wrong."""
+    """`export` writes nothing, and `generate` says nothing but what is wrong."""
     directory = change(without_a_layer)
-    for command in (("generate", directory, "Hi"), ("convert", directory, tmp_path / "out")):
+    for command in (("generate", directory, "Hi"), ("export", directory, tmp_path / "out")):
         done = truthgpt(*command)
         assert done.returncode == 1
         assert not done.stdout

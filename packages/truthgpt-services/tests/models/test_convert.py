@@ -1,4 +1,4 @@
-"""Any source as an ordinary transformers directory; a GGUF file is converted once."""
+"""GGUF files as transformers directories; each is converted once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from truthgpt_services import ModelService
-from truthgpt_services.errors import ModelError, OutputError
+from truthgpt_services.errors import ModelError
 
 
 @pytest.fixture
@@ -186,33 +186,9 @@ def test_a_converted_gguf_file_is_an_ordinary_directory(service, file, tmp_path,
     """It loads with transformers alone, and TruthGPT takes it as a source again."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    service.convert(str(file), tmp_path / "out")
+    service.export(str(file), tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
     assert theirs.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "out"))
     for name, tensor in model.state_dict().items():
         assert torch.allclose(theirs.state_dict()[name], tensor, atol=1e-6), name
     assert service.resolve(str(tmp_path / "out")).kind == "directory"
-
-
-def test_a_directory_is_copied_as_it_is(service, tiny, tmp_path):
-    """Nothing is read or changed that needs no conversion."""
-    service.convert(str(tiny), tmp_path / "out")
-    for file in tiny.iterdir():
-        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
-
-
-def test_an_earlier_conversion_is_replaced_only_if_asked(service, tiny, tmp_path):
-    """And what is at the place of a stranger's directory never is."""
-    service.convert(str(tiny), tmp_path / "out")
-    with pytest.raises(OutputError, match="Use --overwrite"):
-        service.convert(str(tiny), tmp_path / "out")
-    service.convert(str(tiny), tmp_path / "out", overwrite=True)
-    with pytest.raises(OutputError, match="nothing in it says"):
-        service.convert(str(tiny), tmp_path, overwrite=True)
-
-
-def test_an_unknown_model_leaves_no_directory(service, tmp_path):
-    """The directory is not made before there is something to put into it."""
-    with pytest.raises(ModelError, match="There is no model"):
-        service.convert("./nowhere", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []

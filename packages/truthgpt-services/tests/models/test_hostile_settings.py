@@ -15,7 +15,7 @@ from truthgpt_core.errors import TruthGPTError
 from truthgpt_services import InferenceService, ModelService
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import load_config, load_model, load_tokenizer
-from truthgpt_services.models.sources import LocalSource, describe, resolve
+from truthgpt_services.models.sources import describe, resolve
 
 
 @pytest.fixture
@@ -199,22 +199,22 @@ def test_a_name_that_no_file_can_have_is_one_line(bare_plugins, spec):
     assert len(str(caught.value)) < 600
 
 
-def test_links_in_a_circle_are_one_line(tmp_path):
+def test_links_in_a_circle_are_one_line(tmp_path, bare_plugins):
     """Neither a directory nor a file is at the end of them."""
     for one, other in (("a", "b"), ("b", "a")):
         (tmp_path / one).symlink_to(tmp_path / other)
     with pytest.raises(ModelError, match="There is no model at"):
-        LocalSource().resolve(str(tmp_path / "a"))
+        resolve(str(tmp_path / "a"), bare_plugins.factories["model_source_factory"])
     with pytest.raises(ModelError, match="There is no model at"):
-        LocalSource().resolve(str(tmp_path / "a" / "model.gguf"))
+        resolve(str(tmp_path / "a" / "model.gguf"), bare_plugins.factories["model_source_factory"])
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "pipe"])
-def test_a_pipe_in_the_place_of_a_model_is_not_opened(tmp_path, name):
+def test_a_pipe_in_the_place_of_a_model_is_not_opened(tmp_path, bare_plugins, name):
     """Reading it would wait for a writer that never comes."""
     os.mkfifo(tmp_path / name)
     with pytest.raises(ModelError, match="it is not a regular file"):
-        LocalSource().resolve(str(tmp_path / name))
+        resolve(str(tmp_path / name), bare_plugins.factories["model_source_factory"])
 
 
 def test_the_commands_say_one_line(beyond, truthgpt):

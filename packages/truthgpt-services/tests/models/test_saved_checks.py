@@ -172,7 +172,7 @@ def test_files_have_the_permissions_that_the_umask_says(service, tiny, tokenizer
     before = os.umask(0o027)
     try:
         service.save_model(service.load_model(str(tiny)), tokenizer, tmp_path, source="x", steps=[])
-        service.convert(str(tiny), tmp_path / "converted")
+        service.export(str(tiny), tmp_path / "converted")
     finally:
         os.umask(before)
     modes = {stat.S_IMODE(each.stat().st_mode) for each in tmp_path.rglob("*") if each.is_file()}

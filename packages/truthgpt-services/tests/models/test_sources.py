@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.sources import ModelSource, ResolvedModel
+from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.sources import (
     HubSource,
@@ -221,7 +226,7 @@ def test_what_names_no_model_is_told_what_does(find, spec):
 def test_a_plugin_can_add_a_kind_of_source(bare_plugins, find):
     """A source of a plugin takes part by its rank, before the ones that would refuse."""
 
-    class Memory(LocalSource):
+    class Memory(ModelSource):
         name = "memory"
         rank = 1
 
@@ -229,11 +234,108 @@ def test_a_plugin_can_add_a_kind_of_source(bare_plugins, find):
             return spec.startswith("memory:")
 
         def resolve(self, spec):
-            raise ModelError("asked the plugin")
+            raise TruthGPTError("asked the plugin")
 
     bare_plugins.factories["model_source_factory"].register("memory", Memory)
-    with pytest.raises(ModelError, match="asked the plugin"):
+    with pytest.raises(TruthGPTError, match="asked the plugin"):
         find("memory:package:x")
+
+
+@pytest.fixture
+def found_by_a_plugin(bare_plugins, find):
+    """Return what `resolve` makes of what a plugin's source returns."""
+
+    def make(result):
+        class Anything(ModelSource):
+            name = "anything"
+
+            def claims(self, spec):
+                return True
+
+            def resolve(self, spec):
+                return result(spec) if callable(result) else ResolvedModel(spec, "zoo", result)
+
+        bare_plugins.factories["model_source_factory"].register("anything", Anything)
+        return find("lion")
+
+    return make
+
+
+def test_a_plugin_s_source_says_where_and_the_rest_is_filled_in(found_by_a_plugin, tiny):
+    """An author returns what was typed, the kind and the path."""
+    found = found_by_a_plugin(tiny)
+    size = (tiny / "model.safetensors").stat().st_size
+    assert (found.spec, found.kind, found.path, found.file_bytes) == ("lion", "zoo", tiny, size)
+
+
+def a_pickle(directory):
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").touch()
+
+
+def a_link_out(directory):
+    (directory / "tokenizer.json").unlink()
+    (directory / "tokenizer.json").symlink_to("/etc/hostname")
+
+
+def a_pipe(directory):
+    (directory / "model.safetensors").unlink()
+    os.mkfifo(directory / "model.safetensors")
+
+
+def no_configuration(directory):
+    (directory / "config.json").unlink()
+
+
+def nothing(directory):
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (a_pickle, "is a pickle checkpoint"),
+        (a_link_out, "is a link out of the model's directory"),
+        (a_pipe, "it is not a regular file"),
+        (no_configuration, r"has no config\.json"),
+        (nothing, "There is nothing at"),
+    ],
+)
+def test_what_a_plugin_s_source_finds_is_checked_as_ours_is(
+    found_by_a_plugin, tiny, tmp_path, change, said
+):
+    """A source that takes no care lets nothing in that would not be loaded from a path."""
+    directory = shutil.copytree(tiny, tmp_path / "copy")
+    change(directory)
+    with pytest.raises(ModelError, match=said):
+        found_by_a_plugin(directory)
+
+
+def fails(spec):
+    raise KeyError("lion")
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (fails, r'The model source "anything" \(.*Anything\) failed: KeyError: \'lion\''),
+        (lambda spec: "/a/path", r'"anything" .* returned \'/a/path\'.*return a ResolvedModel'),
+        (lambda spec: ResolvedModel(spec, "zoo", "/a/path"), "with a Path or None"),
+    ],
+    ids=["raises", "a path", "a text as path"],
+)
+def test_a_mistake_of_a_plugin_s_source_names_it(found_by_a_plugin, result, said):
+    """It is one line, and says whose mistake it is."""
+    with pytest.raises(ModelError, match=said) as caught:
+        found_by_a_plugin(result)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_not_on_disk_is_found_and_cannot_be_loaded(found_by_a_plugin, bare_plugins):
+    """One behind a URL is resolved, for the engines that run it; loading it says what it takes."""
+    assert found_by_a_plugin(None).path is None
+    with pytest.raises(ModelError, match=r'"lion" has no files on this machine.*needs an engine'):
+        ModelService(bare_plugins).load_model("lion")
 
 
 @given(st.text(max_size=40))

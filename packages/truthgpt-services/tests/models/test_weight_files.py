@@ -12,11 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truthgpt_core.dynamic_factory import DynamicFactory
+from truthgpt_core.sources import ModelSource
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.lazy_weights import open_model
 from truthgpt_services.models.loading import load_model
 from truthgpt_services.models.model_files import check_files, weight_files
-from truthgpt_services.models.sources import LocalSource
+from truthgpt_services.models.sources import LocalSource, resolve
 
 
 @pytest.fixture
@@ -51,9 +53,16 @@ class Evil:
         return open, (self.marker, "w")
 
 
+def found(path):
+    """Find a model by its path."""
+    sources = DynamicFactory(ModelSource)
+    sources.register("local", LocalSource)
+    return resolve(str(path), sources)
+
+
 def refused(directory, match):
     """See that every way to a model refuses it, in one line."""
-    for load in (load_model, open_model, lambda path: LocalSource().resolve(str(path))):
+    for load in (load_model, open_model, found):
         with pytest.raises(ModelError, match=match) as caught:
             load(directory)
         assert "\n" not in str(caught.value)
@@ -154,7 +163,7 @@ def test_the_links_of_the_hub_s_cache_are_followed(tiny, tmp_path):
     """Every model that was downloaded is made of them."""
     snapshot = cached(tiny, tmp_path)
     load_model(snapshot)
-    assert LocalSource().resolve(str(snapshot)).file_bytes > 0
+    assert found(snapshot).file_bytes > 0
 
 
 def test_a_link_out_of_the_hub_s_cache_is_refused(tiny, tmp_path):
@@ -218,7 +227,7 @@ def test_an_adapter_alone_says_how_to_make_a_model_of_it(tmp_path):
     """It is what peft saves, and many are on the hub."""
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="It is a PEFT adapter: merge it into its model"):
-        LocalSource().resolve(str(tmp_path))
+        found(tmp_path)
 
 
 def test_a_header_larger_than_its_file_is_damage(tiny, tmp_path):

@@ -14,7 +14,6 @@ from truthgpt_core.optimization.contract import (
     Note,
     Optimization,
     OptimizationContext,
-    Options,
     Progress,
     SourceModel,
     Stage,
@@ -28,6 +27,7 @@ from truthgpt_core.optimization.contract import (
     refuse_impossible,
 )
 from truthgpt_core.optimization.errors import OptimizationError
+from truthgpt_core.optimization.options import Options
 
 __all__ = [
     "Applied",

@@ -1,14 +1,14 @@
 """Calling an optimization: its own code is run here, and what it returns is checked.
 
-Whoever calls `apply`, `restore`, `check` or `was_used` of an optimization does it through these
-functions, so that a mistake in a plugin is one line that names the plugin.
+Whoever calls `apply`, `restore`, `check`, `was_used` or `plain_weights` of an optimization does it
+through these functions, so that a mistake in a plugin is one line that names the plugin.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from truthgpt_core.optimization.contract import (
@@ -16,6 +16,7 @@ from truthgpt_core.optimization.contract import (
     Model,
     Optimization,
     OptimizationContext,
+    Tensor,
     Verdict,
 )
 from truthgpt_core.optimization.errors import OptimizationError, author_error, naming_the_author
@@ -90,6 +91,27 @@ def was_used(optimization: Optimization[Any], model: Model) -> bool:
     """
     with naming_the_author(type(optimization), "was_used"):
         return bool(optimization.was_used(model))
+
+
+def plain_weights(
+    optimization: Optimization[Any], name: str, module: Model
+) -> Mapping[str, Tensor] | None:
+    """Call `Optimization.plain_weights`.
+
+    Raises:
+        OptimizationError: it failed, or returned neither tensors by name nor None.
+    """
+    kind = type(optimization)
+    with naming_the_author(kind, "plain_weights"):
+        weights: object = optimization.plain_weights(name, module)
+    if weights is None or isinstance(weights, Mapping):
+        return weights
+    raise author_error(
+        kind,
+        "plain_weights",
+        f"returned {_described(weights)} for {name} instead of tensors by name",
+        "It has to return a mapping, or None for a module that it did not make.",
+    )
 
 
 def refuse_malformed(

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, ClassVar, Generic, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Generic
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
 
-from truthgpt_core.errors import did_you_mean
 from truthgpt_core.optimization.errors import OptimizationError, naming_the_author
+from truthgpt_core.optimization.options import Options, OptionsT, wrong_options
 
 Model = Any
 """A `torch.nn.Module`; this package never needs to know more than that it is one."""
+
+Tensor = Any
+"""A `torch.Tensor`."""
 
 
 class Stage(enum.IntEnum):
@@ -37,34 +39,6 @@ class Stage(enum.IntEnum):
 
     EXECUTION = 2
     """Changes how the model is run. It is done again each time the model is loaded."""
-
-
-class Options(BaseModel):
-    """Base class of an optimization's options: unknown names are refused, values are checked."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_is_a_list_of_one(cls, given: Any) -> Any:
-        """Take a single value for an option that has several: `skip=lm_head`."""
-        if not isinstance(given, Mapping):
-            return given
-        several = {name for name, each in cls.model_fields.items() if _is_several(each.annotation)}
-        return {
-            name: [value] if name in several and isinstance(value, str | int | float) else value
-            for name, value in given.items()
-        }
-
-
-def _is_several(annotation: Any) -> bool:
-    """Whether an option takes lists alone, or nothing."""
-    if get_origin(annotation) in (Union, UnionType):
-        kinds = [each for each in get_args(annotation) if each is not NoneType]
-        return bool(kinds) and all(map(_is_several, kinds))
-    return (get_origin(annotation) or annotation) in (list, tuple, set, frozenset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +196,6 @@ class OptimizationContext:
     note: Note = no_note
 
 
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
 class Optimization(ABC, Generic[OptionsT]):
     """A change to a model that should make it faster or smaller.
 
@@ -261,13 +232,21 @@ class Optimization(ABC, Generic[OptionsT]):
     alone, and the whole model is never in memory at once.
     """
 
+    ordinary: ClassVar[bool] = False
+    """Whether the result is an ordinary model: all modules are transformers' own, with weights
+    that transformers loads into a model made from the configuration as `apply` left it.
+
+    Pruning, dropping layers or casting to another dtype give one. It is exported without this
+    optimization being installed. Of any other, `plain_weights` makes ordinary weights.
+    """
+
     options: OptionsT
 
     def __init__(self, **options: Any) -> None:
         try:
             self.options = self.options_type(**options)  # type: ignore[assignment]
         except ValidationError as error:
-            raise _options_error(self.name, self.options_type, error) from None
+            raise OptimizationError(wrong_options(self.name, self.options_type, error)) from None
 
     def check(self, device: str) -> Verdict:
         """Say whether this can work on this machine, before a model is loaded.
@@ -337,6 +316,26 @@ class Optimization(ABC, Generic[OptionsT]):
             f'"{self.name}" does not say how to restore a saved model',
             hint="Its author has to write restore.",
         )
+
+    def plain_weights(self, name: str, module: Model) -> Mapping[str, Tensor] | None:
+        """Return the ordinary weights of a module that this optimization made.
+
+        `truthgpt export` asks it of each module that is not one of transformers' own, once, with
+        the tensors of that module and of those inside it in memory, on the CPU, and of no other.
+        An `ordinary` optimization is not asked.
+
+        Args:
+            name: of the module, in the model.
+            module: as `restore` made it, with the saved values.
+
+        Returns:
+            The tensors of the module that this one took the place of, by their names inside it,
+            such as "weight" and "bias", in that module's shapes and in any floating-point dtype:
+            they are cast to the dtype of the model. Where an input embedding that has no tensors
+            of its own reads those of the output embedding, that is an empty mapping, and the two
+            are tied in what is exported. None for a module that another optimization made.
+        """
+        return None
 
 
 def in_order(optimizations: Sequence[Optimization[Any]]) -> list[Optimization[Any]]:
@@ -459,17 +458,3 @@ def _nonempty(name: str, text: str) -> str:
             f'A name is missing in "{text}"', hint="Write it as NAME:OPTION=VALUE,NAME."
         )
     return name
-
-
-def _options_error(name: str, model: type[BaseModel], error: ValidationError) -> OptimizationError:
-    known = list(model.model_fields)
-    said = []
-    for problem in error.errors():
-        option = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            suggestion = did_you_mean(option, known)
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            said.append(f'there is no option "{option}" ({suggestion or has})')
-        else:
-            said.append(f'option "{option}": {problem["msg"]}, not {problem["input"]!r}')
-    return OptimizationError(f'"{name}": ' + "; ".join(said))

@@ -1,13 +1,13 @@
-"""What the options of an optimization are, for people: names, types, defaults, what they do."""
+"""What options there are, for users: names, types, defaults, what they do."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-from truthgpt_core.optimization.contract import Optimization
+from truthgpt_core.optimization.options import Options
 from truthgpt_core.terminal_text import columns
 
 _BOUNDS = {
@@ -19,12 +19,18 @@ _BOUNDS = {
 _TYPES = {"boolean": "true or false", "null": "none", "object": "mapping", "string": "text"}
 
 
+class HasOptions(Protocol):
+    """What has options: an optimization, an exporter."""
+
+    options_type: ClassVar[type[Options]]
+
+
 @dataclass(frozen=True, slots=True)
 class OptionInfo:
-    """One option of an optimization.
+    """One option.
 
     Attributes:
-        name: as it is written after `--apply NAME:`.
+        name: as it is written before `=`.
         type: what its value may be: "int8 | int4", "integer, at least 0 | auto".
         default: as it would be written; empty if the option must be given.
         description: what it does; empty if its author did not say.
@@ -36,11 +42,11 @@ class OptionInfo:
     description: str
 
 
-def describe_options(kind: type[Optimization[Any]]) -> list[OptionInfo]:
-    """Describe the options of an optimization, in the order of their definition.
+def describe_options(kind: type[HasOptions]) -> list[OptionInfo]:
+    """Describe options, in the order of their definition.
 
     Args:
-        kind: the optimization; nothing is made of it.
+        kind: the optimization or exporter that has them; nothing is made of it.
     """
     fields = kind.options_type.model_fields
     try:
@@ -59,12 +65,13 @@ def describe_options(kind: type[Optimization[Any]]) -> list[OptionInfo]:
     ]
 
 
-def option_lines(name: str, kind: type[Optimization[Any]]) -> list[str]:
-    """Write the options of an optimization for a terminal.
+def option_lines(name: str, kind: type[HasOptions], *, written: str = "") -> list[str]:
+    """Write options for a terminal.
 
     Args:
-        name: what the optimization was asked for by.
-        kind: the optimization.
+        name: what the optimization or exporter was asked for by.
+        kind: the optimization or exporter.
+        written: what comes before an option on the command line; `--apply NAME:` if empty.
     """
     options = describe_options(kind)
     about = (kind.__doc__ or "").strip().partition("\n")[0]
@@ -76,7 +83,8 @@ def option_lines(name: str, kind: type[Optimization[Any]]) -> list[str]:
         lines += ["", *columns([[f"  {each.name}", each.type, default]])]
         lines += [f"    {line}" for line in _wrapped(each.description)]
     first = options[0]
-    lines += ["", f"Write them as --apply {name}:{first.name}={first.default or 'VALUE'}"]
+    example = f"{written or f'--apply {name}:'}{first.name}={first.default or 'VALUE'}"
+    lines += ["", f"Write them as {example}"]
     return lines
 
 

@@ -10,6 +10,7 @@ from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext, calls
 from truthgpt_core.plugin_system import catalogue
+from truthgpt_core.sources import Exporter, ModelSource, TextSource
 from truthgpt_core.training import TrainingBackend
 
 
@@ -24,8 +25,9 @@ def make_factories(*, takes_open: bool = False) -> dict[str, DynamicFactory[Any]
     return {
         "optimizer_factory": make(name="optimizer_factory"),
         "scheduler_factory": make(name="scheduler_factory"),
-        "dataset_factory": make(name="dataset_factory"),
-        "model_source_factory": make(name="model_source_factory"),
+        "dataset_factory": make(TextSource, name="dataset_factory"),
+        "model_source_factory": make(ModelSource, name="model_source_factory"),
+        "exporter_factory": make(Exporter, name="exporter_factory"),
         "optimization_factory": make(
             Optimization,
             name="optimization_factory",

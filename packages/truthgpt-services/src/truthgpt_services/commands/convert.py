@@ -1,4 +1,4 @@
-"""`truthgpt convert`: any model source as an ordinary transformers directory."""
+"""`truthgpt convert`: `truthgpt export --to safetensors`, by its earlier name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from truthgpt_core.cli.terminal import say
+from truthgpt_services.commands.export import write
+from truthgpt_services.models.exporters import SAFETENSORS
 
 
 @click.command(short_help="Write a model from any source as a transformers directory.")
@@ -16,14 +17,6 @@ from truthgpt_core.cli.terminal import say
 def convert(model: str, directory: Path, overwrite: bool) -> None:
     """Write MODEL into DIRECTORY with its tokenizer, as transformers writes models.
 
-    MODEL is a directory, a .gguf file, package:PACKAGE/FILE or a hub id.
+    It is the same as `truthgpt export MODEL DIRECTORY`.
     """
-    from truthgpt_core.application import get_application
-    from truthgpt_services.commands.progress import shown_progress
-
-    with shown_progress() as progress:
-        progress(f"Converting {model}", 0, 0)
-        models = get_application().get_service("model_service")
-        models.progress = progress
-        models.convert(model, directory, overwrite=overwrite)
-    say(f"Wrote {directory}")
+    write(model, directory, SAFETENSORS, {}, overwrite=overwrite)

@@ -23,28 +23,34 @@ def fraction(value: str) -> float:
         raise click.BadParameter(f"{value!r:.60} is not a fraction such as 0.02 or 2%.") from None
 
 
-def named_values(texts: Iterable[str]) -> dict[str, Any]:
-    """Read options that are written NAME=VALUE.
-
-    Args:
-        texts: the options. A value is a number, `true`, `false` or a text.
+def named_options(texts: Iterable[str]) -> dict[str, Any]:
+    """Read what was typed after `--option`, each `NAME=VALUE`; a name given twice has a list.
 
     Raises:
-        click.UsageError: one has no name or no value.
+        click.BadParameter: one has no name or no value.
     """
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not name.isidentifier() or not equals:
-            raise click.UsageError(f'--option "{text}" is not written NAME=VALUE.')
-        found[name] = _value(value)
-    return found
+        if not name.strip() or not equals:
+            raise click.BadParameter(f"{text!r:.60} is not NAME=VALUE.", param_hint="--option")
+        name, earlier = name.strip(), options.get(name.strip(), [])
+        several = [*(earlier if isinstance(earlier, list) else [earlier]), value]
+        options[name] = several if len(several) > 1 else value
+    return options
 
 
-def _value(text: str) -> bool | int | float | str:
-    if text in ("true", "false"):
-        return text == "true"
+def named_values(texts: Iterable[str]) -> dict[str, Any]:
+    """Read the same for what declares no types: a value is a number, true, false or a text."""
+    return {name: _value(given) for name, given in named_options(texts).items()}
+
+
+def _value(given: str | list[str]) -> Any:
+    if isinstance(given, list):
+        return [_value(each) for each in given]
+    if given in ("true", "false"):
+        return given == "true"
     for kind in (int, float):
         with suppress(ValueError):
-            return kind(text)
-    return text
+            return kind(given)
+    return given

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
-from truthgpt_services.data.contract import TextSource
+from truthgpt_core.sources import TextSource
 from truthgpt_services.data.splitting import SplitTexts, key_of
 from truthgpt_services.errors import DataError
 
@@ -120,11 +120,7 @@ def _source(
         )
     plugins = plugins or get_plugin_manager()
     plugins.activate_all()
-    made = plugins.factories["dataset_factory"].create(source, dataset, **options)
-    if not isinstance(made, TextSource):
-        raise DataError(
-            f'"{source}" is no source of texts: {type(made).__name__} has no method "texts"'
-        )
+    made: TextSource = plugins.factories["dataset_factory"].create(source, dataset, **options)
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from truthgpt_services.data.contract import Described, Fingerprinted, TextSource
+from truthgpt_core.sources import Described, Fingerprinted, TextSource
 from truthgpt_services.errors import DataError
 
 _KEYS = 1 << 128

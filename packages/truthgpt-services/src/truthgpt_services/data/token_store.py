@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from truthgpt_core.optimization import Progress
 from truthgpt_core.paths import cache_dir, read_json, write_file
+from truthgpt_core.sources import Fingerprinted, TextSource
 from truthgpt_services.data.chat_template import Chat
-from truthgpt_services.data.contract import Fingerprinted, TextSource
 from truthgpt_services.data.token_arrays import (
     ArrayLists,
     Arrays,

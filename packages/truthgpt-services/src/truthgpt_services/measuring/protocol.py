@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create
 from pydantic_core import to_jsonable_python
 
 from truthgpt_core.errors import TruthGPTError, did_you_mean
-from truthgpt_services.models.sources import ResolvedModel
+from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.results.schema import Choice, Machine, StepCoverage
 
 P = ParamSpec("P")

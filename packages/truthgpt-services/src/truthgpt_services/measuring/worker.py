@@ -16,6 +16,7 @@ from truthgpt_core.application import Application, get_application
 from truthgpt_core.child_process import send, serve
 from truthgpt_core.event_system import Event, EventType
 from truthgpt_core.optimization import Progress, Stage, calls
+from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.importing import importing
 from truthgpt_services.measuring.protocol import (
     Built,
@@ -27,7 +28,6 @@ from truthgpt_services.measuring.protocol import (
     StepToBuild,
     perform,
 )
-from truthgpt_services.models.sources import ResolvedModel
 from truthgpt_services.results.schema import Choice, Skipped, StepCoverage
 
 if TYPE_CHECKING:
@@ -168,7 +168,6 @@ class Worker(ModelRequests):
         """Load the model to be measured."""
         from truthgpt_services.measuring.bench import Bench
         from truthgpt_services.models.recipe import is_saved, read_recipe
-        from truthgpt_services.models.sources import ResolvedModel
 
         began = time.perf_counter()
         source = ResolvedModel(directory, "directory", Path(directory), 0)

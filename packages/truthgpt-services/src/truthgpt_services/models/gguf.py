@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,17 +18,16 @@ from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import cache_dir, file_sha256
+from truthgpt_core.sources import ResolvedModel
 from truthgpt_core.terminal_text import harmless
 from truthgpt_services.errors import DamagedError, ModelError
-from truthgpt_services.models.lazy_weights import open_model
 from truthgpt_services.models.loading import (
     explained,
-    load_model,
     quiet,
     refuse_more_numbers,
     refuse_random_weights,
 )
-from truthgpt_services.models.sources import ResolvedModel, optimizations_of
+from truthgpt_services.models.sources import files_of
 from truthgpt_services.storage.atomic import MARKER, StagedDirectory, explained_writing, remove
 from truthgpt_services.storage.manifest import read_manifest, verify_files, write_manifest
 
@@ -49,30 +46,32 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
     time, and converted again if one is damaged.
 
     Raises:
-        ModelError: the file cannot be converted.
+        ModelError: the file cannot be converted, or the model has no files on this machine.
         OutputError: the cache cannot be written.
     """
+    path = files_of(resolved)
     if not resolved.is_gguf:
-        return resolved.path
+        return path
     key = hashlib.sha256()
-    key.update(bytes.fromhex(file_sha256(resolved.path)))
+    key.update(bytes.fromhex(file_sha256(path)))
     for part in (str(_FORMAT), version("transformers"), version("gguf")):
         key.update(part.encode())
-    target = cache_dir("converted", f"{resolved.path.stem}-{key.hexdigest()[:16]}")
+    target = cache_dir("converted", f"{path.stem}-{key.hexdigest()[:16]}")
     if os.path.lexists(target):
         damage = _damage(target)
         if not damage:
             return target
-        logger.warning("%s is converted again: in the cache, %s", resolved.path, damage)
+        logger.warning("%s is converted again: in the cache, %s", path, damage)
         # All below it is ours, under a name that only `resolved` has.
         with suppress(OSError):
             remove(target)
     progress("Converting GGUF, once: the result is kept in the cache", 0, 0)
     with StagedDirectory(target, overwrite=True) as staged:
         with _bars_told_to(progress):
-            _convert(resolved.path, staged.path)
+            _convert(path, staged.path)
         with explained_writing(target):
-            write_manifest(staged.path / MARKER, _facts(resolved.spec))
+            facts = {"format": _FORMAT, "kind": "converted", "source": resolved.spec}
+            write_manifest(staged.path / MARKER, facts)
         staged.commit()
     return target
 
@@ -84,36 +83,6 @@ def _damage(directory: Path) -> str:
     except DamagedError as error:
         return error.message
     return ""
-
-
-def write_directory(resolved: ResolvedModel, target: StagedDirectory) -> None:
-    """Write a model from any source into `target` as an ordinary transformers directory.
-
-    Raises:
-        ModelError: it cannot be converted, its checkpoint is not complete, or TruthGPT has
-            optimized it.
-        OutputError: the disk is full.
-    """
-    source = as_directory(resolved)
-    applied = optimizations_of(source)
-    if applied:
-        raise ModelError(
-            f"{source} is a model that TruthGPT has optimized ({', '.join(applied)}), "
-            "and no ordinary one can be made of it",
-            hint="Convert the model that it was made from; `truthgpt generate` runs this one.",
-        )
-    # Without its weights in memory, if that can be; converting a GGUF file has looked already.
-    if not resolved.is_gguf and open_model(source) is None:
-        load_model(source)
-    with explained_writing(target.target):
-        for file in sorted(source.iterdir()):
-            if file.is_file() and file.name != MARKER:
-                shutil.copyfile(file, target.path / file.name)
-        (target.path / MARKER).write_text(json.dumps(_facts(resolved.spec)), encoding="utf-8")
-
-
-def _facts(source: str) -> dict[str, Any]:
-    return {"format": _FORMAT, "kind": "converted", "source": source, "steps": []}
 
 
 @contextmanager

@@ -12,24 +12,19 @@ for one) is not one for this: `open_model` says so, and it has to be loaded as e
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import WeightConverter
 
 from truthgpt_core.optimization import OptimizationError
-from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import (
     load_config,
     load_generation_config,
@@ -37,61 +32,23 @@ from truthgpt_services.models.loading import (
     refuse_too_large,
 )
 from truthgpt_services.models.model_files import weight_files
+from truthgpt_services.models.safetensors_files import (
+    StoredTensor,
+    UnknownDtypeError,
+    stored_tensors,
+)
 
 logger = logging.getLogger(__name__)
 
 _TRIM_EVERY = 2**24
 """Bytes that are read before memory that was freed is given back to the system."""
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_PACKED = {torch.float8_e4m3fn, torch.float8_e5m2}
+"""Of weights that are quantized, whatever their configuration says."""
 
 
 class _UnfitError(Exception):
     """This checkpoint cannot be read a tensor at a time, and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A tensor in a safetensors file."""
-
-    file: Path
-    begin: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def read(self) -> Tensor:
-        """Read it. It is not mapped: pages of a mapping count as memory of the process."""
-        tensor = torch.empty(self.shape, dtype=self.dtype)
-        if not tensor.numel():
-            return tensor
-        left = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
-        try:
-            with self.file.open("rb", buffering=0) as file:
-                file.seek(self.begin)
-                while left:
-                    count = file.readinto(left)
-                    if not count:
-                        raise ModelError(f"{self.file} is damaged: it ends before its last tensor")
-                    left = left[count:]
-        except OSError as error:
-            raise ModelError(f"{self.file} cannot be read: {error.strerror or error}") from error
-        return tensor
 
 
 class LayerwiseModel:
@@ -104,7 +61,7 @@ class LayerwiseModel:
     """
 
     def __init__(
-        self, model: Any, stored: list[tuple[Tensor, _Stored]], device: torch.device
+        self, model: Any, stored: list[tuple[Tensor, StoredTensor]], device: torch.device
     ) -> None:
         self.model = model
         self._device = device
@@ -159,7 +116,7 @@ class LayerwiseModel:
         if id(tensor) not in self._stored:
             return
         _, where = self._stored.pop(id(tensor))
-        self._read += where.size
+        self._read += where.nbytes
         if self._read >= _TRIM_EVERY:
             self._read = 0
             _give_back_what_is_free()
@@ -194,7 +151,7 @@ def open_model(
     refuse_too_large(directory, config)
     generation = load_generation_config(directory)
     try:
-        model, stored = _build(directory, config, _stored_tensors(directory), dtype)
+        model, stored = _build(directory, config, _find_tensors(directory), dtype)
     except _UnfitError as reason:
         logger.info("%s is loaded as a whole: %s", directory, reason)
         return None
@@ -208,8 +165,8 @@ def open_model(
 
 
 def _build(
-    directory: Path, config: Any, stored: dict[str, _Stored], dtype: torch.dtype | None
-) -> tuple[Any, list[tuple[Tensor, _Stored]]]:
+    directory: Path, config: Any, stored: dict[str, StoredTensor], dtype: torch.dtype | None
+) -> tuple[Any, list[tuple[Tensor, StoredTensor]]]:
     if getattr(config, "quantization_config", None) is not None:
         raise _UnfitError("it is quantized")
     if config.sub_configs:
@@ -233,7 +190,7 @@ def _build(
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is None or any(isinstance(each, WeightConverter) for each in conversions):
         raise _UnfitError("its tensors are converted while it is loaded")
-    found: dict[int, tuple[Tensor, _Stored]] = {}
+    found: dict[int, tuple[Tensor, StoredTensor]] = {}
     persistent = model.state_dict(keep_vars=True)
     for module_name, module in model.named_modules():
         for key, tensor in _own_tensors(module).items():
@@ -252,46 +209,23 @@ def _build(
     return model, list(found.values())
 
 
-def _stored_tensors(directory: Path) -> dict[str, _Stored]:
+def _find_tensors(directory: Path) -> dict[str, StoredTensor]:
     """Find all tensors of a checkpoint, by name."""
-    stored: dict[str, _Stored] = {}
-    for file in weight_files(directory):
-        stored |= _tensors_of(file)
+    try:
+        stored = stored_tensors(weight_files(directory))
+    except UnknownDtypeError as error:
+        raise _UnfitError(error.message) from error
+    packed = {each.dtype for each in stored.values()} & _PACKED
+    if packed:
+        raise _UnfitError(f"it has tensors of {packed.pop()}")
     return stored
 
 
-def _read_as(where: _Stored, dtype: torch.dtype) -> Tensor:
+def _read_as(where: StoredTensor, dtype: torch.dtype) -> Tensor:
     return where.read().to(dtype=dtype)
 
 
-def _tensors_of(path: Path) -> dict[str, _Stored]:
-    try:
-        # Checks the header and the size of the file, so that they can be relied on below.
-        with safe_open(path, framework="pt"):
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except SafetensorError as error:
-        raise ModelError(f"The weights in {path} are damaged: {error}") from error
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    header.pop("__metadata__", None)
-    unknown = {each["dtype"] for each in header.values()} - set(_DTYPES)
-    if unknown:
-        raise _UnfitError(f"it has tensors of {min(unknown)}")
-    return {
-        name: _Stored(
-            path,
-            8 + length + each["data_offsets"][0],
-            tuple(each["shape"]),
-            _DTYPES[each["dtype"]],
-        )
-        for name, each in header.items()
-    }
-
-
-def _stand_in(stored: _Stored, dtype: torch.dtype) -> Tensor:
+def _stand_in(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
     # In the dtype that it will have: another one would be converted, to a tensor of full size.
     wanted = dtype if stored.dtype.is_floating_point else stored.dtype
     return torch.zeros((), dtype=wanted).expand(stored.shape)

@@ -7,8 +7,9 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from truthgpt_services.models.model_files import (
 )
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OPTIONS = ("name_or_path", "torch_dtype", "dtype", "device", "gradient_checkpointing")
 _LONGEST_DEVICE = 60
 
 _NUMBERS_IN_ONE = 16
@@ -108,6 +110,42 @@ def parse_dtype(given: Any) -> torch.dtype | None:
             hint=f"{close} {known}" if close else known,
         )
     return DTYPES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model: the options of `ModelService.load_model`, understood.
+
+    Attributes:
+        dtype: for its weights; None for the one they are stored in.
+        device: where to put it.
+        gradient_checkpointing: whether to compute activations again instead of keeping them.
+    """
+
+    dtype: torch.dtype | None
+    device: torch.device
+    gradient_checkpointing: bool
+
+
+def read_load_options(options: Mapping[str, Any] | None) -> LoadOptions:
+    """Read the options of `ModelService.load_model`.
+
+    Raises:
+        ModelError: one is unknown, or has a wrong value.
+        DeviceError: there is no such device on this machine.
+    """
+    options = options or {}
+    for option in options:
+        if option not in _OPTIONS:
+            raise ModelError(
+                f'There is no option "{option}" for loading a model',
+                hint=did_you_mean(option, _OPTIONS) or f"Known: {', '.join(_OPTIONS)}.",
+            )
+    return LoadOptions(
+        parse_dtype(options.get("dtype") or options.get("torch_dtype")),
+        pick_device(str(options.get("device") or "auto")),
+        bool(options.get("gradient_checkpointing")),
+    )
 
 
 def load_config(directory: Path) -> Any:

@@ -22,7 +22,7 @@ ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_TEMPLATES = "additional_chat_templates"
+TEMPLATES = "additional_chat_templates"
 _SETTINGS = (CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _LARGEST_JSON = 2**28
@@ -74,11 +74,11 @@ def check_files(directory: Path) -> dict[str, Any]:
     """
     directory = directory.resolve()
     try:
-        for folder in (directory, directory / _TEMPLATES):
+        for folder in (directory, directory / TEMPLATES):
             for path in folder.iterdir() if folder.is_dir() else ():
                 _refuse_special(path)
                 # What links to nothing is not there; of folders, only that one is read.
-                if path.is_symlink() and (path.is_file() or path.name == _TEMPLATES):
+                if path.is_symlink() and (path.is_file() or path.name == TEMPLATES):
                     _refuse_outside(path, directory)
     except OSError as error:
         raise ModelError(f"{directory} cannot be read: {error.strerror or error}") from error

@@ -42,6 +42,8 @@ class SavedStep:
         stage: the name of its stage, in lower case.
         settings: its options as finally chosen.
         distribution: where it came from, as "NAME VERSION"; for the error when it is missing.
+        ordinary: whether its result is an ordinary model, which is exported without it. A file
+            that was written before there was this field does not say.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -50,6 +52,7 @@ class SavedStep:
     stage: Annotated[str, _known([each.name.lower() for each in Stage], "stage")]
     settings: dict[str, Any]
     distribution: str
+    ordinary: bool = False
 
     @property
     def changes_weights(self) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ IMPORT_FIRST = (
 )
 """In the place of a file name in config.json, so that it is part of transformers' error."""
 
+MARKS = ("quantization_config", "transformers_weights")
+"""What is added to config.json of a model with changed weights."""
+
+RemadeStep = tuple[SavedStep, Optimization[Any]]
 MakeOptimization = Callable[[str, dict[str, Any]], Optimization[Any]]
 MakeContext = Callable[[str], OptimizationContext]
 
@@ -126,13 +130,9 @@ def load(
     """
     recipe = read_recipe(directory)
     weights = open_weights(directory, recipe)
-    config = load_config(directory)
-    for mark in ("quantization_config", "transformers_weights"):
-        if hasattr(config, mark):
-            delattr(config, mark)
-    with quiet(), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.dtype])
-    model = put_in_place(model, recipe, weights, make_optimization, make_context)
+    model = without_values(load_config(directory), recipe)
+    steps = remade(recipe.steps, make_optimization)
+    model = put_in_place(model, recipe, weights, steps, make_context)
     weights.fill(model)
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
@@ -154,20 +154,37 @@ def open_weights(directory: Path, recipe: Recipe) -> WeightsFile:
     )
 
 
+def without_values(config: Any, recipe: Recipe) -> Any:
+    """Make the ordinary model that the configuration of a saved model describes.
+
+    Args:
+        config: of the saved model; our marks are taken from it.
+        recipe: of the saved model.
+
+    Returns:
+        The model, with whatever is in the memory that its tensors got.
+    """
+    for mark in MARKS:
+        if hasattr(config, mark):
+            delattr(config, mark)
+    with quiet(), no_init_weights():
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[recipe.dtype])
+
+
 def put_in_place(
     model: Any,
     recipe: Recipe,
     weights: WeightsFile,
-    make_optimization: MakeOptimization,
+    steps: Sequence[RemadeStep],
     make_context: MakeContext,
 ) -> Any:
-    """Let the steps of a recipe put their modules in place, and compare them with the weights.
+    """Let steps of a recipe put their modules in place, and compare them with the weights.
 
     Args:
         model: as its configuration says, without values.
         recipe: of the saved model.
         weights: of the saved model; nothing is filled in yet.
-        make_optimization: makes an optimization from its name and settings.
+        steps: those whose modules are in it; what changes only how it is run is passed over.
         make_context: makes the context for an optimization, from its name.
 
     Returns:
@@ -175,15 +192,26 @@ def put_in_place(
 
     Raises:
         ModelError: the weights are not those of such a model.
-        OptimizationError: an optimization that it needs is not installed.
     """
     skeleton = Skeleton(model, DTYPES[recipe.dtype])
-    steps = [_remake(step, make_optimization) for step in recipe.steps]
-    for step in steps:
+    for _, step in steps:
         if step.stage is not Stage.EXECUTION:
             model = calls.restore(step, model, make_context(step.name))
-    weights.compare(model, skeleton, lambda: why_unfit(recipe.steps, steps))
+    weights.compare(model, skeleton, lambda: why_unfit(recipe, steps))
     return model
+
+
+def remade(steps: Iterable[SavedStep], make_optimization: MakeOptimization) -> list[RemadeStep]:
+    """Return steps of a recipe, each with its optimization as it is installed here.
+
+    Args:
+        steps: of the recipe.
+        make_optimization: makes an optimization from its name and settings.
+
+    Raises:
+        OptimizationError: an optimization is not installed.
+    """
+    return [(step, _remake(step, make_optimization)) for step in steps]
 
 
 def runnable(
@@ -201,8 +229,7 @@ def runnable(
         OptimizationError: an optimization that it needs is not installed.
     """
     found = []
-    for step in read_recipe(directory).steps:
-        optimization = _remake(step, make_optimization)
+    for step, optimization in remade(read_recipe(directory).steps, make_optimization):
         if optimization.stage is not Stage.EXECUTION:
             continue
         verdict = calls.check(optimization, str(device))
@@ -245,15 +272,16 @@ def _unshared(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return tensors, shared
 
 
-def why_unfit(saved: Sequence[SavedStep], remade: Sequence[Optimization[Any]]) -> str:
+def why_unfit(recipe: Recipe, steps: Sequence[RemadeStep]) -> str:
     """Return the hint for weights that do not fit the model that `restore` made ready.
 
     Args:
-        saved: the steps of the recipe.
-        remade: the same steps as they are installed here.
+        recipe: of the saved model.
+        steps: those that were restored; of others that change weights, it is said that their
+            result is an ordinary model.
     """
     others, authors = [], []
-    for step, optimization in zip(saved, remade, strict=True):
+    for step, optimization in steps:
         if optimization.stage is Stage.EXECUTION:
             continue
         installed = distribution_of(type(optimization))
@@ -267,4 +295,7 @@ def why_unfit(saved: Sequence[SavedStep], remade: Sequence[Optimization[Any]]) -
             f"The restore of {', '.join(authors)} has to make the same modules and tensors as its "
             "apply: tell its author."
         )
+    ordinary = [step.name for step in recipe.steps if step.changes_weights and step.ordinary]
+    if ordinary and not steps:
+        return f"The result of {', '.join(ordinary)} should be an ordinary model: tell its author."
     return "The file was changed after it was saved."

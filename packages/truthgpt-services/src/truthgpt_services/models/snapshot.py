@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from truthgpt_core.errors import in_one_line
+from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.errors import ModelError, OutputError
 from truthgpt_services.models.loading import load_model, load_tokenizer, quiet
-from truthgpt_services.models.sources import ResolvedModel
 from truthgpt_services.storage.atomic import explain_write_error
 
 _SWAPPED = ("config", "hf_quantizer", "is_quantized")

@@ -1,22 +1,23 @@
 """Where a model comes from: a directory, a GGUF file, an installed package or a hub.
 
 Finding out needs neither torch nor transformers. Each kind of source is a
-component of the factory `model_source_factory`, so a plugin can add more.
+component of the factory `model_source_factory`, so a plugin can add more. What any of them
+returns is checked here, before anything is loaded.
 """
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.optimization import SourceModel
-from truthgpt_services.errors import ModelError
+from truthgpt_core.sources import ModelSource, ResolvedModel
+from truthgpt_services.errors import ModelError, naming_the_plugin, origin_of
 from truthgpt_services.models.model_files import (
     CONFIG,
     check_files,
@@ -30,49 +31,6 @@ from truthgpt_services.storage.atomic import read_marker
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LONGEST_SHOWN = 200
 _FORMATS = "a directory, a .gguf file, package:PACKAGE/FILE or a hub id"
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
-    """A model that was found on this machine's disk.
-
-    Attributes:
-        spec: as the person typed it.
-        kind: the name of the kind of source.
-        path: a transformers directory, or a GGUF file.
-        file_bytes: the size of its weight files.
-    """
-
-    spec: str
-    kind: str
-    path: Path
-    file_bytes: int
-
-    @property
-    def is_gguf(self) -> bool:
-        """True if it has to be converted before it can be loaded."""
-        return self.path.suffix == ".gguf"
-
-
-class ModelSource(ABC):
-    """One kind of place where models come from."""
-
-    name: ClassVar[str]
-
-    rank: ClassVar[int] = 0
-    """Sources are asked in order of rank, lowest first."""
-
-    @abstractmethod
-    def claims(self, spec: str) -> bool:
-        """Whether `spec` is meant for this source, be it there or not."""
-
-    @abstractmethod
-    def resolve(self, spec: str) -> ResolvedModel:
-        """Find the model, fetching it if that is what this source does.
-
-        Raises:
-            ModelError: it is not there, or it is not one that can be loaded.
-        """
 
 
 class PackageSource(ModelSource):
@@ -104,7 +62,7 @@ class PackageSource(ModelSource):
             root = Path(location).resolve()
             path = root / file
             if _exists(path) and (path := path.resolve()).is_relative_to(root):
-                return replace(_on_disk(path, spec), kind=self.name)
+                return ResolvedModel(spec, self.name, path)
         models = [name for name in _names(root) if name.endswith(".gguf")]
         has = f"It has {', '.join(models)}." if models else "It has no .gguf file."
         close = did_you_mean(file, models)
@@ -133,7 +91,7 @@ class LocalSource(ModelSource):
             user = spec.partition("/")[0]
             raise ModelError(f'There is no home directory of "{user:.80}"') from None
         if _exists(path):
-            return _on_disk(path.resolve(), spec)
+            return ResolvedModel(spec, _kind(path), path)
         raise ModelError(
             f'There is no model at "{_shown(spec)}"',
             hint=did_you_mean(path.name, _names(path.parent)),
@@ -185,14 +143,14 @@ class HubSource(ModelSource):
             ) from None
         except (HfHubHTTPError, OSError) as error:
             raise ModelError(f'"{_shown(spec)}" could not be downloaded: {error}') from error
-        return replace(_on_disk(Path(path), spec), kind=self.name)
+        return ResolvedModel(spec, self.name, Path(path))
 
 
 def resolve(spec: str, sources: DynamicFactory[Any]) -> ResolvedModel:
-    """Find the model that `spec` names.
+    """Find the model that `spec` names, and check what a source says of it.
 
     Args:
-        spec: what a person typed.
+        spec: what the user typed.
         sources: the factory `model_source_factory`.
 
     Raises:
@@ -202,9 +160,26 @@ def resolve(spec: str, sources: DynamicFactory[Any]) -> ResolvedModel:
         raise ModelError("No model is named", hint=f"A model is {_FORMATS}.")
     known: list[ModelSource] = [sources.create(name) for name in sources.names()]
     for source in sorted(known, key=lambda source: source.rank):
-        if source.claims(spec):
-            return source.resolve(spec)
+        with naming_the_plugin(source, "model source"):
+            found = source.resolve(spec) if source.claims(spec) else None
+        if found is not None:
+            return _checked(found, source)
     raise ModelError(f'"{_shown(spec)}" names no model', hint=f"A model is {_FORMATS}.")
+
+
+def files_of(resolved: ResolvedModel) -> Path:
+    """Return where the files of a model are.
+
+    Raises:
+        ModelError: they are not on this machine's disk.
+    """
+    if resolved.path is None:
+        raise ModelError(
+            f'"{_shown(resolved.spec)}" has no files on this machine that could be loaded '
+            f"({resolved.kind})",
+            hint="It needs an engine that runs it where it is, from a plugin.",
+        )
+    return resolved.path
 
 
 def describe(directory: Path, spec: str) -> SourceModel:
@@ -212,7 +187,7 @@ def describe(directory: Path, spec: str) -> SourceModel:
 
     Args:
         directory: a transformers directory, or one that TruthGPT saved.
-        spec: what a person typed.
+        spec: what the user typed.
 
     Raises:
         ModelError: its config.json cannot be read.
@@ -269,16 +244,34 @@ def _names(directory: Path) -> list[str]:
         return []
 
 
-def _on_disk(path: Path, spec: str) -> ResolvedModel:
+def _kind(path: Path) -> str:
+    if path.suffix == ".gguf":
+        return "gguf"
+    return "optimized" if _is_optimized(path) else "directory"
+
+
+def _checked(found: object, source: ModelSource) -> ResolvedModel:
+    """Return what a source found, with its size, if it may be loaded."""
+    if not isinstance(found, ResolvedModel) or not isinstance(found.path, Path | None):
+        raise ModelError(
+            f'The model source "{source.name}" ({origin_of(source)}) returned {found!r:.200}',
+            hint="Its author has to return a ResolvedModel, with a Path or None.",
+        )
+    if found.path is None:
+        return found
     try:
-        return _found(path, spec)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        path = found.path.resolve()
+        return replace(found, path=path, file_bytes=_weight_bytes(path))
+    except (OSError, RuntimeError) as error:  # links in a circle are a RuntimeError
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{found.path} cannot be read: {reason}") from error
 
 
-def _found(path: Path, spec: str) -> ResolvedModel:
+def _weight_bytes(path: Path) -> int:
     if path.is_dir():
-        return _directory(path, spec)
+        return _directory(path)
+    if not path.exists():
+        raise ModelError(f"There is nothing at {path}")
     if not path.is_file():
         raise ModelError(f"{path} is no model: it is not a regular file")
     if path.suffix == ".gguf":
@@ -288,13 +281,13 @@ def _found(path: Path, spec: str) -> ResolvedModel:
                     f"{path} is not a GGUF file: it does not begin with GGUF",
                     hint="It may be damaged, or a pointer left by Git LFS.",
                 )
-        return ResolvedModel(spec, "gguf", path, path.stat().st_size)
+        return path.stat().st_size
     if is_pickle(path):
         raise pickle_error(path)
     raise ModelError(f"{path} is no model", hint=f"A model is {_FORMATS}.")
 
 
-def _directory(path: Path, spec: str) -> ResolvedModel:
+def _directory(path: Path) -> int:
     if not (path / "config.json").is_file():
         ggufs = sorted(each.name for each in path.glob("*.gguf"))
         hint = f"Name the file: {path / ggufs[0]}." if ggufs else f"A model is {_FORMATS}."
@@ -302,8 +295,6 @@ def _directory(path: Path, spec: str) -> ResolvedModel:
             hint = "It is a PEFT adapter: merge it into its model (merge_and_unload) and save that."
         raise ModelError(f"{path} has no config.json, so it is no transformers model", hint=hint)
     check_files(path)
-    optimized = _is_optimized(path)
     # The weights of what TruthGPT changed have a name of their own.
-    weights = list(path.glob("*.safetensors")) if optimized else weight_files(path)
-    kind = "optimized" if optimized else "directory"
-    return ResolvedModel(spec, kind, path, sum(file.stat().st_size for file in weights))
+    weights = path.glob("*.safetensors") if _is_optimized(path) else weight_files(path)
+    return sum(file.stat().st_size for file in weights)

@@ -13,23 +13,9 @@ from torch import Tensor, nn
 
 from truthgpt_core.paths import file_sha256
 from truthgpt_services.errors import ModelError
+from truthgpt_services.models.safetensors_files import DTYPES, StoredTensor, stored_tensors
 
 _AGAIN = "Make the model again, or copy it again from where it came."
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 _Header = tuple[Any, tuple[int, ...]]
 
@@ -152,8 +138,7 @@ class WeightsFile:
         except (OSError, SafetensorError) as error:
             raise self._damaged(str(error)) from error
         for name, tensor in state.items():
-            if (tensor.dim() == 1 or name in self._touched) and not _is_finite(tensor):
-                raise self._damaged(f"{name} has values that are not finite")
+            self._refuse_not_finite(name, tensor)
             if name in places:
                 state[name] = tensor.to(places[name])
         state.update({name: state[stored] for name, stored in self._shared.items()})
@@ -166,6 +151,30 @@ class WeightsFile:
         if tie is not None:
             tie()
 
+    def stored(self) -> dict[str, StoredTensor]:
+        """Return where the tensors are that `compare` has looked at, shared ones by each name.
+
+        Raises:
+            ModelError: the file is not the one that was saved.
+        """
+        self._verify()
+        stored = stored_tensors([self._path])
+        return stored | {name: stored[other] for name, other in self._shared.items()}
+
+    def read(self, name: str, where: StoredTensor) -> Tensor:
+        """Read one tensor, onto the CPU.
+
+        Raises:
+            ModelError: it cannot be read, or is of scales, norms or biases that are not finite.
+        """
+        tensor = where.read()
+        self._refuse_not_finite(name, tensor)
+        return tensor
+
+    def _refuse_not_finite(self, name: str, tensor: Tensor) -> None:
+        if (tensor.dim() == 1 or name in self._touched) and not _is_finite(tensor):
+            raise self._damaged(f"{name} has values that are not finite")
+
     def _headers(self) -> dict[str, _Header]:
         headers: dict[str, _Header] = {}
         try:
@@ -173,7 +182,7 @@ class WeightsFile:
                 for name in file.keys():  # noqa: SIM118 - no dict
                     part = file.get_slice(name)
                     dtype = part.get_dtype()
-                    headers[name] = _DTYPES.get(dtype, dtype), tuple(part.get_shape())
+                    headers[name] = DTYPES.get(dtype, dtype), tuple(part.get_shape())
         except (OSError, SafetensorError) as error:
             raise self._damaged(str(error)) from error
         return headers

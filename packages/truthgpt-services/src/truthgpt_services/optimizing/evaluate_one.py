@@ -12,13 +12,10 @@ from truthgpt_core.optimization import Progress
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.measuring.text import evaluation_text
 from truthgpt_services.measuring.worker_log import kept_on_failure
-from truthgpt_services.models.sources import ResolvedModel, optimizations_of, resolve
+from truthgpt_services.models.sources import resolve
 from truthgpt_services.optimizing.pipeline import Job
-from truthgpt_services.optimizing.report_builder import WEIGHT_FILES
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.results.schema import Report
-
-OPTIMIZED = "optimized"
 
 
 def evaluate(
@@ -47,22 +44,11 @@ def evaluate(
     if request.model is None:
         raise TruthGPTError("No model is named", hint="Write truthgpt eval MODEL.")
     text = evaluation_text(request.text)
-    resolved = _optimized(request.model)
-    if resolved is None:
-        plugins.activate_all()
-        resolved = resolve(request.model, plugins.factories["model_source_factory"])
+    plugins.activate_all()
+    resolved = resolve(request.model, plugins.factories["model_source_factory"])
     with tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
         place = Path(scratch)
         stack.enter_context(kept_on_failure(place))
         job = Job(request, resolved, text, place, place, stack, plugins.events, progress)
         job.start()
         return job.report(command)
-
-
-def _optimized(spec: str) -> ResolvedModel | None:
-    """Return a directory that TruthGPT saved, which no source lets one start from."""
-    path = Path(spec).expanduser().resolve()
-    if not optimizations_of(path):
-        return None
-    size = sum(file.stat().st_size for file in path.glob(WEIGHT_FILES))
-    return ResolvedModel(spec, OPTIMIZED, path, size)

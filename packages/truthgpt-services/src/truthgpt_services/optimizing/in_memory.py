@@ -9,6 +9,7 @@ from typing import Any
 from truthgpt_core.optimization import Optimization, OptimizationError, Progress
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.models.snapshot import set_aside
+from truthgpt_services.models.sources import files_of
 from truthgpt_services.optimizing.pipeline import optimize
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.results.schema import Report
@@ -55,7 +56,7 @@ def optimize_in_memory(
         StagedDirectory(request.output, overwrite=overwrite)
     with set_aside(model, tokenizer) as source:
         device = str(next(model.parameters()).device)
-        output = request.output or source.path.with_name("result")
+        output = request.output or files_of(source).with_name("result")
         report = optimize(
             request.model_copy(update={"output": output, "device": device}),
             plugins,

@@ -34,6 +34,7 @@ from truthgpt_core.optimization import (
     refuse_impossible,
 )
 from truthgpt_core.plugin_system import PluginManager
+from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.errors import ModelError, WorkerError
 from truthgpt_services.measuring.client import WorkerProcess
 from truthgpt_services.measuring.compare import (
@@ -48,7 +49,7 @@ from truthgpt_services.measuring.speed import DECODE, METRICS, PREFILL, Plan, un
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
 from truthgpt_services.measuring.worker_log import NAME as LOG_NAME
 from truthgpt_services.measuring.worker_log import collected, kept_on_failure
-from truthgpt_services.models.sources import ResolvedModel, describe, resolve
+from truthgpt_services.models.sources import describe, files_of, resolve
 from truthgpt_services.optimizing import phases
 from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
 from truthgpt_services.optimizing.comparisons import Comparison, Comparisons, digest
@@ -182,8 +183,9 @@ class Job:
             later = phases.of_evaluation(self._plan)
         self._progress.expect([*phases.beginning(), *later])
         self._progress("Starting the baseline", 0, 0)
-        worker = self._worker(BASELINE)
         resolved = self._resolved
+        files_of(resolved)  # An error before a process is started, not after.
+        worker = self._worker(BASELINE)
         found = worker.convert(resolved, self._request.device)
         self._directory = found.directory
         refuse_impossible(self._to_come, describe(Path(self._directory), resolved.spec))

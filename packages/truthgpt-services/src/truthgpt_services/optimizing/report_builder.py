@@ -7,12 +7,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.measuring import compare
 from truthgpt_services.measuring.compare import Contestant, windows
 from truthgpt_services.measuring.protocol import Converted
 from truthgpt_services.measuring.speed import DECODE, PREFILL
 from truthgpt_services.measuring.text import EvaluationText
-from truthgpt_services.models.sources import ResolvedModel
 from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.optimizing.summary import summary

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from truthgpt_core.decoding import Engine, EngineOptions
-from truthgpt_core.errors import TruthGPTError, did_you_mean
+from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.event_system import EventEmitter, ModelLoaded, ModelSaved, OptimizationNoted
 from truthgpt_core.hookspecs import Hooks
 from truthgpt_core.optimization import (
     Applied,
     Optimization,
     OptimizationContext,
+    OptimizationError,
     Progress,
     in_order,
     no_progress,
@@ -25,19 +27,23 @@ from truthgpt_core.optimization import (
 )
 from truthgpt_core.paths import cache_dir
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
+from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models import applying, lazy_weights, saved_model, sources
+from truthgpt_services.models import applying, exporters, lazy_weights, saved_model, sources
 from truthgpt_services.models.gguf import as_directory
-from truthgpt_services.models.loading import load_model, load_tokenizer, parse_dtype, pick_device
+from truthgpt_services.models.loading import (
+    LoadOptions,
+    load_model,
+    load_tokenizer,
+    read_load_options,
+)
+from truthgpt_services.models.plain_model import open_plain
 from truthgpt_services.models.recipe import Recipe, SavedStep, is_saved
 from truthgpt_services.models.rollback import undone_if_it_fails
-from truthgpt_services.models.sources import ResolvedModel
 from truthgpt_services.storage.atomic import StagedDirectory
 
 if TYPE_CHECKING:
     from truthgpt_services.results.schema import Report
-
-_LOAD_OPTIONS = ("name_or_path", "torch_dtype", "dtype", "device", "gradient_checkpointing")
 
 
 class ModelService:
@@ -105,7 +111,7 @@ class ModelService:
         Raises:
             ModelError: it cannot be found or loaded, or an option is wrong.
         """
-        return self._load(name, _as_loading(options))
+        return self._load(name, read_load_options(options))
 
     def load_and_optimize(
         self,
@@ -140,7 +146,7 @@ class ModelService:
         directory = self._directory(name)
         refuse_impossible(made, sources.describe(directory, name))
         if is_saved(directory):
-            device = _as_loading(options).device
+            device = read_load_options(options).device
             made += saved_model.runnable(directory, device, self._plugins.make_optimization)
         model = None
         for optimization in in_order(made):
@@ -168,7 +174,7 @@ class ModelService:
         Raises:
             ModelError: it cannot be found or loaded, or an option is wrong.
         """
-        return self._load(name, _as_loading(options), run=False)
+        return self._load(name, read_load_options(options), run=False)
 
     def load_and_apply(
         self,
@@ -194,7 +200,7 @@ class ModelService:
             ModelError: the model cannot be found or loaded, or an option is wrong.
             OptimizationError: it cannot be done to this model.
         """
-        how = _as_loading(options)
+        how = read_load_options(options)
         directory = self._directory(name)
         context = self._context(optimization.name, str(how.device), seed, tokens, max_kl)
         opened = None
@@ -227,7 +233,7 @@ class ModelService:
             ModelError: it cannot be loaded, or an option is wrong.
         """
         options = options or {}
-        how = _as_loading(options)
+        how = read_load_options(options)
 
         def load() -> Any:
             directory = as_directory(source, self.progress)
@@ -402,7 +408,8 @@ class ModelService:
             OutputError: it cannot be written.
         """
         dtype = str(model.dtype).removeprefix("torch.")
-        saved_model.save(model, tokenizer, directory, Recipe(source, dtype, tuple(steps)))
+        recipe = Recipe(source, dtype, tuple(map(self._with_result, steps)))
+        saved_model.save(model, tokenizer, directory, recipe)
         self._events.emit(ModelSaved(name=source, path=str(directory)))
 
     def load_saved(self, directory: Path, device: torch.device, *, run: bool = True) -> Any:
@@ -434,24 +441,56 @@ class ModelService:
         """
         return self._context(name, device)
 
-    def convert(self, name: str, directory: Path, *, overwrite: bool = False) -> None:
-        """Write a model from any source as an ordinary transformers directory.
+    def export(
+        self,
+        name: str,
+        directory: Path,
+        to: str = exporters.SAFETENSORS,
+        options: Mapping[str, Any] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Write a model from any source in a format that other programs read, dequantized.
+
+        Args:
+            name: as for `load_model`.
+            directory: whole or not there afterwards.
+            to: the exporter.
+            options: of the exporter.
+            overwrite: as for `optimize_model`.
 
         Raises:
-            ModelError: it cannot be found or converted.
+            UsageError: there is no such exporter, or an option is wrong.
+            ModelError: the model cannot be found or exported.
+            OptimizationError: an optimization is not installed that the model was made with, or
+                does not say what ordinary weights its modules have.
             OutputError: the directory cannot be written.
         """
-        from truthgpt_services.models.gguf import write_directory
-
+        self._plugins.activate_all()
+        factory = self._plugins.factories["exporter_factory"]
+        exporter, chosen = exporters.make_exporter(to, options or {}, factory)
         with StagedDirectory(directory, overwrite=overwrite) as staged:
-            write_directory(self.resolve(name), staged)
+            with open_plain(
+                self._directory(name),
+                name,
+                self._plugins.make_optimization,
+                lambda step: self.context(step, "cpu"),
+                self.progress,
+            ) as model:
+                exporters.export(exporter, chosen, model, staged)
             staged.commit()
+
+    def _with_result(self, step: SavedStep) -> SavedStep:
+        """Return a step that says whether its result is an ordinary model."""
+        with suppress(OptimizationError):  # of one that is not registered
+            return replace(step, ordinary=self._plugins.optimization_class(step.name).ordinary)
+        return step
 
     def _directory(self, name: str) -> Path:
         """Return the directory of a model, which may be one that TruthGPT saved."""
         return as_directory(self.resolve(name), self.progress)
 
-    def _load(self, name: str, how: _Loading, *, run: bool = True) -> Any:
+    def _load(self, name: str, how: LoadOptions, *, run: bool = True) -> Any:
         directory = self._directory(name)
         if not is_saved(directory):
             model = load_model(directory, dtype=how.dtype, device=how.device)
@@ -461,7 +500,7 @@ class ModelService:
             raise ModelError(f"{name} is an optimized model: its dtypes are part of it")
         return self._loaded(model, name, directory, how)
 
-    def _loaded(self, model: Any, name: str, directory: Path, how: _Loading) -> Any:
+    def _loaded(self, model: Any, name: str, directory: Path, how: LoadOptions) -> Any:
         if how.gradient_checkpointing:
             # The name in newer releases of transformers, which warn of the older one.
             enable = getattr(model, "activation_checkpointing_enable", None)
@@ -502,27 +541,3 @@ class ModelService:
 
     def _note(self, optimization: str, about: str, note: str) -> None:
         self._events.emit(OptimizationNoted(optimization=optimization, about=about, note=note))
-
-
-@dataclass(frozen=True, slots=True)
-class _Loading:
-    """How to load a model: the options of `load_model`, understood."""
-
-    dtype: torch.dtype | None
-    device: torch.device
-    gradient_checkpointing: bool
-
-
-def _as_loading(options: Mapping[str, Any] | None) -> _Loading:
-    options = options or {}
-    for option in options:
-        if option not in _LOAD_OPTIONS:
-            raise ModelError(
-                f'There is no option "{option}" for loading a model',
-                hint=did_you_mean(option, _LOAD_OPTIONS) or f"Known: {', '.join(_LOAD_OPTIONS)}.",
-            )
-    return _Loading(
-        parse_dtype(options.get("dtype") or options.get("torch_dtype")),
-        pick_device(str(options.get("device") or "auto")),
-        bool(options.get("gradient_checkpointing")),
-    )

@@ -17,14 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from truthgpt_core.config import ConfigManager, plain_config
 from truthgpt_core.config.yaml_nodes import format_path
-from truthgpt_core.errors import did_you_mean
+from truthgpt_core.errors import TruthGPTError, did_you_mean
 from truthgpt_core.event_system import ModelSaved
 from truthgpt_core.optimization import Progress, no_progress
 from truthgpt_core.paths import expanded
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
+from truthgpt_core.sources import Described, Fingerprinted, TextSource
 from truthgpt_core.training import TrainingBackend
-from truthgpt_services.data import DataError, DataLoaderFactory, DatasetManager, TextSource
-from truthgpt_services.data.contract import Described, Fingerprinted
+from truthgpt_services.data import DataError, DataLoaderFactory, DatasetManager
 from truthgpt_services.models.loading import pick_device, quiet
 from truthgpt_services.services.model_service import ModelService
 from truthgpt_services.services.training_service import TrainingService
@@ -420,7 +420,7 @@ def _loaders(
         val_loader = DataLoaderFactory.create_val_loader(
             texts=kept, batch_size=training.eval_batch_size, **common
         )
-    except DataError as error:
+    except TruthGPTError as error:
         raise DataError(
             f"In the texts to validate with: {error.message}", hint=error.hint
         ) from error

@@ -92,7 +92,7 @@ class TruthGPTQuantizer(HfQuantizer):
     ) -> None:
         from truthgpt_services.models.loading import DTYPES
         from truthgpt_services.models.recipe import read_recipe
-        from truthgpt_services.models.saved_model import open_weights, put_in_place
+        from truthgpt_services.models.saved_model import open_weights, put_in_place, remade
         from truthgpt_services.services.model_service import ModelService
 
         if not checkpoint_files:
@@ -120,7 +120,7 @@ class TruthGPTQuantizer(HfQuantizer):
             model,
             recipe,
             self._weights,
-            service.make_optimization,
+            remade(recipe.steps, service.make_optimization),
             lambda name: service.context(name, device),
         )
         if made is not model:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from truthgpt_services.data.chat_template import Chat
-from truthgpt_services.data.contract import lacks
 from truthgpt_services.data.sources.chat_formats import (
     MESSAGES,
     as_messages,
     messages_of,
     recognize,
 )
-from truthgpt_services.data.sources.files import find_files, fingerprint, read_lines
+from truthgpt_services.data.sources.files import find_files, fingerprint, lacks, read_lines
 from truthgpt_services.data.sources.json_files import OBJECTS, read_json
 from truthgpt_services.errors import DataError
 

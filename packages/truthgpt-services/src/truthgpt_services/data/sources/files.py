@@ -126,3 +126,18 @@ def _below(directory: Path, suffix: str) -> list[Path]:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def lacks(where: str, what: str, name: str, present: Iterable[str]) -> DataError:
+    """Return the error for a column or field that is not there.
+
+    Args:
+        where: the file, line or row.
+        what: what the source calls it, which is also its option.
+        name: the one that was asked for.
+        present: those that are there.
+    """
+    known = list(present)
+    has = f"It has: {', '.join(known)}. Choose one with {what}=NAME." if known else "It has none."
+    close = did_you_mean(name, known)
+    return DataError(f'{where} has no {what} "{name}"', hint=f"{close} {has}" if close else has)

@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 from truthgpt_core.errors import in_one_line
 from truthgpt_core.paths import open_regular
 from truthgpt_services.data.chat_template import Chat
-from truthgpt_services.data.contract import lacks
 from truthgpt_services.data.sources.chat_formats import messages_of, recognize
-from truthgpt_services.data.sources.files import find_files, fingerprint
+from truthgpt_services.data.sources.files import find_files, fingerprint, lacks
 from truthgpt_services.errors import DataError
 
 _ROWS_AT_ONCE = 1024

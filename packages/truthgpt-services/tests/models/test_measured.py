@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.event_system import EventType
 from truthgpt_core.optimization import Applied, Optimization, OptimizationError, Options
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError, OutputError
@@ -47,6 +48,31 @@ def logits(model):
 
 def linear_kinds(model):
     return {type(layer).__name__ for layer in model.modules() if isinstance(layer, torch.nn.Linear)}
+
+
+def test_a_listener_sees_what_becomes_of_each_step(service, plugins, model, example_installed):
+    """In order, though a worker process applies it: started, applied, noted, accepted or not."""
+    told = []
+    names = ("started", "applied", "noted", "finished", "reverted", "skipped", "failed")
+    for name in names:
+        kind = EventType(f"optimization_{name}")
+        plugins.events.on(kind, lambda event, name=name: told.append((name, event.payload)))
+    service.optimize_model(model, ["refuse", "halve", "ruin"], measure=True, options=QUICK)
+    seen = [(name, payload.optimization) for name, payload in told if name != "noted"]
+    assert seen == [
+        ("started", "halve"),
+        ("applied", "halve"),
+        ("finished", "halve"),
+        ("skipped", "refuse"),
+        ("started", "halve"),
+        ("applied", "halve"),
+        ("started", "ruin"),
+        ("applied", "ruin"),
+        ("reverted", "ruin"),
+    ]
+    assert ("noted", "Halves were multiplied.") in [
+        (name, getattr(payload, "note", None)) for name, payload in told
+    ]
 
 
 def test_what_pays_is_returned_made_of_the_weights_in_memory(service, model, example_installed):

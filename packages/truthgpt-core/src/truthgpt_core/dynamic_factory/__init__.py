@@ -22,8 +22,12 @@ from truthgpt_core.dynamic_factory.errors import (
     UnknownComponentError,
     UnknownFactoryError,
 )
-from truthgpt_core.dynamic_factory.factory import DynamicFactory, register_component
-from truthgpt_core.dynamic_factory.published import get_factory, publish_factory
+from truthgpt_core.dynamic_factory.factory import DynamicFactory
+from truthgpt_core.dynamic_factory.published import (
+    get_factory,
+    publish_factory,
+    register_component,
+)
 
 __all__ = [
     "ComponentArgumentsError",

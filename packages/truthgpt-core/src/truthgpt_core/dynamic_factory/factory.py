@@ -1,4 +1,4 @@
-"""`DynamicFactory`, and registering components in one or in all."""
+"""`DynamicFactory`: components by name, and the open ones, which every factory has that fits."""
 
 from __future__ import annotations
 
@@ -30,12 +30,10 @@ from truthgpt_core.dynamic_factory.names import (
     origin_of,
     refuse_other_than_string,
 )
-from truthgpt_core.dynamic_factory.published import get_factory
 from truthgpt_core.errors import did_you_mean, in_one_line
 from truthgpt_core.transaction import Transaction, record_undo
 
 T = TypeVar("T")
-ComponentT = TypeVar("ComponentT", bound=Callable[..., Any])
 
 _factories: WeakSet[DynamicFactory[Any]] = WeakSet()
 _open: list[tuple[str, Component]] = []
@@ -407,38 +405,17 @@ class DynamicFactory(Generic[T]):
                 component.target = cast("Callable[..., Any]", loaded)
 
 
-def register_component(
-    name: str, factory: DynamicFactory[Any] | str | None = None, *, replace: bool = False
-) -> Callable[[ComponentT], ComponentT]:
-    """Return a decorator that registers a component and leaves it unchanged.
+def register_open(name: str, cls: Callable[..., Any], *, replace: bool) -> None:
+    """Register a class with every factory whose base class it satisfies.
 
     Args:
         name: as for `DynamicFactory.register`.
-        factory: the factory, or the name of a published one. None registers an open
-            component: with every factory whose base class it satisfies, those made
-            later too. It must be a class then, and no other open component may have
-            the name.
+        cls: the class.
         replace: take the place of what has the name.
 
     Raises:
-        UnknownFactoryError: no factory is published under that name.
-        FactoryError: the decorator raises as `DynamicFactory.register` does; then no
-            factory has the component.
+        FactoryError: as `DynamicFactory.register` raises it; then no factory has the class.
     """
-    check_name(name)
-    bound = get_factory(factory) if isinstance(factory, str) else factory
-
-    def register(component: ComponentT) -> ComponentT:
-        if bound is not None:
-            bound.register(name, component, replace=replace)
-        else:
-            _register_open(name, component, replace=replace)
-        return component
-
-    return register
-
-
-def _register_open(name: str, cls: Callable[..., Any], *, replace: bool) -> None:
     if not isinstance(cls, type):
         raise ComponentTypeError(
             f'"{name}" is {origin_of(cls)}, which is no class and so satisfies no base class',

@@ -1,22 +1,22 @@
-"""The factories that the whole process knows by name.
+"""The factories that the whole process knows by name, and registering components in them.
 
 Import these names from `truthgpt_core.dynamic_factory`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from truthgpt_core.dynamic_factory.errors import FactoryError, UnknownFactoryError
-from truthgpt_core.dynamic_factory.names import lock
+from truthgpt_core.dynamic_factory.factory import DynamicFactory, register_open
+from truthgpt_core.dynamic_factory.names import check_name, lock
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.transaction import record_undo
 
-if TYPE_CHECKING:
-    from truthgpt_core.dynamic_factory.factory import DynamicFactory
-
+ComponentT = TypeVar("ComponentT", bound=Callable[..., Any])
 FactoryT = TypeVar("FactoryT", bound="DynamicFactory[Any]")
 
 
@@ -82,6 +82,37 @@ def get_factory(name: str) -> DynamicFactory[Any]:
         f'There is no factory named "{name}"',
         hint=f"{suggestion} {have}" if suggestion else have,
     )
+
+
+def register_component(
+    name: str, factory: DynamicFactory[Any] | str | None = None, *, replace: bool = False
+) -> Callable[[ComponentT], ComponentT]:
+    """Return a decorator that registers a component and leaves it unchanged.
+
+    Args:
+        name: as for `DynamicFactory.register`.
+        factory: the factory, or the name of a published one. None registers an open
+            component: with every factory whose base class it satisfies, those made
+            later too. It must be a class then, and no other open component may have
+            the name.
+        replace: take the place of what has the name.
+
+    Raises:
+        UnknownFactoryError: no factory is published under that name.
+        FactoryError: the decorator raises as `DynamicFactory.register` does; then no
+            factory has the component.
+    """
+    check_name(name)
+    bound = get_factory(factory) if isinstance(factory, str) else factory
+
+    def register(component: ComponentT) -> ComponentT:
+        if bound is not None:
+            bound.register(name, component, replace=replace)
+        else:
+            register_open(name, component, replace=replace)
+        return component
+
+    return register
 
 
 def _withdraw(name: str, publication: _Publication) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 from truthgpt_core.child_process import ChildError, ChildProcess
 from truthgpt_core.cli.terminal import say
 from truthgpt_core.errors import TruthGPTError, is_debugging
+from truthgpt_core.event_system import EventEmitter
 from truthgpt_core.optimization import OptimizationError, Progress, no_progress
 from truthgpt_services.errors import DeviceError, ModelError, OutputError, WorkerError
 from truthgpt_services.measuring.protocol import (
+    FORWARDED,
     BenchRequests,
     ModelRequests,
     P,
@@ -39,6 +41,8 @@ class WorkerProcess(ModelRequests, BenchRequests):
         name: for messages, and for the heading of its log.
         logs: a directory for what it prints; see `worker_log`.
         progress: told what it says of long work.
+        events: the events of the process that `protocol.FORWARDED` names are emitted here, before
+            the answer to the request that they came up in is returned; None: nowhere.
         step_timeout: seconds that it may take to answer; None: any time.
     """
 
@@ -48,10 +52,12 @@ class WorkerProcess(ModelRequests, BenchRequests):
         logs: Path,
         progress: Progress = no_progress,
         *,
+        events: EventEmitter | None = None,
         step_timeout: float | None = None,
     ) -> None:
         self.name = name
         self._progress = progress
+        self._events = events
         self._log = new_log(logs, name)
         try:
             self._child = ChildProcess(
@@ -95,7 +101,11 @@ class WorkerProcess(ModelRequests, BenchRequests):
         self._child.end(at_once=at_once)
 
     def _hear(self, kind: str, value: Any) -> None:
-        self._progress(*value)
+        if kind != "event":
+            self._progress(*value)
+        elif self._events is not None:
+            name, data = value
+            self._events.emit(FORWARDED[name](**data))
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
         try:

@@ -18,6 +18,14 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create
 from pydantic_core import to_jsonable_python
 
 from truthgpt_core.errors import TruthGPTError, did_you_mean
+from truthgpt_core.event_system import (
+    EventPayload,
+    ModelLoaded,
+    ModelSaved,
+    OptimizationApplied,
+    OptimizationNoted,
+    OptimizationStarted,
+)
 from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.results.schema import Choice, Machine, StepCoverage
 
@@ -124,6 +132,16 @@ class LayersCompared:
 
     kl: list[list[float]]
     missing: str = ""
+
+
+FORWARDED: dict[str, type[EventPayload]] = {
+    each.event_type.name: each
+    for each in (
+        *(OptimizationStarted, OptimizationApplied, OptimizationNoted),
+        *(ModelLoaded, ModelSaved),
+    )
+}
+"""Events of a worker that the process which asks it emits, too, by the name of the type."""
 
 
 class Requests:

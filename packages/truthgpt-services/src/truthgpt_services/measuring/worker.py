@@ -19,6 +19,7 @@ from truthgpt_core.optimization import Progress, Stage, calls
 from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.importing import importing
 from truthgpt_services.measuring.protocol import (
+    FORWARDED,
     Built,
     BuiltStep,
     Converted,
@@ -26,6 +27,7 @@ from truthgpt_services.measuring.protocol import (
     Note,
     Opened,
     StepToBuild,
+    in_json_types,
     perform,
 )
 from truthgpt_services.results.schema import Choice, Skipped, StepCoverage
@@ -243,6 +245,11 @@ def main() -> None:
             last = now
             send("progress", [what, done, total])
 
+    def forward(event: Event) -> None:
+        # A mapping or a dataclass that a plugin emits under our name may be anything.
+        if type(event.payload) is FORWARDED[event.type.name]:
+            send("event", [event.type.name, in_json_types(dict(event.data))])
+
     # Importing torch takes seconds; done now, it goes on while nobody waits for it yet.
     with importing():
         importlib.import_module("truthgpt_services.measuring.bench")
@@ -251,7 +258,10 @@ def main() -> None:
     def answer(request: str, arguments: dict[str, Any]) -> Any:
         nonlocal worker
         # Made when something is asked, which is told what goes wrong.
-        worker = worker or Worker(progress)
+        if worker is None:
+            worker = Worker(progress)
+            for name in FORWARDED:
+                get_application().events.on(EventType(name), forward)
         return worker.answer(request, arguments)
 
     serve(answer)

@@ -520,7 +520,11 @@ class Job:
 
     def _worker(self, name: str) -> WorkerProcess:
         worker = WorkerProcess(
-            name, self._scratch, self._progress, step_timeout=self._request.step_timeout
+            name,
+            self._scratch,
+            self._progress,
+            events=self._events,
+            step_timeout=self._request.step_timeout,
         )
         self._stack.callback(worker.end, at_once=True)
         return worker

@@ -1,4 +1,4 @@
-"""Starting `truthgpt`: what a person waits for to see help, or the table of 50 plugins.
+"""Starting `truthgpt`: what the user waits for to see help, or the table of 50 plugins.
 
 Whole processes, each against a `python -c pass` of the same environment and the same
 round. `PYTHONDONTWRITEBYTECODE` and the like are left out of their environment.

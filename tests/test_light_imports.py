@@ -1,4 +1,4 @@
-"""What a person types to look around never imports torch: nobody waits seconds for help."""
+"""What the user types to look around never imports torch: nobody waits seconds for help."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def listen() -> None:
 
 
 def emit(emitter: EventEmitter) -> None:
-    """Emit what is no event, or one with wrong fields."""
+    """Emit what is not an event, or one with wrong fields."""
     # error: call-overload, reportArgumentType
     emit_event("training_step", {})
     # error: call-overload, reportCallIssue

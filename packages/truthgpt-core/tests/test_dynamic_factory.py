@@ -425,7 +425,7 @@ def test_a_lazy_component_may_be_registered_by_its_own_module(factory):
 
 
 def test_discovering_what_is_imported_already_is_no_duplicate(factory, monkeypatch):
-    """A lazy registration with its target recognises the class, and loads nothing."""
+    """A lazy registration with its target recognizes the class, and loads nothing."""
     monkeypatch.setitem(sys.modules, "optimizers_module", types.SimpleNamespace(AdamW=AdamW))
     factory.register("adamw", AdamW)
     for target in (None, "optimizers_module:SGD", "not_imported:AdamW"):

@@ -1,4 +1,4 @@
-"""What a person types after `--apply`, in which order it is done, and what options may be."""
+"""What the user types after `--apply`, in which order it is done, and what options may be."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path) -> None:
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path) -> None:
-    """A directory is in its place, or the content is no text; nothing is left beside it."""
+    """A directory is in its place, or the content is not a text; nothing is left beside it."""
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").write_text("old")
     with pytest.raises(OSError, match="directory"):

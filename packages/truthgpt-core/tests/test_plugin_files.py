@@ -265,7 +265,7 @@ def test_a_directory_that_is_not_there_is_an_error(manager, tmp_path: Path, give
 def test_a_file_is_no_directory(manager, plugins) -> None:
     """The path of a file is an error that says what it is not."""
     path = write(plugins, "one.py", "")
-    with pytest.raises(PluginError, match=r"one\.py is no directory"):
+    with pytest.raises(PluginError, match=r"one\.py is not a directory"):
         manager.load_plugins_from_directory(path)
 
 
@@ -358,9 +358,9 @@ def test_a_link_to_nothing_is_a_row(manager, plugins, target: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no named pipes")
 def test_a_pipe_is_refused(manager, plugins) -> None:
-    """What is no ordinary file is refused: reading a pipe would wait for ever."""
+    """What is not a regular file is refused: reading a pipe would wait for ever."""
     os.mkfifo(plugins / "pipe.py", 0o600)
-    assert load(manager, plugins)["pipe"][1].endswith("is no ordinary file")
+    assert load(manager, plugins)["pipe"][1].endswith("is not a regular file")
 
 
 def test_compiled_code_beside_a_file_is_not_run(manager, plugins) -> None:

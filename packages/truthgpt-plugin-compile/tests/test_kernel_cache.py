@@ -50,7 +50,7 @@ def directory_in_use(directory: Path) -> str:
 
 
 def test_a_choice_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory that a person chose is used, and ours is not made."""
+    """A directory that the user chose is used, and ours is not made."""
     monkeypatch.setenv(NAME, str(tmp_path / "mine"))
     with KeptCode(tmp_path / "ours", {}, "cpu").in_use():
         assert os.environ[NAME] == str(tmp_path / "mine")

@@ -355,7 +355,7 @@ def other_angles(model: Any) -> None:
 def test_numbers_that_are_changed_are_seen_by_the_next_sequence(
     change: Callable[[Any], None], is_known: bool, context: OptimizationContext, hooks: Any
 ) -> None:
-    """What is no tensor is not taken from when the model first decoded; nor is it ignored."""
+    """What is not a tensor is not taken from when the model first decoded; nor is it ignored."""
     model = quantized(context)
     before = decode(hooks.make_decode_step(model=model, cache=prefilled(model)))
     change(model)

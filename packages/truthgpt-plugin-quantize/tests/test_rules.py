@@ -1,4 +1,4 @@
-"""What a person may say about single layers, and how what is wrong is refused."""
+"""What the user may say about single layers, and how what is wrong is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_first_rule_that_matches_holds(context: OptimizationContext) -> None
 
 
 def test_layers_that_no_rule_is_about_are_what_scheme_says(context: OptimizationContext) -> None:
-    """A rule changes its own layers; groups that a person named hold for what a person named."""
+    """A rule changes its own layers; groups that the user named hold for what the user named."""
     found = made_of(context, scheme="int4", group_size=64, layers="query=int8", kernel="native")
     assert found == ["int8/64", "int4/64", "int8/64", "int4/64", "int8/32"]
 
@@ -94,7 +94,7 @@ def test_a_mapping_is_rules_in_its_order(context: OptimizationContext) -> None:
 def test_the_output_embedding_is_int8_unless_a_rule_says_otherwise(
     context: OptimizationContext,
 ) -> None:
-    """It costs more than other layers at 4 bits, so it is made of them only if a person says so."""
+    """It costs more than other layers at 4 bits, so it is made of them only if the user says so."""
     model = Model()
     applied = Quantize(scheme="int4", kernel="native").apply(model, context)
     assert described(model["up"]) == "int8/32"
@@ -112,7 +112,7 @@ def test_groups_that_int4_does_not_have_are_for_the_others(
     """`group_size` may be what only int8 has: a rule with int4 then takes its own."""
     found = made_of(context, group_size=group_size, layers="query=int4", kernel="dequantize")
     assert found[0] == found[2] == "int4/32"
-    # Of 128 neighbours, 48 are no whole part.
+    # Of 128 neighbors, 48 are no whole part.
     assert found[1] == f"int8/{0 if 128 % (group_size or 1) else group_size}"
 
 

@@ -238,7 +238,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def truthgpt() -> Run:
-    """Run the `truthgpt` command as a person does, in a process of its own."""
+    """Run the `truthgpt` command as the user does, in a process of its own."""
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

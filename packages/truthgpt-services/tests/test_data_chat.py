@@ -156,9 +156,9 @@ def test_conversations_whose_answers_are_cut_off_are_an_error_before_training(to
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ({"messages": "hello"}, 'field "messages" is no list of messages'),
+        ({"messages": "hello"}, 'field "messages" is not a list of messages'),
         ({"messages": []}, "has no message"),
-        ({"messages": ["hello"]}, "message 0 is no object"),
+        ({"messages": ["hello"]}, "message 0 is not an object"),
         ({"messages": [{"role": "user"}]}, 'message 0 has no text as "content"'),
         ({"chat": []}, 'has no field "messages"'),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "half a surrogate pair"),
@@ -246,9 +246,9 @@ HELLO_SHAREGPT = SHAREGPT["conversations"]
         ({"conversations": [{"from": "hunan", "value": "x"}]}, 'Did you mean "human"'),
         ({"conversations": [{"from": "human", "value": 3}]}, 'has no text as "value"'),
         ({"conversations": [{"from": ["human"], "value": "x"}]}, "no role that is known"),
-        ({"conversations": "x"}, 'field "conversations" is no list of messages'),
-        ({"instruction": "x", "output": None}, '"output" is no text'),
-        ({**ALPACA, "history": ["x"]}, '"history" is no list of pairs'),
+        ({"conversations": "x"}, 'field "conversations" is not a list of messages'),
+        ({"instruction": "x", "output": None}, '"output" is not a text'),
+        ({**ALPACA, "history": ["x"]}, '"history" is not a list of pairs'),
     ],
 )
 def test_a_wrong_conversation_of_theirs_is_named(tmp_path, row, said):

@@ -248,7 +248,7 @@ def test_a_position_in_other_data_is_refused(load):
         (["", ""], {}, "learned from any of 2 texts: they are empty"),
         (["", "a"], {"packing": False, "end_of_text": False}, "any of 2 texts"),
         ("a text", {}, "The texts are a single text. Give a list of texts."),
-        (["a", 5], {}, "Text 1 is no list of messages"),
+        (["a", 5], {}, "Text 1 is not a list of messages"),
         (["a", "b\ud800"], {}, r"Text 1 has half a surrogate pair, \\ud800"),
         (["a"], {"max_length": 1}, "max_length is 1, not a whole number of 2 or more"),
         (["a"], {"batch_size": 0}, "batch_size is 0, not a whole number of 1 or more"),

@@ -22,7 +22,7 @@ class Diagnosis:
         subject: what was looked at, in a few words: "C++ compiler".
         status: how it is.
         detail: what was found, in one line.
-        fix: what a person could do about it; empty if there is nothing to mend.
+        fix: what the user could do about it; empty if there is nothing to mend.
     """
 
     subject: str
@@ -37,7 +37,7 @@ class Diagnosis:
 
     @classmethod
     def warning(cls, subject: str, detail: str, fix: str = "") -> Diagnosis:
-        """Something will not work or is slow, and a person may not care."""
+        """Something will not work or is slow, and the user may not care."""
         return cls(subject, Status.WARNING, detail, fix)
 
     @classmethod

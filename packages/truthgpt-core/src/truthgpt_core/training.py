@@ -178,7 +178,7 @@ class TrainingBackend:
         return whole
 
     def explain(self, error: Exception) -> TruthGPTError | None:
-        """Say in words that a person understands what ended training in this process.
+        """Say in words that the user understands what ended training in this process.
 
         Args:
             error: what was raised in it, such as by an exchange with a process that is dead.

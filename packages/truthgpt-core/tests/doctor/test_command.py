@@ -77,7 +77,7 @@ def test_text_fits_a_terminal_of_80_columns(truthgpt, torch, monkeypatch) -> Non
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_warnings_alone_exit_with_0(truthgpt, torch, monkeypatch, options) -> None:
-    """What a person may not care about is no failure."""
+    """What the user may not care about is no failure."""
     torch()
     monkeypatch.setenv("TRUTHGPT_CACH", "/tmp")
     done = truthgpt("doctor", *options)

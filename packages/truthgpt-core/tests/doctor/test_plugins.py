@@ -87,7 +87,7 @@ def test_a_broken_plugin_is_a_failure(doctor, site, code: str, requires, said: s
 
 
 def test_a_disabled_plugin_is_no_failure(doctor, truthgpt, site, monkeypatch) -> None:
-    """What a person switched off is shown as such, and not imported."""
+    """What the user switched off is shown as such, and not imported."""
     site.install_plugin("bad", "raise OSError")
     monkeypatch.setenv("TRUTHGPT_PLUGINS_BLOCK", "bad")
     code, findings = doctor()

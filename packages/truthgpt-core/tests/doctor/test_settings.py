@@ -37,7 +37,7 @@ def test_a_file_where_the_cache_belongs_is_a_failure(doctor, tmp_path, monkeypat
 
 
 def test_a_home_that_nobody_has_is_a_failure(doctor, monkeypatch) -> None:
-    """A path below the home of an unknown user is no path."""
+    """A path below the home of an unknown user is not a path."""
     monkeypatch.setenv("TRUTHGPT_CACHE", "~nobody-at-all/cache")
     code, findings = doctor()
     assert findings["config", "cache"]["status"] == "failed"

@@ -110,7 +110,7 @@ def test_data_that_is_not_a_mapping_is_refused(emitter, seen, data):
 
 
 def test_data_is_the_fields_that_are_set(emitter, seen):
-    """Handlers read a dataclass by keys too; an optional field that is not set is no key."""
+    """Handlers read a dataclass by keys too; an optional field that is not set is not a key."""
     step = TrainingStep(step=3, loss=0.5, flops=None, refused=False)
     emitter.emit(step)
     assert seen[0].payload is step

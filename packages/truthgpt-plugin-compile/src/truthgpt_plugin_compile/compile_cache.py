@@ -59,7 +59,7 @@ class KeptCode:
     def in_use(self) -> Iterator[None]:
         """Have inductor read and write this directory, and put the environment back after.
 
-        A directory that a person chose is used instead. The default that torch
+        A directory that the user chose is used instead. The default that torch
         writes into the environment by itself was chosen by nobody.
 
         Raises:

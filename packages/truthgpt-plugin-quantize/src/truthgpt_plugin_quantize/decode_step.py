@@ -380,7 +380,7 @@ def _signature(modules: Sequence[nn.Module]) -> tuple[tuple[int, int], ...]:
 
 
 def _numbers(model: Any, modules: Sequence[nn.Module]) -> tuple[Any, ...]:
-    """Return what is no tensor, and was copied when the decoder was made."""
+    """Return what is not a tensor, and was copied when the decoder was made."""
     rotary = getattr(model.model.rotary_emb, "attention_scaling", None)
     return (*_epsilons(modules), *_scalings(model), model.config.hidden_act, rotary)
 

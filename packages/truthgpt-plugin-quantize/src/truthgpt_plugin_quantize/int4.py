@@ -1,6 +1,6 @@
 """Linear layers with 4-bit integer weights.
 
-Each group of neighbours in a row has a scale and a minimum: weight = integer * scale +
+Each group of neighbors in a row has a scale and a minimum: weight = integer * scale +
 minimum, with integers from 0 to 15. Of each 64 columns of a row, 32 bytes are stored: byte j
 holds column j in its low half and column j + 32 in its high half.
 """
@@ -53,7 +53,7 @@ def quantize(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         weight: finite, floating point, of shape (out, in), up to `LARGEST`.
-        group_size: how many neighbours of a row share a scale, a divisor of `in`.
+        group_size: how many neighbors of a row share a scale, a divisor of `in`.
 
     Returns:
         uint8 of shape (out, in), up to 15; scales and minima, float16 of shape
@@ -95,7 +95,7 @@ class Int4Linear(QuantizedLinear):
 
     Args:
         in_features: a multiple of `COLUMNS` and of `group_size`.
-        group_size: how many neighbours of a row share a scale and a minimum.
+        group_size: how many neighbors of a row share a scale and a minimum.
     """
 
     scheme: ClassVar[str] = "int4"

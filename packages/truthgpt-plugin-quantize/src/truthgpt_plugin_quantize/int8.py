@@ -1,7 +1,7 @@
 """Linear layers with 8-bit integer weights.
 
 Weights are stored unpacked, a row of int8 for each output channel, with one float32
-scale for the row or for each group of its neighbours: weight = integer * scale. Every
+scale for the row or for each group of its neighbors: weight = integer * scale. Every
 kernel takes them as they are, so what is saved does not depend on the machine.
 """
 
@@ -33,7 +33,7 @@ def quantize(weight: Tensor, group_size: int = 0) -> tuple[Tensor, Tensor]:
 
     Args:
         weight: finite, floating point, of shape (out, in).
-        group_size: how many neighbours of a row share a scale, a divisor of `in`; 0 for
+        group_size: how many neighbors of a row share a scale, a divisor of `in`; 0 for
             the whole row.
 
     Returns:

@@ -197,7 +197,7 @@ class Quantize(Optimization[QuantizeOptions]):
     def _mixed(self, found: Found) -> QuantizeOptions:
         """Return options that say what `auto` found."""
         scheme, exceptions = found.as_rules()
-        # What a person said about layers still holds for those that were not looked at.
+        # What the user said about layers still holds for those that were not looked at.
         layers = [*exceptions, *self.options.layers]
         said = {"scheme": scheme, "group_size": "auto", "layers": layers}
         return self.options.model_copy(update=said)

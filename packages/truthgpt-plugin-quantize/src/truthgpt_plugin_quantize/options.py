@@ -28,13 +28,13 @@ class QuantizeOptions(Options):
 
     Attributes:
         scheme: what weights are made of. `int8`: 8-bit integers, symmetric, with one scale
-            for each group of neighbours in a row. `int8-dynamic`: the same by whole
+            for each group of neighbors in a row. `int8-dynamic`: the same by whole
             channels, and activations are rounded to 8 bits as they come. `int4`: 4-bit
             integers, with a scale and a minimum for each group; the output embedding is
             int8, unless `layers` says otherwise. `fp8`: 8-bit floating point, on GPUs that
             multiply it. `auto`: for each layer int4, int8 or as it was, whichever is
             the smallest or fastest mix within `max_kl`.
-        group_size: how many neighbours share a scale; 0 for a whole output channel; int4
+        group_size: how many neighbors share a scale; 0 for a whole output channel; int4
             has groups of 32, 64 or 128. `auto` takes 32, for int8 only where compiled code
             can be had, else 0. Rows that cannot be cut so take smaller groups or whole
             channels, which the report says.

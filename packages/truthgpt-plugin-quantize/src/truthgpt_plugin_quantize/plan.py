@@ -15,7 +15,7 @@ GROUP_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a person wants layers to be made of.
+    """What the user wants layers to be made of.
 
     Attributes:
         scheme: of the layers that no rule is about.
@@ -104,7 +104,7 @@ def make_plan(model: Any, wanted: Wanted) -> Plan:
 
 
 def why_left_alone(name: str, wanted: Wanted) -> str:
-    """Say why a person wants a layer to be left alone; empty if not."""
+    """Say why the user wants a layer to be left alone; empty if not."""
     for pattern in wanted.skip:
         if matches(name, pattern):
             return f"skip={pattern}"

@@ -33,7 +33,7 @@ class QuantizedLinear(nn.Module, ABC):
         dtype: of the bias.
         device: of everything.
         kernel: `native`, `packed`, `packed-bfloat16` or `dequantize`; see `QuantizeOptions`.
-        group_size: how many neighbours of a row share a scale; 0 for the whole row.
+        group_size: how many neighbors of a row share a scale; 0 for the whole row.
 
     Attributes:
         is_transposed: whether it took the place of GPT-2's `Conv1D`, whose weights are (in, out).

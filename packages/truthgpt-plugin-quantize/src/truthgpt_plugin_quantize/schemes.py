@@ -1,4 +1,4 @@
-"""The names of what weights can be made of, and what a person may say about single layers."""
+"""The names of what weights can be made of, and what the user may say about single layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Scheme:
 
     Attributes:
         name: one of `NAMES`.
-        group_size: how many neighbours of a row share a scale; 0 for the whole row; None
+        group_size: how many neighbors of a row share a scale; 0 for the whole row; None
             for what is best on this machine.
     """
 
@@ -71,7 +71,7 @@ def parse_scheme(text: str) -> Scheme:
     if name not in GROUPED:
         raise ValueError(f"{name} has no groups: it has one scale for each row")
     if not group.isdecimal():
-        raise ValueError(f'"{group}" in "{text}" is no number of neighbours')
+        raise ValueError(f'"{group}" in "{text}" is not a number of neighbors')
     check_group(name, int(group))
     return Scheme(name, int(group))
 

@@ -1,4 +1,4 @@
-"""The commands as a person types them."""
+"""The commands as the user types them."""
 
 from __future__ import annotations
 

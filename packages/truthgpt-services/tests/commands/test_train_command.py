@@ -1,4 +1,4 @@
-"""`truthgpt train`, as a person runs it."""
+"""`truthgpt train`, as the user runs it."""
 
 from __future__ import annotations
 

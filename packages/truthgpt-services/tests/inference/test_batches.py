@@ -36,7 +36,7 @@ def alone(service, prompts, options):
     ids=["greedy", "sampled", "top"],
 )
 def test_each_text_is_what_it_is_alone(service, model, options, grows):
-    """Neither padding nor neighbours change a text, in whichever kind of cache."""
+    """Neither padding nor neighbors change a text, in whichever kind of cache."""
     model._can_compile_fullgraph = not grows
     options = {"max_new_tokens": 30} | options
     texts = service.generate(PROMPTS, options)

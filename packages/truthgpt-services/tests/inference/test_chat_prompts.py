@@ -65,7 +65,7 @@ def test_lists_of_texts_and_of_conversations_are_batches(service):
         ([{"role": "user"}], 'The prompt: message 0 has no text as "content"'),
         ([{"role": "user", "content": None}], 'message 0 has no text as "content"'),
         ([{"content": "a"}], 'message 0 has no text as "role"'),
-        ([{"role": "user", "content": "a"}, "b"], "message 1 is no object"),
+        ([{"role": "user", "content": "a"}, "b"], "message 1 is not an object"),
         ([{"role": "tool", "content": "a"}], "Unknown role tool"),
         (["a", [{"role": "user"}]], 'Prompt 2 of 2: message 0 has no text as "content"'),
         (["a", []], r"Prompt 2 of 2 is \[\]"),

@@ -491,7 +491,7 @@ def test_an_event_says_that_generating_failed(service):
         ({"cache_dir": 5}, "cache_dir is 5: it must be the path of a directory"),
         ({"cache_dir": ""}, "cache_dir is ''"),
         ({"cache_dir": "a\0b"}, "it must be the path of a directory"),
-        ({"cache_dir": "~nobody-has-this-name/x"}, "which is no path"),
+        ({"cache_dir": "~nobody-has-this-name/x"}, "which is not a path"),
         ({"cache_dir": __file__}, "which is not a directory"),
         ("cache", "The configuration is 'cache': it must be a mapping"),
     ],

@@ -181,7 +181,7 @@ def test_flips_are_bounded_only_if_asked(where):
     ],
 )
 def test_if_all_are_kept_the_reason_says_why_one_would_not_be(candidate, why):
-    """A person who overrules the gate still learns what it found."""
+    """The user who overrules the gate still learns what it found."""
     gate = DEFAULT_GATE.model_copy(update={"keep_all": True})
     decision = decide(measured(**candidate), gate=gate)
     assert (decision.accepted, decision.overruled) == (True, True)
@@ -256,7 +256,7 @@ def test_what_is_not_finite_is_taken_back(where, value):
 
 
 def test_bounds_can_be_chosen():
-    """A person who accepts more loss, or asks for more gain, gets that."""
+    """The user who accepts more loss, or asks for more gain, gets that."""
     lossy = measured(500, kl=0.3)
     assert decide(lossy, gate=Gate(max_kl=0.5, max_perplexity_ratio=2, min_gain=0.1)).accepted
     greedy = Gate(max_kl=0.5, max_perplexity_ratio=2, min_gain=0.6)

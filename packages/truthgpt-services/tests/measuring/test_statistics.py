@@ -124,7 +124,7 @@ def test_blocks_hold_every_token_once_and_none_spans_two_windows(windows):
 
 
 def correlated(generator, tokens=510):
-    """A window of a text whose neighbouring tokens are hard or easy together."""
+    """A window of a text whose neighboring tokens are hard or easy together."""
     level, values = 0.0, []
     for _ in range(tokens):
         level = 0.8 * level + generator.gauss(0, 0.6)
@@ -145,7 +145,7 @@ def test_the_error_is_how_far_means_of_correlated_tokens_scatter():
 
 
 def test_the_error_of_independent_tokens_is_the_usual_one():
-    """With nothing in common between neighbours, blocks cost nothing but a little precision."""
+    """With nothing in common between neighbors, blocks cost nothing but a little precision."""
     generator = random.Random(2)
     values = [generator.gauss(0, 1) for _ in range(20_000)]
     mean, error = mean_with_error(blocks([values]))

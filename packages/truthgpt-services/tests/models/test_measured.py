@@ -195,7 +195,7 @@ def test_what_another_process_would_not_load_is_refused(service, model, change, 
 
 def test_what_is_no_model_of_transformers_is_refused(service):
     """A module of torch's alone cannot be loaded by name in another process."""
-    with pytest.raises(ModelError, match="a Linear is no model of transformers"):
+    with pytest.raises(ModelError, match="a Linear is not a model of transformers"):
         measured(service, torch.nn.Linear(2, 2))
 
 
@@ -288,7 +288,7 @@ def test_wrong_arguments_are_refused_in_the_words_of_python(service, model, give
     "given", [{"output": "x"}, {"overwrite": True}, {"options": {"rounds": 3}}]
 )
 def test_what_only_measuring_uses_is_refused_without_it(service, model, given):
-    """Else a person would look for an output that nobody wrote."""
+    """Else the user would look for an output that nobody wrote."""
     with pytest.raises(TruthGPTError, match="Add measure=True"):
         service.optimize_model(model, ["halve"], **given)
     assert linear_kinds(model) == {"Linear"}

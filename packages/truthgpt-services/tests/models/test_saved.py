@@ -1,4 +1,4 @@
-"""Optimized models on disk: what was measured is what a person gets back."""
+"""Optimized models on disk: what was measured is what the user gets back."""
 
 from __future__ import annotations
 

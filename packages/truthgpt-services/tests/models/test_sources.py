@@ -188,7 +188,7 @@ def test_a_directory_without_weights_says_so(find, tmp_path):
 def test_some_other_file_is_no_model(find, tmp_path):
     """The error lists what a model can be."""
     (tmp_path / "song.mp3").touch()
-    with pytest.raises(ModelError, match=r"is no model\. A model is a directory"):
+    with pytest.raises(ModelError, match=r"is not a model\. A model is a directory"):
         find(tmp_path / "song.mp3")
 
 
@@ -340,6 +340,6 @@ def test_a_model_that_is_not_on_disk_is_found_and_cannot_be_loaded(found_by_a_pl
 
 @given(st.text(max_size=40))
 def test_every_word_is_claimed_by_a_source_or_by_none_without_a_crash(spec):
-    """Whatever a person types is judged without touching more than its form."""
+    """Whatever the user types is judged without touching more than its form."""
     for source in (PackageSource(), LocalSource(), HubSource()):
         assert source.claims("x" + spec.replace("\0", "")) in (True, False)

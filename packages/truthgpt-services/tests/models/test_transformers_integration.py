@@ -186,7 +186,7 @@ def test_the_model_card_says_how_to_load_it(saved, tiny):
     card = (directory / "README.md").read_text()
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["tags"] == ["truthgpt", "halve"]
-    assert "base_model" not in yaml.safe_load(front), "a path is no model of the hub"
+    assert "base_model" not in yaml.safe_load(front), "a path is not a model of the hub"
     assert "import truthgpt_services" in body
 
     step = SavedStep("x\n---\n<script>", "weights", {}, "")

@@ -1,4 +1,4 @@
-"""One model measured alone, in a process as a person starts it."""
+"""One model measured alone, in a process as the user starts it."""
 
 from __future__ import annotations
 

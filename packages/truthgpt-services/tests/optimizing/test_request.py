@@ -1,4 +1,4 @@
-"""What a person asks for, from the command line and from a file."""
+"""What the user asks for, from the command line and from a file."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_missing_file_is_named(tmp_path):
     ],
 )
 def test_a_wrong_option_is_called_as_it_was_typed(said, expected):
-    """A person finds it again on the command line."""
+    """The user finds it again on the command line."""
     with pytest.raises(UsageError) as caught:
         read_request(None, SAID | said, HALVE)
     assert str(caught.value).startswith(expected)

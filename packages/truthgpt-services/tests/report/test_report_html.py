@@ -213,7 +213,7 @@ def test_a_step_says_when_it_breaks_even(even, told, samples, parse):
 
 
 def test_every_outcome_has_a_word_and_not_only_a_colour(samples, parse):
-    """Outcomes can be told apart without colour."""
+    """Outcomes can be told apart without color."""
     steps = [samples.unmeasured_step(f"s{i}", one, "Because.") for i, one in enumerate(Outcome)]
     text = parse(render_html(samples.report(steps=steps))).text
     assert all(outcome.value in text for outcome in Outcome)

@@ -51,8 +51,8 @@ def test_every_round_is_a_dot():
     assert svg.count('class="dot"') == 4
 
 
-def test_neighbours_have_different_marks():
-    """Variants are told apart by shape, without colour."""
+def test_neighbors_have_different_marks():
+    """Variants are told apart by shape, without color."""
     assert len({str(plots.marker(index, 0, 0, 5)) for index in range(6)}) == 6
 
 

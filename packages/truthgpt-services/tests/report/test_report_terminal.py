@@ -81,7 +81,7 @@ def test_a_step_that_was_accepted_anyway_says_so_and_when_it_breaks_even(samples
 
 
 def test_a_result_that_predicts_no_numbers_is_called_useless(samples):
-    """In words, so that no colour is needed."""
+    """In words, so that no color is needed."""
     broken = samples.quantized(quality=samples.quality(perplexity=float("inf")))
     result = Result(variant="quantize", steps=["quantize"], summary="Accepted.")
     text = printed(samples.report(variants=[samples.baseline(), broken], result=result), 120)

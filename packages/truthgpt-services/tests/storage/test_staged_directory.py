@@ -69,7 +69,7 @@ def test_what_has_no_marker_is_not_complete(tmp_path):
 
 
 def test_an_empty_directory_may_be_filled(tmp_path):
-    """A person who made the directory first gets no error."""
+    """The user who made the directory first gets no error."""
     (tmp_path / "out").mkdir()
     write(tmp_path / "out")
     assert names(tmp_path / "out") == ["file", MARKER]

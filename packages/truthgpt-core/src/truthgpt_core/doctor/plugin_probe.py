@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from truthgpt_core.config.components import Factories
 
 MOST = 100
-"""So many diagnoses of one plugin are shown; a person reads no more, and some never end."""
+"""So many diagnoses of one plugin are shown; the user reads no more, and some never end."""
 
 _FIXES = {
     "broken": "Reinstall or update {dist}, or do without it: truthgpt plugins disable {name}.",

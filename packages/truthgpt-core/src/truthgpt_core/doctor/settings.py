@@ -1,4 +1,4 @@
-"""What a person set: the cache directory and environment variables."""
+"""What the user set: the cache directory and environment variables."""
 
 from __future__ import annotations
 

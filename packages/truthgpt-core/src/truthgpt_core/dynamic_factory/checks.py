@@ -27,7 +27,7 @@ from truthgpt_core.errors import did_you_mean
 
 @runtime_checkable
 class _EmptyProtocol(Protocol):
-    """What this one has, every protocol has: it is no member that the protocol asks for."""
+    """What this one has, every protocol has: it is not a member that the protocol asks for."""
 
 
 _MACHINERY = {
@@ -74,7 +74,7 @@ def misfit(component: object, base_class: type | None) -> str | None:
     if base_class is None:
         return None
     if not isinstance(component, type):
-        return "it is no class"
+        return "it is not a class"
     if base_class in component.__mro__:
         return None
     missing = _missing_members(component, base_class) if is_protocol(base_class) else []
@@ -85,7 +85,7 @@ def misfit(component: object, base_class: type | None) -> str | None:
         fits = not missing
     if fits:
         return None
-    return f"it lacks {', '.join(missing)}" if missing else "it is no subclass of it"
+    return f"it lacks {', '.join(missing)}" if missing else "it is not a subclass of it"
 
 
 def argument_problems(

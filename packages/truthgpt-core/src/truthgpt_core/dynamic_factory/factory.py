@@ -418,7 +418,7 @@ def register_open(name: str, cls: Callable[..., Any], *, replace: bool) -> None:
     """
     if not isinstance(cls, type):
         raise ComponentTypeError(
-            f'"{name}" is {origin_of(cls)}, which is no class and so satisfies no base class',
+            f'"{name}" is {origin_of(cls)}, which is not a class and so satisfies no base class',
             hint="Say which factory it is for: register_component(name, factory=...).",
         )
     if reason := misfit(cls, None):
@@ -454,7 +454,7 @@ def _withdraw_open(name: str, component: Component) -> None:
 
 def _check_base_class(base_class: object) -> None:
     if not isinstance(base_class, type):
-        raise ComponentTypeError(f"{base_class!r} is no class, so it cannot be a base class")
+        raise ComponentTypeError(f"{base_class!r} is not a class, so it cannot be a base class")
     if is_protocol(base_class) and not getattr(base_class, "_is_runtime_protocol", False):
         raise ComponentTypeError(
             f"The protocol {origin_of(base_class)} cannot be checked at run time",

@@ -48,7 +48,7 @@ class Verdict:
     Attributes:
         ok: True if it can.
         reason: why not; empty if it can.
-        fix: what a person could do about it; may be empty.
+        fix: what the user could do about it; may be empty.
     """
 
     ok: bool
@@ -71,7 +71,7 @@ class SourceModel:
     """What is known of a model before it is loaded.
 
     Attributes:
-        name: as a person typed it.
+        name: as the user typed it.
         architecture: the name of its class, as in config.json.
         config: the content of config.json.
         optimizations: canonical names of the optimizations it has already, in their order.
@@ -408,7 +408,7 @@ def asked_for_help(texts: Iterable[str]) -> list[str]:
 
 
 def parse_applied(texts: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Read what a person typed after `--apply`.
+    """Read what the user typed after `--apply`.
 
     `quantize,compile` names two optimizations. Options follow a colon and are
     separated by commas, so `quantize:scheme=int8,skip=lm_head,compile` names two

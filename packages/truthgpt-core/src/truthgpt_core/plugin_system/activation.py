@@ -59,7 +59,7 @@ def dependencies_of(plugin: object) -> tuple[str, ...]:
     """Return the names of the plugins that one says it needs.
 
     Raises:
-        PluginError: what it says is no collection of names.
+        PluginError: what it says is not a collection of names.
     """
     if not isinstance(plugin, Plugin):
         return ()

@@ -77,7 +77,7 @@ def judge(installed: Iterable[Installed], off: Collection[str] = ()) -> dict[str
 
 @cache  # plugins require much the same
 def satisfies(version: str, versions: str) -> bool:
-    """Return whether a version is one that a specifier allows; one that is no version is.
+    """Return whether a version is one that a specifier allows; one that is not a version is.
 
     Args:
         version: such as "1.0".

@@ -10,7 +10,7 @@ def find_cycles(edges: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
     """Yield cycles that have no member in common, until none is left without one of these.
 
     Args:
-        edges: what each one needs; what is no key needs nothing.
+        edges: what each one needs; what is not a key needs nothing.
 
     Yields:
         The members of a cycle, each followed by one that it needs, the last by the first.

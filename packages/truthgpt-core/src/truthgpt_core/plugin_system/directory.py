@@ -88,7 +88,7 @@ def find_files(directory: str | os.PathLike[str]) -> list[PluginFile]:
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before 3.13
         raise PluginError(f"There is no directory {given}") from error
     if not root.is_dir():
-        raise PluginError(f"{given} is no directory")
+        raise PluginError(f"{given} is not a directory")
     if _everyone_may_write(root):
         raise PluginError(
             f"Everyone may write into {given}, so anyone could have put plugins there",
@@ -215,7 +215,7 @@ def _problem(path: Path, root: Path) -> str:
     if not real.is_relative_to(root):
         return f"{path} is really {real}, outside {root}"
     if not (real.is_file() or real.is_dir()):
-        return f"{path} is no ordinary file"
+        return f"{path} is not a regular file"
     for each in [real, *real.parents]:
         if each == root:
             break

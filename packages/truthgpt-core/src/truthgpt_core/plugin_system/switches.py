@@ -1,4 +1,4 @@
-"""Which plugins a person has switched off: for good with a command, for once in the environment.
+"""Which plugins the user has switched off: for good with a command, for once in the environment.
 
 `truthgpt plugins disable NAME` leaves an empty file for each name in the settings
 directory. One file each, so that two commands at once, a crash or a full disk cannot

@@ -95,7 +95,7 @@ float total(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 
-// Sums of four neighbouring products: unsigned times signed bytes.
+// Sums of four neighboring products: unsigned times signed bytes.
 inline __m256i quads(__m256i unsigned_bytes, __m256i signed_bytes) {
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
     return _mm256_dpbusd_epi32(_mm256_setzero_si256(), unsigned_bytes, signed_bytes);

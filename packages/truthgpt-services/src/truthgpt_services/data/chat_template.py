@@ -40,12 +40,12 @@ class Chat(str):
         """
         form = 'A message is {"role": "user", "content": "..."}.'
         if not isinstance(messages, Sequence) or isinstance(messages, str):
-            raise DataError(f"{where} is no list of messages", hint=form)
+            raise DataError(f"{where} is not a list of messages", hint=form)
         if not messages:
             raise DataError(f"{where} has no message")
         for number, message in enumerate(messages):
             if not isinstance(message, dict):
-                raise DataError(f"{where}: message {number} is no object", hint=form)
+                raise DataError(f"{where}: message {number} is not an object", hint=form)
             for key in ("role", "content"):
                 if not isinstance(message.get(key), str):
                     raise DataError(f'{where}: message {number} has no text as "{key}"', hint=form)

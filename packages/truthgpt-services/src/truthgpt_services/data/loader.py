@@ -155,7 +155,7 @@ class BatchLoader:
         except (KeyError, TypeError):
             known = whole = False
         if not (known and whole and epoch >= 0 and 0 <= batch <= len(self)):
-            raise DataError(f"This is no position in the data: {state!r:.200}")
+            raise DataError(f"This is not a position in the data: {state!r:.200}")
         for name, now in self._made_of.items():
             then = made_of.get(name)
             if then == now:

@@ -5,7 +5,7 @@ row with the least space that is enough, a new one if none has. On paragraphs of
 of 1024 tokens come out more than 99.9 % full. First fit comes out the same but has to look for
 the row; here rows with the same space left are alike, and so are pieces of the same length,
 so a window takes about as many steps as there are different lengths in it. Windows keep
-memory constant, and neighbours on disk in neighbouring rows.
+memory constant, and neighbors on disk in neighboring rows.
 """
 
 from __future__ import annotations

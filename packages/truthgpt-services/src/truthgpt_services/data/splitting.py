@@ -12,7 +12,7 @@ _KEYS = 1 << 128
 
 
 def key_of(text: object, seed: int) -> bytes | None:
-    """Return what decides the side of a text; None if it is no text that can be encoded."""
+    """Return what decides the side of a text; None if it is not a text that can be encoded."""
     if not isinstance(text, str):
         return None
     try:
@@ -49,7 +49,7 @@ class SplitTexts:
         """Yield the texts of this side, in the order of the source.
 
         Raises:
-            DataError: the source cannot be read, has something that is no text, or nothing
+            DataError: the source cannot be read, has something that is not a text, or nothing
                 for this side.
         """
         limit = int(self._fraction * _KEYS)

@@ -50,7 +50,7 @@ def read_settings(config: Mapping[str, Any] | None) -> InferenceSettings:
         config: settings by name; those that are left out have their defaults.
 
     Raises:
-        GenerationError: it is no mapping, or a setting is unknown or wrong.
+        GenerationError: it is not a mapping, or a setting is unknown or wrong.
     """
     if config is None:
         return InferenceSettings()
@@ -79,7 +79,7 @@ def _as_directory(given: object) -> Path:
         path = Path(given).expanduser().absolute()
         is_taken = path.exists() and not path.is_dir()
     except (OSError, RuntimeError, TypeError) as error:
-        raise GenerationError(f"cache_dir is {given!r}, which is no path: {error}") from error
+        raise GenerationError(f"cache_dir is {given!r}, which is not a path: {error}") from error
     if is_taken:
         raise GenerationError(
             f"cache_dir is {path}, which is not a directory", hint="Name another."

@@ -15,7 +15,7 @@ DEFAULT_NAME = "pydoc_data.topics"
 
 @dataclass(frozen=True, slots=True)
 class EvaluationText:
-    """A text with a name that a person can check.
+    """A text with a name that the user can check.
 
     Attributes:
         name: a path, or `pydoc_data.topics`, the language reference in every Python.

@@ -60,7 +60,7 @@ def _front_matter(recipe: Recipe) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["truthgpt", *(_plain(step.name) for step in recipe.steps)],
     }
-    # A path or a package is no model of the hub, which would refuse the card.
+    # A path or a package is not a model of the hub, which would refuse the card.
     if _HUB_ID.fullmatch(recipe.source) and not Path(recipe.source).exists():
         about["base_model"] = recipe.source
         about["base_model_relation"] = "quantized" if recipe.changes_weights else "finetune"

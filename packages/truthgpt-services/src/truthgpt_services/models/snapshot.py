@@ -66,7 +66,7 @@ def _unfit(name: str, reason: str) -> ModelError:
 
 def _refuse_unfit(model: Any, name: str) -> None:
     if not isinstance(model, PreTrainedModel):
-        raise _unfit(name, f"a {type(model).__name__} is no model of transformers")
+        raise _unfit(name, f"a {type(model).__name__} is not a model of transformers")
     devices = sorted({str(each.device) for each in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
         raise ModelError(

@@ -127,7 +127,7 @@ class HubSource(ModelSource):
         except HFValidationError:
             # The hub's rules for names change; only the hub's own code knows all of them.
             raise ModelError(
-                f'"{_shown(spec)}" is not on disk, and is no name that the hub allows',
+                f'"{_shown(spec)}" is not on disk, and is not a name that the hub allows',
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except NotFound:
@@ -273,7 +273,7 @@ def _weight_bytes(path: Path) -> int:
     if not path.exists():
         raise ModelError(f"There is nothing at {path}")
     if not path.is_file():
-        raise ModelError(f"{path} is no model: it is not a regular file")
+        raise ModelError(f"{path} is not a model: it is not a regular file")
     if path.suffix == ".gguf":
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -284,7 +284,7 @@ def _weight_bytes(path: Path) -> int:
         return path.stat().st_size
     if is_pickle(path):
         raise pickle_error(path)
-    raise ModelError(f"{path} is no model", hint=f"A model is {_FORMATS}.")
+    raise ModelError(f"{path} is not a model", hint=f"A model is {_FORMATS}.")
 
 
 def _directory(path: Path) -> int:
@@ -293,7 +293,7 @@ def _directory(path: Path) -> int:
         hint = f"Name the file: {path / ggufs[0]}." if ggufs else f"A model is {_FORMATS}."
         if (path / "adapter_config.json").exists():
             hint = "It is a PEFT adapter: merge it into its model (merge_and_unload) and save that."
-        raise ModelError(f"{path} has no config.json, so it is no transformers model", hint=hint)
+        raise ModelError(f"{path} has no config.json, so it is not a transformers model", hint=hint)
     check_files(path)
     # The weights of what TruthGPT changed have a name of their own.
     weights = path.glob("*.safetensors") if _is_optimized(path) else weight_files(path)

@@ -1,4 +1,4 @@
-"""What a person asks `truthgpt optimize` for, from the command line and a YAML file."""
+"""What the user asks `truthgpt optimize` for, from the command line and a YAML file."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Each function takes plain values and returns markup that is safe to put in a page:
 every text is escaped. Colours come from the page's CSS classes. Nothing is told
-by colour alone: variants differ by the shape of their mark, bars by hatching.
+by color alone: variants differ by the shape of their mark, bars by hatching.
 
 A plot is 360 units wide, which is a phone's width, so that its text keeps its size.
 """
@@ -305,7 +305,7 @@ def choices(layers: Sequence[tuple[str, float]]) -> Markup:
 
 
 def marker(index: int, x: float, y: float, radius: float, *, marked: bool = False) -> Markup:
-    """Draw the mark of the variant at `index`; its shape tells it from its neighbours."""
+    """Draw the mark of the variant at `index`; its shape tells it from its neighbors."""
     class_ = "mark marked" if marked else "mark"
     shape = index % 6
     if shape == 0:

@@ -125,7 +125,7 @@ class Quality(_Record):
     The first block is measured in forward passes over whole windows, as a prompt
     is read; `decode_*` one token at a time against the cache, as text is
     generated, which can take other kernels. Each `_error` is a standard error that
-    allows for neighbouring tokens being alike.
+    allows for neighboring tokens being alike.
     """
 
     perplexity: float

@@ -288,7 +288,7 @@ def new_model(architecture: ArchitectureSection, vocabulary: int) -> Any:
     if architecture.hidden_size % heads or heads % kv_heads:
         raise TrainingError(
             f"architecture.heads is {heads}, which does not divide hidden_size "
-            f"{architecture.hidden_size}, or is no multiple of kv_heads {kv_heads}",
+            f"{architecture.hidden_size}, or is not a multiple of kv_heads {kv_heads}",
             hint="Choose heads that divide hidden_size, and kv_heads that divide heads.",
         )
     inner = architecture.intermediate_size or -(-architecture.hidden_size * 8 // 3 // 32) * 32

@@ -225,7 +225,7 @@ class CheckpointStore:
         return path
 
     def _tidy(self, written: Path) -> None:
-        """Remove what need not be kept. What is no whole checkpoint does not count as kept.
+        """Remove what need not be kept. What is not a whole checkpoint does not count as kept.
 
         Those of later steps than the one just written are left alone: training went back behind
         them because they are damaged, or because somebody wanted it to.

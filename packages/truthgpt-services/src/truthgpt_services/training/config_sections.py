@@ -193,7 +193,7 @@ class TrainingSection(Section):
     )
     non_finite: Literal["stop", "skip", "roll_back"] = Field(
         default="stop",
-        description="What follows a loss or gradient that is no finite number: stop, leave out the "
+        description="What follows a non-finite (NaN or Inf) loss or gradient: stop, leave out the "
         "step, or go back to the newest checkpoint.",
     )
     max_non_finite: int = Field(

@@ -1,4 +1,4 @@
-"""What watches over a run: losses that are no numbers, spikes, and validation that stands still."""
+"""What watches over a run: non-finite losses, spikes, and validation that stands still."""
 
 from __future__ import annotations
 

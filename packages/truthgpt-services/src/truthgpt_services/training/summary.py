@@ -1,4 +1,4 @@
-"""What a person reads before a run and after it."""
+"""What the user reads before a run and after it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _data(loader: BatchLoader) -> str:
 
 
 def _figure(value: float | None) -> str:
-    # What is no finite number has none in the file.
+    # What is not a finite number has none in the file.
     return INFINITY if value is None else number(value, 4)
 
 

@@ -57,7 +57,7 @@ _FORMS: Final = (MESSAGES, SHAREGPT, ALPACA)
 
 
 def recognize(row: Mapping[str, Any]) -> ChatForm | None:
-    """Return the form that an object has by its fields; None if it is no conversation."""
+    """Return the form that an object has by its fields; None if it is not a conversation."""
     return next((form for form in _FORMS if row.keys() >= set(form.fields)), None)
 
 
@@ -104,7 +104,7 @@ def _sharegpt(messages: Any, where: str) -> list[dict[str, Any]]:
             known = ", ".join(sorted(_SHAREGPT_ROLES))
             close = did_you_mean(str(said)[:60], _SHAREGPT_ROLES)
             raise DataError(
-                f'{where}: message {number} is from "{said!s:.60}", which is no role that is known',
+                f'{where}: message {number} is from "{said!s:.60}", which is not a known role',
                 hint=f"{close} Known: {known}." if close else f"Known: {known}.",
             )
         if not isinstance(message.get("value"), str):
@@ -121,7 +121,7 @@ def _alpaca(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         if not (
             isinstance(pair, list) and len(pair) == 2 and all(isinstance(s, str) for s in pair)
         ):
-            raise DataError(f'{where}: "history" is no list of pairs of texts')
+            raise DataError(f'{where}: "history" is not a list of pairs of texts')
         messages += _exchange(*pair)
     asked = _text(row, "instruction", where)
     # Empty in many data sets: the instruction is all that is asked.
@@ -143,5 +143,5 @@ def _system(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     value = row[field]
     if not isinstance(value, str):
-        raise DataError(f'{where}: "{field}" is no text')
+        raise DataError(f'{where}: "{field}" is not a text')
     return value

@@ -83,7 +83,7 @@ class JsonLines:
 
         Raises:
             DataError: nothing is there; a file cannot be read or is not UTF-8; or a line,
-                which the error names, is no object with a text in the field.
+                which the error names, is not an object with a text in the field.
         """
         for row, where in self._objects():
             yield self._text(row, where)

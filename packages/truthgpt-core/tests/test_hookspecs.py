@@ -27,6 +27,7 @@ from truthgpt_core import (
 from truthgpt_core.config import ConfigError, ConfigManager, Section
 from truthgpt_core.decoding import EngineOptions
 from truthgpt_core.diagnosis import Diagnosis
+from truthgpt_core.evaluation import Measured, ReportSection
 from truthgpt_core.event_system import EventType
 from truthgpt_core.plugin_system import PluginError, PluginManager
 from truthgpt_core.training import TrainingProgress
@@ -50,10 +51,13 @@ CONTEXT = OptimizationContext("cpu", Path("cache"))
 PROGRESS = TrainingProgress(
     step=10, total_steps=20, epoch=0, last_of_epoch=False, tokens=800, loss=2.5, metrics={}
 )
+MEASURED = Measured("halve", {"speed": 1.0})
 # How a program calls each hook that is called, and what it says when no plugin answers.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "diagnose": {},
     "apply_optimization": {"optimization": Double(), "model": 3, "context": CONTEXT},
+    "judge_step": {"candidate": MEASURED, "before": MEASURED, "baseline": MEASURED, "gate": {}},
+    "report_sections": {"report": {}},
     "make_engine": {"source": "source", "options": EngineOptions()},
     "make_decoder": {"engine": "engine", "options": {}},
     "make_cache": {"model": "model", "rows": 1, "positions": 8},
@@ -63,7 +67,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "should_evaluate": {"progress": PROGRESS},
     "should_save": {"progress": PROGRESS},
 }
-UNANSWERED = {"diagnose": [], "apply_optimization": Applied(6, notes=("cpu",))}
+UNANSWERED = {
+    "diagnose": [],
+    "judge_step": [],
+    "report_sections": [],
+    "apply_optimization": Applied(6, notes=("cpu",)),
+}
 
 
 def ask(manager: PluginManager, hook: str) -> Any:
@@ -447,6 +456,36 @@ def test_a_wrapper_can_change_what_the_core_did(manager) -> None:
 def test_nobody_has_a_decode_step_without_services(manager) -> None:
     """With nobody to make a decode step, the answer is None."""
     assert manager.hooks.make_decode_step(model=object(), cache=None) is None
+
+
+@pytest.mark.hook("judge_step")
+def test_a_plugin_objects_to_a_step(manager) -> None:
+    """`judge_step` gives the objections of all that have one."""
+
+    class Ours:
+        @hookimpl
+        def judge_step(self, candidate, gate):
+            slow = candidate.quantities["speed"] < gate["speed"]
+            return f"{candidate.name} is slow." if slow else None
+
+    manager.register_plugin(Ours(), name="ours")
+    asked = {"before": MEASURED, "baseline": MEASURED, "gate": {"speed": 2.0}}
+    assert manager.hooks.judge_step(candidate=MEASURED, **asked) == ["halve is slow."]
+    assert manager.hooks.judge_step(candidate=Measured("double", {"speed": 3.0}), **asked) == []
+
+
+@pytest.mark.hook("report_sections")
+def test_a_plugin_adds_sections_to_a_report(manager) -> None:
+    """`report_sections` gives what every plugin makes of the report."""
+
+    class Ours:
+        @hookimpl
+        def report_sections(self, report):
+            return [ReportSection("Steps", [("how many", str(len(report["steps"])))])]
+
+    manager.register_plugin(Ours(), name="ours")
+    ((section,),) = manager.hooks.report_sections(report={"steps": [1, 2]})
+    assert (section.title, section.rows) == ("Steps", [("how many", "2")])
 
 
 @pytest.mark.hook("make_engine")

@@ -296,6 +296,25 @@ def optimized(once: Once, tiny: Path, example_distribution: Path, truthgpt: Run)
 
 
 @pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Install one of `outside_plugins` for the processes that a test starts."""
+
+    def run(name: str) -> None:
+        site = tmp_path / "site"
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        shutil.copy(HERE / "outside_plugins" / f"{name}.py", site)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+            "Requires-Dist: truthgpt-core>=0.1,<0.2\n"
+        )
+        (info / "entry_points.txt").write_text(f"[truthgpt.plugins]\n{name} = {name}\n")
+        monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+
+    return run
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Mount a disk of so many kilobytes, where the tests may."""
     mounted: list[Path] = []

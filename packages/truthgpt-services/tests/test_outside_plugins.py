@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import shutil
 import subprocess
 import sys
@@ -17,25 +16,6 @@ from truthgpt_services.models.recipe import SavedStep
 
 PLUGINS = Path(__file__).parent / "outside_plugins"
 NAMES = sorted(each.stem for each in PLUGINS.glob("*.py"))
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Install a plugin for the processes that a test starts."""
-
-    def run(name):
-        site = tmp_path / "site"
-        info = site / f"{name}-1.0.dist-info"
-        info.mkdir(parents=True)
-        shutil.copy(PLUGINS / f"{name}.py", site)
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
-            "Requires-Dist: truthgpt-core>=0.1,<0.2\n"
-        )
-        (info / "entry_points.txt").write_text(f"[truthgpt.plugins]\n{name} = {name}\n")
-        monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-
-    return run
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from truthgpt_core.decoding import Decoder, Engine, EngineOptions, KVCache
     from truthgpt_core.diagnosis import Diagnosis
     from truthgpt_core.dynamic_factory import DynamicFactory
+    from truthgpt_core.evaluation import Measured, ReportSection
     from truthgpt_core.event_system import EventEmitter
     from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext
     from truthgpt_core.service_registry import ServiceRegistry
@@ -74,8 +75,8 @@ def register_components(factories: Mapping[str, DynamicFactory[Any]]) -> None:
 
     Args:
         factories: `optimizer_factory`, `scheduler_factory`, `dataset_factory`,
-            `model_source_factory`, `exporter_factory`, `logits_processor_factory`,
-            `training_backend_factory` and
+            `model_source_factory`, `exporter_factory`, `metric_factory`,
+            `logits_processor_factory`, `training_backend_factory` and
             `optimization_factory`. Optimizations are registered from the entry points of
             the distribution that has them; a plugin that is a bare file, with no
             distribution, registers its own.
@@ -135,6 +136,42 @@ def apply_optimization(
 
     Returns:
         The changed model and what was changed of it, or None to leave it to others.
+    """
+
+
+@_hookspec()
+def judge_step(
+    candidate: Measured, before: Measured, baseline: Measured, gate: Mapping[str, Any]
+) -> str | None:
+    """Object to a step that was measured, or return None to have nothing against it.
+
+    Called once for each step of `truthgpt optimize`, in the process that the user started, after
+    the candidate was measured. One objection rejects the step. The implementation of
+    truthgpt-services, which is asked first, sees that quality stays within the bounds.
+
+    Args:
+        candidate: the model with the step.
+        before: the model without it.
+        baseline: the model that everything started from.
+        gate: the bounds that the user asked for, as `settings.gate` of a report.
+
+    Returns:
+        The objection, as a sentence for the report.
+    """
+
+
+@_hookspec()
+def report_sections(report: Mapping[str, Any]) -> Iterable[ReportSection] | None:
+    """Return sections for the report of `truthgpt optimize` or `truthgpt eval`.
+
+    Called once, when all was measured. They are in the page, in report.json, and in what
+    `--full` prints.
+
+    Args:
+        report: all that was found, as report.json has it.
+
+    Returns:
+        The sections, in the order shown; None if there is none.
     """
 
 
@@ -279,6 +316,14 @@ class Hooks(Protocol):
         self, *, optimization: Optimization[Any], model: Model, context: OptimizationContext
     ) -> Applied | None:
         """See the hook of this name."""
+
+    def judge_step(
+        self, *, candidate: Measured, before: Measured, baseline: Measured, gate: Mapping[str, Any]
+    ) -> list[str]:
+        """See the hook of this name; one item for each plugin that did not return None."""
+
+    def report_sections(self, *, report: Mapping[str, Any]) -> list[Iterable[ReportSection]]:
+        """See the hook of this name; one item for each plugin that did not return None."""
 
     def make_engine(self, *, source: ResolvedModel, options: EngineOptions) -> Engine | None:
         """See the hook of this name."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from truthgpt_core.config import ConfigSections
     from truthgpt_core.decoding import Decoder, Engine, EngineOptions, KVCache
     from truthgpt_core.dynamic_factory import DynamicFactory
+    from truthgpt_core.evaluation import Measured
     from truthgpt_core.service_registry import ServiceRegistry
     from truthgpt_core.sources import ResolvedModel
     from truthgpt_services.services.inference_service import InferenceService
@@ -98,6 +99,15 @@ class ServicesPlugin(Plugin):
         for path in _LIBRARIES:
             yield _library(path)
         yield _hub()
+
+    @hookimpl(tryfirst=True)
+    def judge_step(
+        self, candidate: Measured, baseline: Measured, gate: Mapping[str, Any]
+    ) -> str | None:
+        """Object to a loss of quality beyond the bounds."""
+        from truthgpt_services.optimizing.criteria import quality_lost
+
+        return quality_lost(candidate, baseline, gate)
 
     @hookimpl(trylast=True)
     def make_engine(self, source: ResolvedModel, options: EngineOptions) -> Engine | None:

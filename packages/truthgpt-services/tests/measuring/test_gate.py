@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truthgpt_core.optimization import Stage
+from truthgpt_services.optimizing.criteria import as_measured, quality_lost
 from truthgpt_services.optimizing.gate import DEFAULT_GATE, Effect, break_even, judge
 from truthgpt_services.results.schema import Gate, Measurements, Outcome, Quality, Ratio, Samples
 
@@ -58,14 +59,18 @@ def decide(
     effect=EFFECT,
     closely=True,
 ):
+    candidate, baseline = candidate or measured(), baseline or measured()
+    lost = quality_lost(
+        as_measured("candidate", candidate), as_measured("baseline", baseline), gate.model_dump()
+    )
     return judge(
-        candidate or measured(),
+        candidate,
         before or measured(),
-        baseline or measured(),
         decode=decode,
         prefill=prefill,
         gate=gate,
         effect=effect,
+        objection=lost or "",
         closely=closely,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from truthgpt_core.decoding import LogitsProcessor
 from truthgpt_core.dynamic_factory import DynamicFactory
+from truthgpt_core.evaluation import Metric
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext, calls
 from truthgpt_core.plugin_system import catalogue
@@ -33,6 +34,7 @@ def make_factories(*, takes_open: bool = False) -> dict[str, DynamicFactory[Any]
             name="optimization_factory",
             distribution_of=partial(catalogue.distribution_of, "optimizations"),
         ),
+        "metric_factory": make(Metric, name="metric_factory"),
         "logits_processor_factory": make(LogitsProcessor, name="logits_processor_factory"),
         "training_backend_factory": make(
             TrainingBackend,

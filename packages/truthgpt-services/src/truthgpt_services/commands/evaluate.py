@@ -25,6 +25,13 @@ import click
     help="Seconds that loading or one run of a model may take before it has failed "
     "[default: 7200].",
 )
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Measure this too, with a metric of a plugin; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, and nothing else.")
 def evaluate(model: str, as_json: bool, **given: Any) -> None:
     """Measure MODEL as it is, as `truthgpt optimize` measures its baseline.
@@ -41,7 +48,7 @@ def evaluate(model: str, as_json: bool, **given: Any) -> None:
     from truthgpt_services.optimizing.evaluate_one import evaluate as run
     from truthgpt_services.optimizing.request import read_measuring
 
-    said = {name: value for name, value in given.items() if value is not None}
+    said = {name: value for name, value in given.items() if value not in (None, ())}
     request = read_measuring({"model": model, **said})
     # What a plugin prints is not part of the JSON.
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()

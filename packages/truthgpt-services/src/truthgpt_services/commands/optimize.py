@@ -64,6 +64,13 @@ from truthgpt_services.commands.values import fraction
     type=fraction,
     help="How much slower it may read prompts or decode, beyond noise, as 0.05 or 5%.",
 )
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Measure this too, with a metric of a plugin; may be repeated.",
+)
 @click.option("--gain", help="What counts as a gain: any (default), speed or size.")
 @click.option(
     "--keep-all",
@@ -105,7 +112,7 @@ def optimize(
         for name in names:
             say("\n".join(option_lines(name, get_application().plugins.optimization_class(name))))
         return
-    said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    said: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, ())}
     if model is not None:
         said["model"] = model
     if output is not None:

@@ -21,6 +21,7 @@ from truthgpt_services.measuring.speed import (
 from truthgpt_services.results.schema import (
     LayerDivergence,
     Measurements,
+    MetricValue,
     Quality,
     Ratio,
     Samples,
@@ -45,6 +46,7 @@ class Contestant:
         warmup_seconds: of the first process.
         launches: what each process has measured, by the number of the launch in this run.
         peak: highest memory of any process, in bytes.
+        metrics: what metrics of plugins have measured.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Contestant:
     layers: list[LayerDivergence] | None = None
     layers_missing: str = ""
     sample: str = ""
+    metrics: list[MetricValue] = field(default_factory=list)
 
     def log_ratios(self, reference: Contestant, quantity: str) -> list[float]:
         """Return `log_ratio` of each launch in which both took turns."""
@@ -98,6 +101,7 @@ class Contestant:
             build_peak_memory_bytes=build_peak,
             quality=self.quality,
             sample=self.sample,
+            metrics=self.metrics,
         )
 
 
@@ -236,6 +240,19 @@ def measure_quality_alone(
     decoded = baseline.worker.write_reference(followed, None, plan.decode_prompt)
     progress(what, len(cut) + 1, len(cut) + 1)
     baseline.quality = quality.alone(whole, [decoded])
+
+
+def measure_metrics(
+    contestant: Contestant,
+    metrics: Sequence[str],
+    ids: Sequence[int],
+    plan: Plan,
+    progress: Progress,
+) -> None:
+    """Measure it with metrics of plugins, on the windows that its quality is measured on."""
+    for done, name in enumerate(metrics):
+        progress(f"Measuring {contestant.name}: {name}", done, len(metrics))
+        contestant.metrics += contestant.worker.measure(name, windows(ids, plan), plan.seed)
 
 
 def compare_layers(

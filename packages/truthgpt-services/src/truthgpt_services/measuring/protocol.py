@@ -27,7 +27,7 @@ from truthgpt_core.event_system import (
     OptimizationStarted,
 )
 from truthgpt_core.sources import ResolvedModel
-from truthgpt_services.results.schema import Choice, Machine, StepCoverage
+from truthgpt_services.results.schema import Choice, Machine, MetricValue, StepCoverage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -204,6 +204,10 @@ class ModelRequests(Requests):
     @request
     def sample(self, prompt: str, new_tokens: int) -> str:
         """What the model says to a prompt, greedily."""
+
+    @request
+    def measure(self, metric: str, windows: Sequence[list[int]], seed: int) -> list[MetricValue]:
+        """Measure the model that was opened with a metric, by its name."""
 
     @request
     def write_card(self, directory: str, report: str) -> None:

@@ -30,7 +30,7 @@ from truthgpt_services.measuring.protocol import (
     in_json_types,
     perform,
 )
-from truthgpt_services.results.schema import Choice, Skipped, StepCoverage
+from truthgpt_services.results.schema import Choice, MetricValue, Skipped, StepCoverage
 
 if TYPE_CHECKING:
     from truthgpt_services.measuring.bench import Bench
@@ -55,6 +55,7 @@ class Worker(ModelRequests):
         self._service = application.get_service("model_service")
         self._service.progress = progress
         self._inference = application.get_service("inference_service")
+        self._plugins = application.plugins
         self._bench: Bench | None = None
         self._unproven: set[str] = set()
         self._notes: dict[tuple[str, str], str] = {}
@@ -202,6 +203,15 @@ class Worker(ModelRequests):
         stream = self._inference.stream(asked, {"max_new_tokens": new_tokens})
         text = "".join(stream)
         return f"\n{text}" if stream.prompt.is_chat else text
+
+    def measure(self, metric: str, windows: Sequence[list[int]], seed: int) -> list[MetricValue]:
+        """Measure the model with a metric of a plugin."""
+        from truthgpt_services.measuring.metrics import measure
+
+        assert self._bench is not None
+        self._plugins.activate_all()
+        made = self._plugins.factories["metric_factory"].create(metric)
+        return measure(metric, made, self._bench.engine, self._bench.tokenizer, windows, seed)
 
     def write_card(self, directory: str, report: str) -> None:
         """Complete the model card of a saved model with what was measured."""

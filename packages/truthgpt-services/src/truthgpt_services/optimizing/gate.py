@@ -59,12 +59,12 @@ class Decision:
 def judge(
     candidate: Measurements,
     before: Measurements,
-    baseline: Measurements,
     *,
     decode: Ratio,
     prefill: Ratio,
     gate: Gate,
     effect: Effect = Effect(),
+    objection: str = "",
     closely: bool = True,
 ) -> Decision:
     """Decide about a step.
@@ -72,11 +72,11 @@ def judge(
     Args:
         candidate: the model with the step.
         before: the model without it.
-        baseline: the model that everything started from.
         decode: decode speed, candidate / before.
         prefill: prefill speed, candidate / before.
         gate: the bounds.
         effect: what the step did to the model.
+        objection: of a criterion, as a sentence; see `criteria`.
         closely: whether enough was measured to claim a gain in speed.
     """
     speeds = {"decodes": decode, "reads prompts": prefill}
@@ -87,7 +87,7 @@ def judge(
         ]
     )
     outcome, against = Outcome.REJECTED, nothing_done(effect)
-    against = against or _quality_lost(candidate, baseline, gate) or _too_slow(speeds, gate)
+    against = against or objection or _too_slow(speeds, gate)
     if not against:
         smaller = pays_by_size(candidate.weights_bytes, before.weights_bytes, gate)
         faster = closely and any(gained(ratio, gate) for ratio in speeds.values())
@@ -185,22 +185,3 @@ def _speed(verb: str, ratio: Ratio, gate: Gate) -> str:
     if not ratio.differs:
         return f"{verb} as fast within noise {ends}"
     return f"{verb} {ratio.median:.{decimals}f}× as fast {ends}"
-
-
-def _quality_lost(candidate: Measurements, baseline: Measurements, gate: Gate) -> str:
-    quality = candidate.quality
-    divergence = max(quality.kl_mean, quality.decode_kl_mean)
-    perplexity = quality.perplexity / baseline.quality.perplexity
-    if not quality.is_finite:
-        return "Its predictions are not finite numbers."
-    if divergence > gate.max_kl:
-        return f"It loses quality: KL to the baseline is {divergence:.4f}, above {gate.max_kl:g}."
-    if perplexity > gate.max_perplexity_ratio:
-        return (
-            f"It loses quality: perplexity is {perplexity:.3f}× the baseline's, "
-            f"above {gate.max_perplexity_ratio:g}×."
-        )
-    flips = max(quality.flips or 0.0, quality.decode_flips or 0.0)
-    if gate.max_flips is not None and flips > gate.max_flips:
-        return f"It loses quality: {flips:.4f} of tokens flip, above {gate.max_flips:g}."
-    return ""

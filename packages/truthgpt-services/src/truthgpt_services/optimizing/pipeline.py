@@ -40,10 +40,12 @@ from truthgpt_services.measuring.client import WorkerProcess
 from truthgpt_services.measuring.compare import (
     Contestant,
     compare_layers,
+    measure_metrics,
     measure_quality,
     measure_quality_alone,
     warm_up,
 )
+from truthgpt_services.measuring.metrics import refuse_unknown_metrics
 from truthgpt_services.measuring.protocol import Built, BuiltStep
 from truthgpt_services.measuring.speed import DECODE, METRICS, PREFILL, Plan, undecided
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
@@ -53,11 +55,13 @@ from truthgpt_services.models.sources import describe, files_of, resolve
 from truthgpt_services.optimizing import phases
 from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
 from truthgpt_services.optimizing.comparisons import Comparison, Comparisons, digest
+from truthgpt_services.optimizing.criteria import as_measured, objection
 from truthgpt_services.optimizing.gate import Effect, break_even, judge, nothing_done, pays_by_size
 from truthgpt_services.optimizing.report_builder import SAMPLE_PROMPT, ReportBuilder
 from truthgpt_services.optimizing.request import Applying, OptimizeFile
 from truthgpt_services.optimizing.reuse import depends_on, earlier_launches, finished, marked
 from truthgpt_services.optimizing.schedule import Schedule
+from truthgpt_services.optimizing.sections import with_sections
 from truthgpt_services.optimizing.timing import Timing
 from truthgpt_services.report.costs import costs
 from truthgpt_services.report.files import write_report
@@ -99,7 +103,9 @@ def optimize(
         WorkerError: the baseline itself could not be measured.
     """
     assert request.output is not None
+    plugins.activate_all()
     asked = _in_order(request.apply, plugins)
+    refuse_unknown_metrics(request.metrics, plugins.factories["metric_factory"])
     text = evaluation_text(request.text)
     staged = StagedDirectory(request.output, overwrite=overwrite)
     if source is None:
@@ -107,8 +113,8 @@ def optimize(
         source = resolve(request.model, plugins.factories["model_source_factory"])
     with staged, tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
         stack.enter_context(kept_on_failure(Path(scratch)))
-        folder, events = Path(scratch), plugins.events
-        job = Job(request, source, text, staged.path, folder, stack, events, progress)
+        folder = Path(scratch)
+        job = Job(request, source, text, staged.path, folder, stack, plugins, progress)
         if warning := job.timing.meter.look():
             warn(warning)
         job.start([each.optimization for each in asked])
@@ -136,7 +142,7 @@ class Job:
         output: a directory for the models that are made, and for the result.
         scratch: a directory for what workers tell each other.
         stack: ends the workers.
-        events: is told what becomes of each step.
+        plugins: whose criteria judge steps, and whose listeners hear what becomes of them.
         progress: told about work that takes seconds.
 
     Attributes:
@@ -151,10 +157,11 @@ class Job:
         output: Path,
         scratch: Path,
         stack: ExitStack,
-        events: EventEmitter,
+        plugins: PluginManager,
         progress: Progress,
     ) -> None:
-        self._events = events
+        self._events = plugins.events
+        self._hooks = plugins.hooks
         self._request = request
         self._plan: Plan = request.plan
         self._resolved = resolved
@@ -204,6 +211,12 @@ class Job:
             )
         self._found.begin(found, self._baseline, self._ids)
         self._warm_up(self._baseline.contestant)
+        # First of all models: a metric that cannot work ends the run before anything is made.
+        self._measure_metrics(self._baseline.contestant)
+
+    def _measure_metrics(self, contestant: Contestant) -> None:
+        metrics = self._request.metrics
+        measure_metrics(contestant, metrics, self._ids, self._plan, self._progress)
 
     def reuse(self) -> None:
         """Take over what an earlier run of the same command has finished and was cut short."""
@@ -301,6 +314,7 @@ class Job:
             layers=found.variant.layers,
             layers_missing=found.variant.layers_missing,
             sample=measured.sample,
+            metrics=measured.metrics,
         )
         peak = measured.build_peak_memory_bytes
         return MadeVariant(contestant, steps, directory, peak, cold=True)
@@ -338,6 +352,7 @@ class Job:
                 self._scratch,
                 self._progress,
             )
+            self._measure_metrics(candidate)
             compare_layers(
                 candidate, self._baseline.contestant, self._ids, self._plan, self._scratch
             )
@@ -416,14 +431,22 @@ class Job:
         decode = self._found.ratio(made, against, DECODE)
         prefill = self._found.ratio(made, against, PREFILL)
         closely = self._plan.closely and len(decode.launches) >= self._plan.launches
+        gate = self._request.gate
+        objects = objection(
+            self._hooks,
+            as_measured(made.name, measured),
+            as_measured(against.name, before),
+            as_measured(BASELINE, self._found.measurements(self._baseline)),
+            gate,
+        )
         decision = judge(
             measured,
             before,
-            self._found.measurements(self._baseline),
             decode=decode,
             prefill=prefill,
-            gate=self._request.gate,
+            gate=gate,
             effect=effect,
+            objection=objects,
             closely=closely,
         )
         self._found.variants.append(self._found.variant(made))
@@ -483,7 +506,8 @@ class Job:
             self.timing.until([baseline], self._ids, lambda launches: launches in self._plan.looks)
         # Once more: steps before the last may have noted something since they were tried.
         self._collect_notes(self._kept, self._kept.steps)
-        return self._found.report(command, self._kept, self.timing.meter.found())
+        report = self._found.report(command, self._kept, self.timing.meter.found())
+        return with_sections(report, self._hooks)
 
     def finish(self, report: Report) -> None:
         """Put the files of the result at the top of the output directory, and complete its card."""

@@ -38,6 +38,7 @@ MEASURING_OPTIONS = (
     "min_gain",
     "gain",
     "max_flips",
+    "metrics",
     "keep_all",
     "step_timeout",
 )
@@ -111,6 +112,7 @@ class OptimizeFile(BaseModel):
     min_gain: Fraction = Field(DEFAULT_GATE.min_gain, ge=0)
     gain: Literal["any", "speed", "size"] = DEFAULT_GATE.gain
     max_flips: Fraction | None = Field(DEFAULT_GATE.max_flips, ge=0, le=1)
+    metrics: list[str] = []
     keep_all: bool = DEFAULT_GATE.keep_all
     step_timeout: float = Field(STEP_TIMEOUT, gt=0)
     max_slowdown: Fraction = Field(DEFAULT_GATE.max_slowdown or 0.0, ge=0)

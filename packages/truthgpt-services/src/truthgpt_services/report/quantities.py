@@ -24,11 +24,13 @@ from truthgpt_services.formatting import (
     seconds_interval,
     share_plus_minus,
     size,
+    visible,
 )
 from truthgpt_services.report import noise
 from truthgpt_services.results.schema import (
     Gate,
     Measurements,
+    MetricValue,
     Ratio,
     Report,
     Samples,
@@ -99,6 +101,7 @@ def groups(report: Report) -> list[Group]:
         _start(report),
         _quality(report, "Quality, in whole windows", ""),
         _quality(report, "Quality, one token at a time", "decode_"),
+        *_metrics(report),
     ]
 
 
@@ -281,6 +284,34 @@ def _start(report: Report) -> Group:
             ),
         ],
     )
+
+
+def _metrics(report: Report) -> list[Group]:
+    """Return a group for each metric of a plugin, with a row for each of its quantities."""
+    found: dict[str, dict[str, list[MetricValue | None]]] = {}
+    for index, variant in enumerate(report.variants):
+        for each in variant.measured.metrics:
+            rows = found.setdefault(each.metric, {})
+            values = rows.setdefault(each.name, [None] * len(report.variants))
+            values[index] = each
+    return [
+        Group(visible(metric), [_metric_row(name, values) for name, values in rows.items()])
+        for metric, rows in found.items()
+    ]
+
+
+def _metric_row(name: str, values: list[MetricValue | None]) -> Row:
+    known = next(each for each in values if each is not None)
+    cells = [
+        Cell(ABSENT)
+        if each is None
+        else Cell(number(each.value, 4))
+        if each.error is None
+        else Cell(*plus_minus(each.value, each.error))
+        for each in values
+    ]
+    unit, note = visible(known.unit), visible(known.note)
+    return Row(visible(name), cells, unit=unit, better=known.better, note=note)
 
 
 def _quality(report: Report, name: str, path: str) -> Group:

@@ -16,7 +16,7 @@ from truthgpt_services.formatting import (
 )
 from truthgpt_services.report import noise, quantities
 from truthgpt_services.report.compare import Comparison, Figure
-from truthgpt_services.report.terminal import encodable
+from truthgpt_services.report.terminal import encodable, print_sections
 from truthgpt_services.results.schema import Report
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def print_evaluation(report: Report, console: Console) -> None:
         ]
         if rows:
             _table(console, (group.name, "", ""), rows)
+    print_sections(report, console)
     console.print()
     _line(console, f"{report.sample_prompt}{report.variants[0].measured.sample}")
 

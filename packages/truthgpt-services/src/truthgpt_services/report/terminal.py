@@ -91,6 +91,12 @@ def print_report(report: Report, console: Console) -> None:
     printer.print_result()
     printer.print_steps()
     printer.print_tables()
+    printer.print_sections()
+
+
+def print_sections(report: Report, console: Console) -> None:
+    """Print what plugins added to a report."""
+    _Printer(report, console).print_sections()
 
 
 class _Printer:
@@ -163,6 +169,23 @@ class _Printer:
             "dim",
         )
         self._line(quantities.source_note(self.report), "dim")
+
+    def print_sections(self) -> None:
+        """Print what plugins added."""
+        from rich.table import Table
+
+        for section in self.report.sections:
+            self.console.print()
+            self._line(section.title, "bold")
+            if section.text:
+                self._line(section.text)
+            grid = Table.grid(padding=(0, _GAP, 0, 0))
+            grid.add_column(overflow="fold")
+            grid.add_column(overflow="fold")
+            for label, text in section.rows:
+                grid.add_row(self._text(label), self._text(text))
+            if section.rows:
+                self.console.print(grid)
 
     def _step(self, step: Step) -> Text:
         told = self._text(step.name, "bold")

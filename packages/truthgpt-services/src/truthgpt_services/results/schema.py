@@ -163,6 +163,18 @@ class Quality(_Record):
         return all(map(math.isfinite, (self.perplexity, self.kl_mean, self.decode_kl_mean)))
 
 
+class MetricValue(_Record):
+    """A number that a metric of a plugin measured."""
+
+    metric: str = Field(description="the name of the metric")
+    name: str
+    value: float
+    unit: str = ""
+    error: float | None = Field(None, description="standard error, in the same unit")
+    better: Literal["more", "less", ""] = ""
+    note: str = Field("", description="how it is measured, in a sentence")
+
+
 class Measurements(_Record):
     """Everything measured of one variant in its own process."""
 
@@ -184,6 +196,7 @@ class Measurements(_Record):
     sample: str = Field(
         description="what the model answers to the sample prompt, or continues it with, greedily"
     )
+    metrics: list[MetricValue] = Field([], description="of `--metric`")
 
 
 class LayerDivergence(_Record):
@@ -314,6 +327,14 @@ class Result(_Record):
     summary: str
 
 
+class Section(_Record):
+    """A part of the report that a plugin added."""
+
+    title: str
+    text: str = ""
+    rows: list[tuple[str, str]] = Field([], description="pairs of a label and a text")
+
+
 class Report(_Record):
     """A whole run of `truthgpt optimize`."""
 
@@ -332,6 +353,7 @@ class Report(_Record):
     result: Result
     control: Control | None = Field(None, description="None if it was not measured")
     load: Load | None = None
+    sections: list[Section] = Field([], description="of plugins")
 
     def variant(self, name: str) -> Variant:
         """Return the variant of this name."""

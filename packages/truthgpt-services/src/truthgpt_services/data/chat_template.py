@@ -114,12 +114,13 @@ class ChatEncoder:
             return whole, [self._turn(messages, number, whole) for number in numbers]
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, turns = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [[{key: of for key, of in each.items() if of is not None} for each in messages]],
             chat_template=self._template,
             return_assistant_tokens_mask=True,
             **self._tokenizer.special_tokens_map,
         )
+        texts, turns = rendered
         return checked(texts[0]), turns[0]
 
     def _tokens(self, text: str, turns: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:

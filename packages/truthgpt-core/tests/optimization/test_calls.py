@@ -108,7 +108,7 @@ def test_an_optimization_without_a_distribution_is_named_by_its_class(
         def apply(self, model: Any, context: OptimizationContext) -> Applied:
             raise LookupError("gone")
 
-    with pytest.raises(OptimizationError, match=r'"local" \(\S*test_optimization_calls\..*Local\)'):
+    with pytest.raises(OptimizationError, match=r'"local" \(\S*test_calls\..*Local\)'):
         calls.apply(Local(), object(), context)
 
 

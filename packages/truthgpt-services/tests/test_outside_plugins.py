@@ -33,7 +33,8 @@ def test_they_are_short_and_import_the_core_alone(name, install):
             else [each.name for each in node.names]
         )
     ]
-    assert {each for each in modules if each.startswith("truthgpt")} == {"truthgpt_core"}
+    packages = {each.partition(".")[0] for each in modules}
+    assert {each for each in packages if each.startswith("truthgpt")} == {"truthgpt_core"}
     install(name)
     script = f"import sys, {name}; print([each for each in sys.modules if 'services' in each])"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True)
@@ -120,7 +121,7 @@ model: {{name_or_path: "{tiny}"}}
 data:
   source: rhymes
   dataset: cat
-  options: {{verses: 20}}
+  options: {{verses: 200}}
   max_seq_len: 64
   tokenizing_processes: 1
 training: {{max_steps: 2, train_batch_size: 2, precision: float32}}
@@ -135,7 +136,7 @@ def test_a_model_is_trained_on_a_plugin_s_texts(truthgpt, install, config, tmp_p
     done = truthgpt("train", config)
     assert done.returncode == 0, done.stderr
     assert "cat: rhymes on cat\n" in done.stderr
-    assert "Training texts: 19" in done.stderr
+    assert "Training texts: 1" in done.stderr
     assert (tmp_path / "trained" / "model" / "config.json").exists()
 
 

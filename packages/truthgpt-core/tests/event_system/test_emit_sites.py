@@ -20,8 +20,8 @@ PAYLOADS = {
     and hasattr(getattr(event_system, name), "__dataclass_fields__")
     and name not in ("Event", "EventPayload", "Subscription")
 }
-PASS_ON = {"TrainingService.emit"}
-"""What emits that which its caller emits: a dataclass, or a caller's own mapping."""
+PASS_ON = {"TrainingService.emit", "WorkerProcess._hear"}
+"""What emits that which its caller, or another process, emits: a dataclass or a mapping."""
 
 
 @dataclass

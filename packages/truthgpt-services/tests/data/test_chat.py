@@ -245,7 +245,7 @@ HELLO_SHAREGPT = SHAREGPT["conversations"]
     [
         ({"conversations": [{"from": "hunan", "value": "x"}]}, 'Did you mean "human"'),
         ({"conversations": [{"from": "human", "value": 3}]}, 'has no text as "value"'),
-        ({"conversations": [{"from": ["human"], "value": "x"}]}, "no role that is known"),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "not a known role"),
         ({"conversations": "x"}, 'field "conversations" is not a list of messages'),
         ({"instruction": "x", "output": None}, '"output" is not a text'),
         ({**ALPACA, "history": ["x"]}, '"history" is not a list of pairs'),

@@ -237,7 +237,7 @@ def test_a_position_in_other_data_is_refused(load):
         load(TEXTS[1:]).load_state_dict(state)
     with pytest.raises(DataError, match="saved with batch_size=4, and now it is 3"):
         load(TEXTS, batch_size=3).load_state_dict(state)
-    with pytest.raises(DataError, match="no position in the data"):
+    with pytest.raises(DataError, match="not a position in the data"):
         load(TEXTS).load_state_dict({"epoch": 0})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import pytest
@@ -34,8 +35,7 @@ def test_a_metric_has_its_row_in_terminal_page_and_json(optimize):
     assert [[(one["metric"], one["name"], one["unit"]) for one in each] for each in found] == [
         [("entropy", "Entropy", "nats/token")]
     ] * 2
-    # Of 320 tokens, by a model that has learned nothing.
-    assert all(5 < each[0]["value"] < 6 for each in found)
+    assert all(0 < each[0]["value"] <= math.log(320) for each in found)
     for shown in (done.stdout, (out / "report.html").read_text()):
         assert "Entropy" in shown
         assert "nats/token" in shown

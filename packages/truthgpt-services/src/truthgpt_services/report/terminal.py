@@ -315,7 +315,8 @@ def _one_line(text: str) -> str:
 
 
 def _label(row: Row) -> str:
-    label = f"{row.name}, {row.unit}" if row.unit == "tok/s" else row.name
+    # The unit of KL is said once, below the table.
+    label = f"{row.name}, {row.unit}" if row.unit and not row.name.startswith("KL") else row.name
     return label if row.against == quantities.BASELINE else f"{label}\n({TIMES} source file)"
 
 

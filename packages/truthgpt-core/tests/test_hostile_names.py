@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TITLE, C1, TURN = "\x1b]0;owned\x07", "\x9b2J", "\u202eevil"
 HOSTILE = f"x{TITLE}{C1}{TURN}"
 """It sets the title of a terminal, clears the screen by a C1 control, and turns text around."""

@@ -33,6 +33,8 @@ from truthgpt_core.event_system import EventEmitter, EventType
 from truthgpt_core.service_registry import ServiceContainer, ServiceError
 from truthgpt_core.transaction import Transaction
 
+pytestmark = pytest.mark.slow
+
 STEPS: dict[str, tuple[set[str], dict[str, st.SearchStrategy[Any]]]] = {}
 NAMES = "abc"
 KINDS = (EventType.TRAINING_STEP, EventType.MODEL_LOADED)

@@ -15,6 +15,8 @@ import torch
 from truthgpt_core.diagnosis import Status
 from truthgpt_services.plugin import ServicesPlugin
 
+pytestmark = pytest.mark.slow
+
 Findings = dict[tuple[str, str], dict[str, str]]
 
 

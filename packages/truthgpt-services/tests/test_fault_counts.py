@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 DOCS = HERE.parents[2] / "docs" / "benchmarks.md"
 COUNT = """

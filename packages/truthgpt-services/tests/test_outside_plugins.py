@@ -14,6 +14,8 @@ import pytest
 from truthgpt_services import ModelService
 from truthgpt_services.models.recipe import SavedStep
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = Path(__file__).parent / "outside_plugins"
 NAMES = sorted(each.stem for each in PLUGINS.glob("*.py"))
 

@@ -13,6 +13,8 @@ import pytest
 from truthgpt_core.child_process import ChildError
 from truthgpt_core.errors import TruthGPTError, UsageError
 
+pytestmark = pytest.mark.slow
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 # Answers

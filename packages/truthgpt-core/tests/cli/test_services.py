@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SHOP = """
 from truthgpt_core import hookimpl
 

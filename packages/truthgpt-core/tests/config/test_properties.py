@@ -20,6 +20,8 @@ from truthgpt_core.config import (
 )
 from truthgpt_core.config.yaml_nodes import MAX_NODES
 
+pytestmark = pytest.mark.slow
+
 # What YAML can hold without escapes that the two parsers of PyYAML read differently.
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Co", "Cn"]), max_size=20)
 scalars = (

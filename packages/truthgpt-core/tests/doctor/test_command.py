@@ -11,6 +11,8 @@ from functools import partial
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def test_json_has_every_area_in_order(doctor, torch, site) -> None:
     """`--json` is a list of findings with the same keys, and no area is missing."""

@@ -9,6 +9,8 @@ from truthgpt_core.doctor.plugin_probe import MOST, describe
 from truthgpt_core.plugin_system.discovery import discover
 from truthgpt_core.plugin_system.plugin import PluginRow
 
+pytestmark = pytest.mark.slow
+
 DIAGNOSING = """
     import os, signal
     from truthgpt_core import hookimpl

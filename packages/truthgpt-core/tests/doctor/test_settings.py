@@ -11,6 +11,8 @@ import pytest
 from truthgpt_core.diagnosis import Diagnosis, Status
 from truthgpt_core.doctor.settings import KNOWN, diagnose_cache, diagnose_environment
 
+pytestmark = pytest.mark.slow
+
 REQUIRED = "model: {name: m}\ndata: {source: text, dataset: d}\n"
 TRAINER = Path(__file__).parents[1] / "config" / "trainer.py"
 

@@ -14,6 +14,8 @@ from truthgpt_core import Plugin, PluginManager
 from truthgpt_core.plugin_system import PluginError, State
 from truthgpt_core.service_registry import ServiceContainer
 
+pytestmark = pytest.mark.slow
+
 CORE = "truthgpt-core>=0.1,<0.2"
 
 

@@ -15,7 +15,7 @@ from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.testing import TrackerContract
 
 # One worker makes what they share.
-pytestmark = pytest.mark.xdist_group("testing-tracking")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("testing-tracking")]
 
 DIARY = '''
 import json

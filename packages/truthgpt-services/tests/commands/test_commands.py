@@ -19,6 +19,8 @@ from truthgpt_services.commands.generate import generate
 from truthgpt_services.commands.optimize import optimize
 from truthgpt_services.commands.progress import shown_progress
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("command", "options"),

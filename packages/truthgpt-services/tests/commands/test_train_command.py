@@ -10,6 +10,8 @@ import pytest
 
 from truthgpt_services.training.checkpoints import CheckpointStore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(tmp_path: Path, tiny: Path) -> Path:

@@ -15,6 +15,8 @@ from truthgpt_services.data import DataError, DataLoaderFactory, template_limits
 from truthgpt_services.data.sources.file_sources import ChatLines, JsonLines
 from truthgpt_services.testing import END
 
+pytestmark = pytest.mark.slow
+
 TURN = "[{{ m.role }}]\n{{ m.content }}" + END + "\n"
 ASKED = "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 PLAIN = "{% for m in messages %}" + TURN + "{% endfor %}" + ASKED

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from truthgpt_services.data import DataError, DataLoaderFactory
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["the", "model", "reads", "each", "text", "from", "its", "beginning", "to", "learn"]
 TEXTS = [
     " ".join(WORDS[(7 * number + at) % len(WORDS)] for at in range(number % 11 + 1)) + f" {number}"

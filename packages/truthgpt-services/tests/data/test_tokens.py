@@ -21,6 +21,8 @@ from truthgpt_services.data import token_store as data_tokens
 from truthgpt_services.data.sources import files as data_files
 from truthgpt_services.data.sources.file_sources import JsonLines
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [f"Text {number} of this data set. " + "word " * (number % 9) for number in range(80)]
 END = 60
 KILLS = 20

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = Path(__file__).parent / "plugins"
 NAMES = sorted(path.stem for path in PLUGINS.glob("*.py"))
 PROMPT = "a b c d a b c d a b c d a b"

@@ -25,6 +25,8 @@ from truthgpt_services.measuring.worker import Worker
 from truthgpt_services.measuring.worker_log import NAME, collected, keep, new_log
 from truthgpt_services.results.schema import Skipped
 
+pytestmark = pytest.mark.slow
+
 OPEN = ("auto", "cpu")
 
 

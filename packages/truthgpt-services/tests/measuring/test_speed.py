@@ -21,6 +21,8 @@ from truthgpt_services.measuring.speed import (
 from truthgpt_services.optimizing.gate import DEFAULT_GATE
 from truthgpt_services.results.schema import Ratio
 
+pytestmark = pytest.mark.slow
+
 SAME = Ratio(median=1.0, low=0.99, high=1.01)
 seconds = st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=30)
 

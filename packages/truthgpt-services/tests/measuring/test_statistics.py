@@ -22,6 +22,8 @@ from truthgpt_services.results.statistics import (
     unpaired_ratio,
 )
 
+pytestmark = pytest.mark.slow
+
 rates = st.floats(1e-6, 1e6)
 samples = st.lists(rates, min_size=1, max_size=12)
 

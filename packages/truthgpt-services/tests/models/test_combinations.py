@@ -15,6 +15,8 @@ from truthgpt_services.measuring.protocol import StepToBuild
 from truthgpt_services.measuring.worker import Worker
 from truthgpt_services.models.recipe import SavedStep, read_recipe
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.arange(5, 45).unsqueeze(0)
 
 

@@ -20,6 +20,8 @@ from truthgpt_services.errors import ModelError
 from truthgpt_services.models.lazy_weights import open_model
 from truthgpt_services.models.loading import load_model, quiet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def change(tiny, tmp_path):

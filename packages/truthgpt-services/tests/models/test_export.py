@@ -26,6 +26,8 @@ from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError, OutputError
 from truthgpt_services.models.recipe import SavedStep
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def service(plugins):

@@ -17,6 +17,8 @@ from truthgpt_services.errors import ModelError
 from truthgpt_services.models.loading import load_config, load_model, load_tokenizer
 from truthgpt_services.models.sources import describe, resolve
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copy(tiny, tmp_path):

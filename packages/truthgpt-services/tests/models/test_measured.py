@@ -22,6 +22,8 @@ from truthgpt_services.models.snapshot import set_aside
 from truthgpt_services.results.io import read_report
 from truthgpt_services.results.schema import Outcome
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.arange(5, 45).unsqueeze(0)
 # However slow the machine is meanwhile: speed decides nothing here.
 QUICK = {"gain": "size", "quick": True, "max_slowdown": 0.99}

@@ -14,6 +14,8 @@ from truthgpt_services.errors import ModelError
 from truthgpt_services.models.lazy_weights import open_model
 from truthgpt_services.models.loading import load_config, load_model, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 AUTO_MAP = {
     "AutoConfig": "evil.Config",
     "AutoModel": "evil.Model",

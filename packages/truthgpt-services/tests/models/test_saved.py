@@ -16,6 +16,8 @@ from truthgpt_services.errors import ModelError
 from truthgpt_services.models.recipe import SavedStep, read_recipe
 from truthgpt_services.models.saved_model import weights_bytes
 
+pytestmark = pytest.mark.slow
+
 IDS = list(range(5, 45))
 DISCOVER = discovery.discover
 

@@ -18,6 +18,8 @@ from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.recipe import SavedStep
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([list(range(5, 45))])
 
 

@@ -14,6 +14,8 @@ from truthgpt_services.optimizing.evaluate_one import evaluate
 from truthgpt_services.optimizing.request import OptimizeFile, read_measuring
 from truthgpt_services.results.io import read_report
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "from truthgpt_services.commands.evaluate import evaluate; evaluate()"
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from truthgpt_services.results.io import read_report
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--quick", "--gain", "size", "--device", "cpu")
 
 

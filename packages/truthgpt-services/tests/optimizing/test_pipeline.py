@@ -18,6 +18,8 @@ import torch
 from truthgpt_services.results.io import read_report
 from truthgpt_services.results.schema import Outcome
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def report(optimized):

@@ -16,6 +16,8 @@ from truthgpt_services.commands.evaluate import evaluate
 from truthgpt_services.commands.optimize import optimize
 from truthgpt_services.report.files import write_report
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "from truthgpt_services.commands.evaluate import evaluate; evaluate()"
 
 

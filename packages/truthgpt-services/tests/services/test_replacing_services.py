@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 from truthgpt_core import hookimpl
 from truthgpt_services import InferenceService, ModelService

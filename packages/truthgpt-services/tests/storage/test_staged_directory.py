@@ -22,6 +22,8 @@ from truthgpt_services.storage.atomic import (
     staging,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def write(target, text="new", *, overwrite=False):
     with StagedDirectory(target, overwrite=overwrite) as staged:

@@ -18,6 +18,8 @@ from truthgpt_services.training.checkpoint_files import Contents, in_use, read_c
 from truthgpt_services.training.checkpoints import CheckpointStore
 from truthgpt_services.training.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 FILES = ("model.safetensors", "training.safetensors", "state.json", "manifest.json")
 
 

@@ -15,6 +15,7 @@ from truthgpt_services.training import compiling
 from truthgpt_services.training.errors import TrainingError
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         not compiling.has_compiler(torch.device("cpu")), reason="there is no C++ compiler here"
     ),

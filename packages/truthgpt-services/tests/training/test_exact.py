@@ -9,6 +9,8 @@ from truthgpt_services.training.lr_schedulers import SCHEDULERS
 from truthgpt_services.training.optimizers import OPTIMIZERS, parameter_groups
 from truthgpt_services.training.rng import seed_all
 
+pytestmark = pytest.mark.slow
+
 # Two epochs of eight batches, three to a step: the stop is in epoch 2.
 STEPS, STOP = 6, 4
 USUAL = {"num_warmup_steps": 2, "num_training_steps": STEPS + 1}

@@ -13,6 +13,8 @@ import torch
 from truthgpt_services.training.checkpoint_files import Contents, read_checkpoint
 from truthgpt_services.training.checkpoints import CheckpointStore
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["while", "for", "yield", "return", "import", "class", "lambda", "global"]
 
 

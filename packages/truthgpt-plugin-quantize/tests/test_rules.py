@@ -124,7 +124,7 @@ def test_groups_that_int4_does_not_have_are_for_the_others(
         ({"layers": "lm_head"}, ['"lm_head" is not written PATTERN=SCHEME']),
         ({"layers": "=int4"}, ['"=int4" is not written PATTERN=SCHEME']),
         ({"layers": "up=int4/48"}, ["int4 has groups of 32, 64, 128, not of 48"]),
-        ({"layers": "up=int4/few"}, ['"few" in "int4/few" is no number']),
+        ({"layers": "up=int4/few"}, ['"few" in "int4/few" is not a number']),
         ({"layers": "up=int8-dynamic/32"}, ["int8-dynamic has no groups"]),
         ({"layers": ["up=int8", "up=int3"]}, ['there is no scheme "int3"']),
         ({"layers": {"up": "int3"}}, ['there is no scheme "int3"']),

@@ -234,7 +234,7 @@ def test_the_modular_workflow(run: Example, small: str, tmp_path: Path) -> None:
     printed = run(
         TRAINING,
         """
-        from truthgpt_core.event_system import get_event_emitter
+        from truthgpt_core.event_system import EventType, get_event_emitter
         from truthgpt_core.plugin_system import get_plugin_manager
         steps = []
         log_training_step = lambda event: steps.append(event.data["step"])

@@ -12,6 +12,9 @@ from truthgpt_core.optimization import Progress
 _RUNS_OVER = 0.1
 """What a phase that takes longer than expected is taken to need still, per second it has taken."""
 
+_LEAST = 1e-6
+"""Seconds; phases that are expected to take less say nothing of the pace."""
+
 
 @runtime_checkable
 class Overall(Protocol):
@@ -114,8 +117,8 @@ class Schedule:
         return rest + left
 
     def _estimate(self, phase: Phase) -> float:
-        if self._expected.get(phase.kind):
+        if self._expected.get(phase.kind, 0.0) > _LEAST:
             return phase.seconds * self._taken[phase.kind] / self._expected[phase.kind]
         expected = sum(self._expected.values())
-        pace = sum(self._taken.values()) / expected if expected else 1.0
+        pace = sum(self._taken.values()) / expected if expected > _LEAST else 1.0
         return phase.seconds * pace

@@ -54,6 +54,17 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
     return f'Did you mean "{by_folded[close[0]]}"?' if close else None
 
 
+def meant_or_known(word: str, candidates: Iterable[str], known: str) -> str:
+    """Return a hint for an unknown name: what was meant, if one is close, then what there is.
+
+    Args:
+        word: the name.
+        candidates: what may have been meant.
+        known: a sentence that says what there is.
+    """
+    return " ".join(filter(None, (did_you_mean(word, candidates), known)))
+
+
 def in_one_line(error: BaseException) -> str:
     """Return the type of an exception and what it says, with line breaks taken out."""
     try:

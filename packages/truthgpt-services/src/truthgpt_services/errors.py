@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from truthgpt_core.errors import DEBUG, TruthGPTError, in_one_line
+from truthgpt_core.errors import DEBUG, TruthGPTError, UsageError, in_one_line, meant_or_known
+
+if TYPE_CHECKING:
+    from truthgpt_core.dynamic_factory import DynamicFactory
 
 
 class ModelError(TruthGPTError):
@@ -42,6 +46,26 @@ class WorkerError(TruthGPTError):
     def __init__(self, message: str, *, worker: str = "", hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.worker = worker
+
+
+def refuse_unknown_component(kind: str, name: str, factory: DynamicFactory[Any]) -> None:
+    """Refuse a name that a factory has no component of.
+
+    Args:
+        kind: what its components are called.
+        name: what the user typed.
+        factory: where they are registered.
+
+    Raises:
+        UsageError: there is none of that name; it says which there are.
+    """
+    if name in factory:
+        return
+    names = factory.names()
+    have = f"Available: {', '.join(names)}." if names else "None is installed."
+    raise UsageError(
+        f'There is no {kind} named "{name:.100}"', hint=meant_or_known(name, names, have)
+    )
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from truthgpt_core.dynamic_factory.names import (
     origin_of,
     refuse_other_than_string,
 )
-from truthgpt_core.errors import did_you_mean, in_one_line
+from truthgpt_core.errors import in_one_line, meant_or_known
 from truthgpt_core.transaction import Transaction, record_undo
 
 T = TypeVar("T")
@@ -356,10 +356,9 @@ class DynamicFactory(Generic[T]):
             )
         known = [known_name for known_name, _ in self._names.items()]
         have = f"It has: {', '.join(known)}." if known else "It has none."
-        suggestion = did_you_mean(name, known)
         return UnknownComponentError(
             f'{self._label} has no component named "{name}"',
-            hint=f"{suggestion} {have}" if suggestion else have,
+            hint=meant_or_known(name, known, have),
         )
 
     def _names_of(self, cls: object) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from truthgpt_core.dynamic_factory.errors import FactoryError, UnknownFactoryError
 from truthgpt_core.dynamic_factory.factory import DynamicFactory, register_open
 from truthgpt_core.dynamic_factory.names import check_name, lock
-from truthgpt_core.errors import did_you_mean
+from truthgpt_core.errors import meant_or_known
 from truthgpt_core.transaction import record_undo
 
 ComponentT = TypeVar("ComponentT", bound=Callable[..., Any])
@@ -77,11 +77,8 @@ def get_factory(name: str) -> DynamicFactory[Any]:
         if name in _published:
             return _published[name][-1].factory
         have = f"There is: {', '.join(sorted(_published))}." if _published else "There is none."
-        suggestion = did_you_mean(name, _published)
-    raise UnknownFactoryError(
-        f'There is no factory named "{name}"',
-        hint=f"{suggestion} {have}" if suggestion else have,
-    )
+        hint = meant_or_known(name, _published, have)
+    raise UnknownFactoryError(f'There is no factory named "{name}"', hint=hint)
 
 
 def register_component(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from truthgpt_core.errors import TruthGPTError, did_you_mean
+from truthgpt_core.errors import TruthGPTError, meant_or_known
 from truthgpt_core.optimization import OptimizationError
 from truthgpt_core.plugin_system import catalogue
 from truthgpt_core.plugin_system.discovery import ALIASES, OPTIMIZATIONS
@@ -38,9 +38,9 @@ def not_available(
             f'Optimization "{name}" is not installed',
             hint=f"It comes with {missing}: pip install {missing}. {have}",
         )
-    close = did_you_mean(name, [*available, *catalogue.known("optimizations")])
+    candidates = [*available, *catalogue.known("optimizations")]
     return OptimizationError(
-        f'There is no optimization named "{name}"', hint=f"{close} {have}" if close else have
+        f'There is no optimization named "{name}"', hint=meant_or_known(name, candidates, have)
     )
 
 

@@ -1,36 +1,14 @@
-"""Metrics of plugins: refusing unknown names, and calling one."""
+"""Calling a metric of a plugin, and checking what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from truthgpt_core.decoding import Engine, require
-from truthgpt_core.dynamic_factory import DynamicFactory
-from truthgpt_core.errors import UsageError, did_you_mean
 from truthgpt_core.evaluation import Metric, Quantity
 from truthgpt_services.errors import ModelError, naming_the_plugin, origin_of
 from truthgpt_services.results.schema import MetricValue
-
-
-def refuse_unknown_metrics(names: Iterable[str], metrics: DynamicFactory[Metric]) -> None:
-    """Refuse names that no plugin has a metric for.
-
-    Args:
-        names: what the user typed after `--metric`.
-        metrics: the factory `metric_factory`.
-
-    Raises:
-        UsageError: there is none of a name; it says which there are.
-    """
-    for name in names:
-        if name not in metrics:
-            known = metrics.names()
-            have = f"Available: {', '.join(known)}." if known else "No plugin has one."
-            close = did_you_mean(name, known)
-            raise UsageError(
-                f'There is no metric named "{name:.100}"', hint=f"{close} {have}" if close else have
-            )
 
 
 def measure(

@@ -12,11 +12,16 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from truthgpt_core.dynamic_factory import DynamicFactory
-from truthgpt_core.errors import UsageError, did_you_mean
+from truthgpt_core.errors import UsageError
 from truthgpt_core.optimization import Options
 from truthgpt_core.optimization.options import wrong_options
 from truthgpt_core.sources import Exporter, PlainModel
-from truthgpt_services.errors import ModelError, naming_the_plugin, origin_of
+from truthgpt_services.errors import (
+    ModelError,
+    naming_the_plugin,
+    origin_of,
+    refuse_unknown_component,
+)
 from truthgpt_services.models.model_files import INDEX, ONE_FILE
 from truthgpt_services.storage.atomic import MARKER, StagedDirectory, explain_write_error
 
@@ -97,14 +102,8 @@ def find_exporter(name: str, exporters: DynamicFactory[Exporter[Any]]) -> type[E
         UsageError: there is none of that name; it says which there are.
         FactoryError: its plugin cannot be imported.
     """
-    if name in exporters:
-        return exporters.get_class(name)
-    names = exporters.names()
-    have = f"Available: {', '.join(names)}." if names else "None is installed."
-    close = did_you_mean(name, names)
-    raise UsageError(
-        f'There is no exporter named "{name:.100}"', hint=f"{close} {have}" if close else have
-    )
+    refuse_unknown_component("exporter", name, exporters)
+    return exporters.get_class(name)
 
 
 def make_exporter(

@@ -27,7 +27,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from truthgpt_core.config.sections import DTYPE_ALIASES, dtype_name
-from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line
+from truthgpt_core.errors import TruthGPTError, did_you_mean, in_one_line, meant_or_known
 from truthgpt_core.terminal_text import harmless
 from truthgpt_services.errors import DeviceError, ModelError
 from truthgpt_services.models.model_files import (
@@ -104,10 +104,9 @@ def parse_dtype(given: Any) -> torch.dtype | None:
     name = dtype_name(str(given))
     if name not in DTYPES:
         known = f"Known: {', '.join(DTYPES)}."
-        close = did_you_mean(name[:_LONGEST_DEVICE], [*DTYPES, *DTYPE_ALIASES])
         raise ModelError(
             f'There is no dtype "{given!s:.60}" for weights',
-            hint=f"{close} {known}" if close else known,
+            hint=meant_or_known(name[:_LONGEST_DEVICE], [*DTYPES, *DTYPE_ALIASES], known),
         )
     return DTYPES[name]
 

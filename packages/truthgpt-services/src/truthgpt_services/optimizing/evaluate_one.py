@@ -10,7 +10,7 @@ from pathlib import Path
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.optimization import Progress
 from truthgpt_core.plugin_system import PluginManager
-from truthgpt_services.measuring.metrics import refuse_unknown_metrics
+from truthgpt_services.errors import refuse_unknown_component
 from truthgpt_services.measuring.text import evaluation_text
 from truthgpt_services.measuring.worker_log import kept_on_failure
 from truthgpt_services.models.sources import resolve
@@ -46,7 +46,8 @@ def evaluate(
         raise TruthGPTError("No model is named", hint="Write truthgpt eval MODEL.")
     text = evaluation_text(request.text)
     plugins.activate_all()
-    refuse_unknown_metrics(request.metrics, plugins.factories["metric_factory"])
+    for metric in request.metrics:
+        refuse_unknown_component("metric", metric, plugins.factories["metric_factory"])
     resolved = resolve(request.model, plugins.factories["model_source_factory"])
     with tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
         place = Path(scratch)

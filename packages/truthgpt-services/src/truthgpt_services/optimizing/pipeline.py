@@ -35,7 +35,7 @@ from truthgpt_core.optimization import (
 )
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_core.sources import ResolvedModel
-from truthgpt_services.errors import ModelError, WorkerError
+from truthgpt_services.errors import ModelError, WorkerError, refuse_unknown_component
 from truthgpt_services.measuring.client import WorkerProcess
 from truthgpt_services.measuring.compare import (
     Contestant,
@@ -45,7 +45,6 @@ from truthgpt_services.measuring.compare import (
     measure_quality_alone,
     warm_up,
 )
-from truthgpt_services.measuring.metrics import refuse_unknown_metrics
 from truthgpt_services.measuring.protocol import Built, BuiltStep
 from truthgpt_services.measuring.speed import DECODE, METRICS, PREFILL, Plan, undecided
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
@@ -105,7 +104,8 @@ def optimize(
     assert request.output is not None
     plugins.activate_all()
     asked = _in_order(request.apply, plugins)
-    refuse_unknown_metrics(request.metrics, plugins.factories["metric_factory"])
+    for metric in request.metrics:
+        refuse_unknown_component("metric", metric, plugins.factories["metric_factory"])
     text = evaluation_text(request.text)
     staged = StagedDirectory(request.output, overwrite=overwrite)
     if source is None:

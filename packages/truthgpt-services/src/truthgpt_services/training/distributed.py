@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from truthgpt_core.errors import did_you_mean
+from truthgpt_core.errors import meant_or_known
 from truthgpt_core.plugin_system import PluginManager, catalogue
 from truthgpt_core.training import TrainingBackend
 from truthgpt_services.training.batches import IGNORED, Batch
@@ -59,9 +59,9 @@ def _not_there(name: str, available: Sequence[str]) -> TrainingError:
             f'The training backend "{name}" is not installed',
             hint=f"It comes with {missing}: pip install {missing}. {have}",
         )
-    close = did_you_mean(name, [*available, *catalogue.known("training_backends")])
+    candidates = [*available, *catalogue.known("training_backends")]
     return TrainingError(
-        f'There is no training backend named "{name}"', hint=f"{close} {have}" if close else have
+        f'There is no training backend named "{name}"', hint=meant_or_known(name, candidates, have)
     )
 
 

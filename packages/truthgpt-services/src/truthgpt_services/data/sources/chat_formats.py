@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from truthgpt_core.errors import did_you_mean
+from truthgpt_core.errors import meant_or_known
 from truthgpt_services.errors import DataError
 
 _SHAREGPT_ROLES: Final[Mapping[str, str]] = {
@@ -101,11 +101,10 @@ def _sharegpt(messages: Any, where: str) -> list[dict[str, Any]]:
         said = message["from"]
         role = _SHAREGPT_ROLES.get(said) if isinstance(said, str) else None
         if role is None:
-            known = ", ".join(sorted(_SHAREGPT_ROLES))
-            close = did_you_mean(str(said)[:60], _SHAREGPT_ROLES)
+            known = f"Known: {', '.join(sorted(_SHAREGPT_ROLES))}."
             raise DataError(
                 f'{where}: message {number} is from "{said!s:.60}", which is not a known role',
-                hint=f"{close} Known: {known}." if close else f"Known: {known}.",
+                hint=meant_or_known(str(said)[:60], _SHAREGPT_ROLES, known),
             )
         if not isinstance(message.get("value"), str):
             raise DataError(f'{where}: message {number} has no text as "value"')

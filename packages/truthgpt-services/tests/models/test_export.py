@@ -24,7 +24,6 @@ from truthgpt_core.optimization import (
 from truthgpt_core.sources import Exporter
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError, OutputError
-from truthgpt_services.models.recipe import SavedStep
 
 pytestmark = pytest.mark.slow
 
@@ -58,27 +57,6 @@ def use(plugins):
         plugins.register_plugin(Tested(), "tested")
 
     return register
-
-
-@pytest.fixture
-def save(service, tokenizer, tmp_path):
-    """Apply optimizations to a model and save it; returns the directory and the model."""
-
-    def run(source, *names):
-        model = service.load_model(str(source))
-        steps = []
-        for each in names:
-            optimization = service.make_optimization(each, {})
-            applied = service.apply(optimization, model)
-            model = applied.model
-            stage = optimization.stage.name.lower()
-            steps.append(SavedStep(each, stage, applied.settings, "truthgpt-example 1.0"))
-        directory = tmp_path / "-".join(("saved", *names))
-        directory.mkdir()
-        service.save_model(model, tokenizer, directory, source=str(source), steps=steps)
-        return directory, model
-
-    return run
 
 
 def exported(service, source, tmp_path, **options):

@@ -55,14 +55,14 @@ def linear_kinds(model):
 
 def test_a_listener_sees_what_becomes_of_each_step(service, plugins, model, example_installed):
     """In order, though a worker process applies it: started, applied, noted, accepted or not."""
-    told = []
+    seen = []
     names = ("started", "applied", "noted", "finished", "reverted", "skipped", "failed")
     for name in names:
         kind = EventType(f"optimization_{name}")
-        plugins.events.on(kind, lambda event, name=name: told.append((name, event.payload)))
+        plugins.events.on(kind, lambda event, name=name: seen.append((name, event.payload)))
     service.optimize_model(model, ["refuse", "halve", "ruin"], measure=True, options=QUICK)
-    seen = [(name, payload.optimization) for name, payload in told if name != "noted"]
-    assert seen == [
+    steps = [(name, payload.optimization) for name, payload in seen if name != "noted"]
+    assert steps == [
         ("started", "halve"),
         ("applied", "halve"),
         ("finished", "halve"),
@@ -74,7 +74,7 @@ def test_a_listener_sees_what_becomes_of_each_step(service, plugins, model, exam
         ("reverted", "ruin"),
     ]
     assert ("noted", "Halves were multiplied.") in [
-        (name, getattr(payload, "note", None)) for name, payload in told
+        (name, getattr(payload, "note", None)) for name, payload in seen
     ]
 
 

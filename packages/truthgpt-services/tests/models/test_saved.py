@@ -13,7 +13,7 @@ from truthgpt_core.optimization import Applied, Optimization, OptimizationError,
 from truthgpt_core.plugin_system import discovery
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
-from truthgpt_services.models.recipe import SavedStep, read_recipe
+from truthgpt_services.models.recipe import read_recipe
 from truthgpt_services.models.saved_model import weights_bytes
 
 pytestmark = pytest.mark.slow
@@ -25,27 +25,6 @@ DISCOVER = discovery.discover
 @pytest.fixture
 def service(plugins):
     return ModelService(plugins)
-
-
-@pytest.fixture
-def save(service, tokenizer, tmp_path):
-    """Load a model, apply optimizations, save; returns the directory and the model."""
-
-    def run(source, *names, name="saved"):
-        model = service.load_model(str(source))
-        steps = []
-        for each in names:
-            optimization = service.make_optimization(each, {})
-            applied = service.apply(optimization, model)
-            model = applied.model
-            stage = optimization.stage.name.lower()
-            steps.append(SavedStep(each, stage, applied.settings, "truthgpt-example 1.0"))
-        directory = tmp_path / name
-        directory.mkdir()
-        service.save_model(model, tokenizer, directory, source=str(source), steps=steps)
-        return directory, model
-
-    return run
 
 
 def logits(model):

@@ -1,6 +1,6 @@
 """Calling an optimization: its own code is run here, and what it returns is checked.
 
-Whoever calls `apply`, `restore`, `check`, `was_used` or `plain_weights` of an optimization does it
+Every call of `apply`, `restore`, `check`, `was_used` or `plain_weights` of an optimization is made
 through these functions, so that a mistake in a plugin is one line that names the plugin.
 """
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from truthgpt_services.commands.values import metric_option
+
 
 @click.command(
     name="eval", short_help="Measure one model: speed, memory and how well it predicts a text."
@@ -25,13 +27,7 @@ import click
     help="Seconds that loading or one run of a model may take before it has failed "
     "[default: 7200].",
 )
-@click.option(
-    "--metric",
-    "metrics",
-    multiple=True,
-    metavar="NAME",
-    help="Measure this too, with a metric of a plugin; may be repeated.",
-)
+@metric_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, and nothing else.")
 def evaluate(model: str, as_json: bool, **given: Any) -> None:
     """Measure MODEL as it is, as `truthgpt optimize` measures its baseline.

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from truthgpt_core.cli.terminal import say
-from truthgpt_services.commands.values import fraction
+from truthgpt_services.commands.values import fraction, metric_option
 
 
 @click.command(short_help="Make a model faster and smaller, and measure whether it worked.")
@@ -64,13 +64,7 @@ from truthgpt_services.commands.values import fraction
     type=fraction,
     help="How much slower it may read prompts or decode, beyond noise, as 0.05 or 5%.",
 )
-@click.option(
-    "--metric",
-    "metrics",
-    multiple=True,
-    metavar="NAME",
-    help="Measure this too, with a metric of a plugin; may be repeated.",
-)
+@metric_option
 @click.option("--gain", help="What counts as a gain: any (default), speed or size.")
 @click.option(
     "--keep-all",

@@ -8,6 +8,14 @@ from typing import Any
 
 import click
 
+metric_option = click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Measure this too, with a metric of a plugin; may be repeated.",
+)
+
 
 def fraction(value: str) -> float:
     """Read a number that may be written as a percentage: `0.02` or `2%`.

@@ -40,7 +40,7 @@ _WEIGHTS = (
     *(".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth"),
     *(".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite"),
 )
-"""How the names of files end that hold weights, whoever reads them."""
+"""How the names of files end that hold weights, in any format."""
 
 _OURS = frozenset({MARKER, CARD, JSON_NAME, HTML_NAME, "worker.log"})
 """What is in the directory of an optimized model and says how it was optimized."""

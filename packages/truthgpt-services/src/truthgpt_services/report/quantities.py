@@ -74,6 +74,7 @@ class Row:
         better: "more" or "less"; empty if neither is.
         against: what the ratios refer to.
         note: how it is measured, in a sentence.
+        unit_is_noted: whether a note below the table says the unit, where there is little room.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Row:
     better: str = ""
     against: str = BASELINE
     note: str = ""
+    unit_is_noted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +338,7 @@ def _quality(report: Report, name: str, path: str) -> Group:
                 "KL mean",
                 rows_of("kl_mean", _divergence),
                 unit="nats/token",
+                unit_is_noted=True,
                 better="less",
                 note="Divergence from the baseline, with its standard error.",
             ),
@@ -343,6 +346,7 @@ def _quality(report: Report, name: str, path: str) -> Group:
                 "KL 99.9th percentile",
                 rows_of("kl_p999", lambda _, value, error: Cell(*plus_minus(value, error))),
                 unit="nats/token",
+                unit_is_noted=True,
                 better="less",
                 note="One token in a thousand is further off; of fewer tokens, the furthest.",
             ),

@@ -315,8 +315,7 @@ def _one_line(text: str) -> str:
 
 
 def _label(row: Row) -> str:
-    # The unit of KL is said once, below the table.
-    label = f"{row.name}, {row.unit}" if row.unit and not row.name.startswith("KL") else row.name
+    label = f"{row.name}, {row.unit}" if row.unit and not row.unit_is_noted else row.name
     return label if row.against == quantities.BASELINE else f"{label}\n({TIMES} source file)"
 
 

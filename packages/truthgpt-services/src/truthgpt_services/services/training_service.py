@@ -358,7 +358,7 @@ class TrainingService:
     @overload
     def emit(self, event: EventType, data: Mapping[str, Any] = ...) -> None: ...
     def emit(self, event: EventPayload | EventType, data: Mapping[str, Any] | None = None) -> None:
-        """Emit an event. The start and the end of a run are emitted once, whoever emits them.
+        """Emit an event. The start and the end of a run are emitted only once.
 
         Of several processes, the main one alone emits.
 

@@ -12,27 +12,28 @@ import sys
 import time
 from pathlib import Path
 
-from core_site import LIBRARIES, environment, make_site
+from core_site import environment, make_site
 from core_timing import Contest, Way
 
 PLUGINS = 50
+DISTRIBUTIONS = 500
 TRUTHGPT = str(Path(sys.executable).with_name("truthgpt"))
 
 
 def commands(folder: Path) -> Contest:
-    """Run `truthgpt --help` and `truthgpt plugins` with 50 plugins installed.
+    """Run `truthgpt --help` and `truthgpt plugins` with 50 plugins among 500 distributions.
 
     Args:
         folder: where the plugins are written.
     """
-    site = folder / "site-50"
-    make_site(site, plugins=PLUGINS, distributions=PLUGINS + len(LIBRARIES))
+    site = folder / "site-of-commands"
+    make_site(site, plugins=PLUGINS, distributions=DISTRIBUTIONS)
     _check(site)
     return Contest(
-        f"start, {PLUGINS} plugins installed",
+        f"start, {PLUGINS} plugins in {DISTRIBUTIONS} distributions",
         (
             _running("`python -c pass`", [sys.executable, "-c", "pass"], site),
-            _running("**`truthgpt --help`**", [TRUTHGPT, "--help"], site, reach=10),
+            _running("**`truthgpt --help`**", [TRUTHGPT, "--help"], site, reach=9),
             _running("**`truthgpt plugins`**", [TRUTHGPT, "plugins"], site, reach=10),
         ),
     )

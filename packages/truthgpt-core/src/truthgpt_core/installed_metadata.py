@@ -40,16 +40,18 @@ def read_text(distribution: Distribution, name: str) -> str | None:
     try:
         if not isinstance(folder, Path):
             return _strictly(distribution, name)  # in a zip file, say
-        path = folder / name
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        # Of every distribution that is installed: `Path` and text files take twice as long.
+        path = os.path.join(folder, name)
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
             return None
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(status.st_mode):
             raise DamagedMetadataError(f"its {name} is not an ordinary file: reinstall it")
         # Should it have become a pipe since, reading it ends at once.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, encoding="utf-8") as file:
-            return file.read()
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            text = file.readall().decode()
+        return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except (OSError, UnicodeDecodeError) as error:

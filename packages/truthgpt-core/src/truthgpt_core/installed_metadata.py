@@ -41,8 +41,8 @@ def read_text(distribution: Distribution, name: str) -> str | None:
         if not isinstance(folder, Path):
             return _strictly(distribution, name)  # in a zip file, say
         # Of every distribution that is installed: `Path` and text files take twice as long.
-        path = os.path.join(folder, name)
-        status = os.stat(path)
+        path = f"{folder}{os.sep}{name}"
+        status = os.stat(path)  # noqa: PTH116
         if stat.S_ISDIR(status.st_mode):
             return None
         if not stat.S_ISREG(status.st_mode):

@@ -6,7 +6,6 @@ the cursor, break the line or turn the direction of the text are written as esca
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Final
@@ -63,6 +62,9 @@ def visible(text: str) -> str:
 
 
 def _does_something(char: str) -> bool:
+    # Here, and not above: `truthgpt --help` writes no such text and waits for each import.
+    import unicodedata
+
     return (
         unicodedata.category(char) in _HARMFUL_CATEGORIES
         or unicodedata.bidirectional(char) in _TURNS_DIRECTION
@@ -72,6 +74,8 @@ def _does_something(char: str) -> bool:
 def _width(text: str) -> int:
     if text.isascii():
         return len(text)
+    import unicodedata
+
     return sum(
         0
         if unicodedata.category(char) in {"Mn", "Me", "Cf"}

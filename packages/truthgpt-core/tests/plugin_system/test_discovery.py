@@ -6,7 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+import packaging.requirements
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from truthgpt_core.plugin_system import PluginRow, State, discovery
 
@@ -144,3 +147,35 @@ def test_broken_metadata_does_not_break_the_command(site, truthgpt) -> None:
     assert result.returncode == 0, result.stderr
     (row,) = (row for row in json.loads(result.stdout) if row["name"] == "half")
     assert (row["state"], row["distribution"], row["version"]) == ("broken", "half", "")
+
+
+_NAMES = st.from_regex(r"[A-Za-z0-9._-]{1,8}", fullmatch=True)
+_VERSIONS = st.lists(
+    st.from_regex(r" ?(==|>=|<=|!=|~=|<|>|===|=) ?[0-9a.*!+-]{1,6} ?", fullmatch=True), max_size=3
+).map(",".join)
+_MARKERS = st.sampled_from(
+    ["", '; extra == "test"', ";extra=='a_b'", '; python_version < "3"', "; extra == ", " ;", "@ x"]
+)
+_LINES = st.one_of(
+    st.builds("{}{}{}".format, _NAMES, _VERSIONS, _MARKERS),
+    st.builds("{} ({})".format, _NAMES, _VERSIONS),
+    st.builds("{}[extra]{}".format, _NAMES, _VERSIONS),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(line=_LINES)
+def test_requirements_are_read_as_packaging_reads_them(site, line: str) -> None:
+    if not list(site.path.iterdir()):
+        site.install("one", {"truthgpt.plugins": {"one": "one"}})
+    metadata = f"Metadata-Version: 2.1\nName: one\nVersion: 1.0\nRequires-Dist: {line}\n"
+    (metadata_file,) = site.path.glob("*/METADATA")
+    metadata_file.write_text(metadata, encoding="utf-8")
+    (found,) = (each for each in discovery.discover() if each.name == "one")
+    try:
+        parsed = packaging.requirements.Requirement(line)
+        applies = parsed.marker is None or parsed.marker.evaluate({"extra": ""})
+    except packaging.requirements.InvalidRequirement:
+        applies = False
+    expected = [(parsed.name, str(parsed.specifier))] if applies else []
+    assert [(each.name, each.versions) for each in found.requirements] == expected

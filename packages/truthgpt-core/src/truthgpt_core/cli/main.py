@@ -8,6 +8,7 @@ the same however many there are.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from truthgpt_core.plugin_system.discovery import Installed
 
 INTERRUPTED = 130
+OBJECTS_BETWEEN_COLLECTIONS = 50_000
+"""Python's 700 make it look for garbage all the time while modules, which stay, are imported."""
 
 
 class CommandGroup(click.Group):
@@ -140,6 +143,7 @@ def main() -> None:
     from truthgpt_core.installed_metadata import tolerate_damage
     from truthgpt_core.plugin_system import code
 
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     tolerate_damage()
     code.stdout_is_ours = True
     try:

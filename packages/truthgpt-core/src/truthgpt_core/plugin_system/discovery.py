@@ -212,8 +212,33 @@ def _first(fields: Mapping[str, Sequence[str]], name: str) -> str:
     return next(iter(fields.get(name, ())), "")
 
 
+# NAME>=1,<2 with no marker, or with one that names an extra: nearly all that there are.
+_PLAIN = re.compile(
+    r"""([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)[ ]*((?:[<>=!~][^;@()\[\]]*)?)
+    (;[ ]*extra[ ]*==[ ]*["'][A-Za-z0-9._-]+["'])?""",
+    re.VERBOSE,
+)
+
+
 @cache  # plugins require much the same
 def _requirement(text: str) -> Requirement | None:
+    """Read one line of `Requires-Dist`; None if it is not always required, or cannot be read."""
+    plain = _PLAIN.fullmatch(text)
+    if plain is None:
+        return _parsed(text)
+    # The parser of requirements takes longer to import than all plugins take to be found.
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    name, versions, extra = plain.groups()
+    if extra:
+        return None
+    try:
+        return Requirement(normalized(name), name, str(SpecifierSet(versions)))
+    except InvalidSpecifier:
+        return None  # pip has already complained to the person who installed it
+
+
+def _parsed(text: str) -> Requirement | None:
     from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
     from packaging.requirements import InvalidRequirement
     from packaging.requirements import Requirement as Parsed

@@ -14,7 +14,7 @@ from truthgpt_services.errors import refuse_unknown_component
 from truthgpt_services.measuring.text import evaluation_text
 from truthgpt_services.measuring.worker_log import kept_on_failure
 from truthgpt_services.models.sources import resolve
-from truthgpt_services.optimizing.pipeline import Job
+from truthgpt_services.optimizing.pipeline import Pipeline
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.results.schema import Report
 
@@ -52,6 +52,6 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
         place = Path(scratch)
         stack.enter_context(kept_on_failure(place))
-        job = Job(request, resolved, text, place, place, stack, plugins, progress)
-        job.start()
-        return job.report(command)
+        run = Pipeline(request, resolved, text, place, place, stack, plugins, progress)
+        run.start()
+        return run.report(command)

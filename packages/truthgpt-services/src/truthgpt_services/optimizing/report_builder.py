@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.measuring import compare
-from truthgpt_services.measuring.compare import Contestant, windows
-from truthgpt_services.measuring.protocol import Converted
+from truthgpt_services.measuring.compare import windows
+from truthgpt_services.measuring.protocol import BuiltStep, Converted
 from truthgpt_services.measuring.speed import DECODE, PREFILL
 from truthgpt_services.measuring.text import EvaluationText
 from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
+from truthgpt_services.optimizing.comparisons import Comparison
 from truthgpt_services.optimizing.request import OptimizeFile
+from truthgpt_services.optimizing.reuse import marked
 from truthgpt_services.optimizing.summary import summary
+from truthgpt_services.optimizing.trials import SAMPLE_PROMPT, Trials
 from truthgpt_services.results.schema import (
     Control,
     Load,
     Machine,
-    Measurements,
     Outcome,
-    Ratio,
     Report,
     Result,
     Settings,
@@ -33,9 +33,6 @@ from truthgpt_services.results.schema import (
 )
 from truthgpt_services.results.statistics import CONFIDENCE
 
-SAMPLE_PROMPT = "The future of AI is"
-WEIGHT_FILES = "*.safetensors"
-
 
 class ReportBuilder:
     """Collects steps and variants, and puts them together.
@@ -44,11 +41,11 @@ class ReportBuilder:
         request: what was asked for.
         resolved: the model.
         text: that quality is measured on.
+        trials: what has been measured.
 
     Attributes:
         machine: where it is measured.
         versions: of what takes part.
-        control: the baseline once more, with all its launches, if it took part.
         variants: that were measured, without the baseline.
         steps: that were tried, in their order.
         notes: what a step noted while the model ran, by what that is about.
@@ -58,66 +55,35 @@ class ReportBuilder:
     versions: dict[str, str]
 
     def __init__(
-        self, request: OptimizeFile, resolved: ResolvedModel, text: EvaluationText
+        self,
+        request: OptimizeFile,
+        resolved: ResolvedModel,
+        text: EvaluationText,
+        trials: Trials,
     ) -> None:
         self._request = request
         self._plan = request.plan
         self._resolved = resolved
         self._text = text
-        self.control: Contestant | None = None
+        self._trials = trials
         self.variants: list[Variant] = []
         self.steps: list[Step] = []
         self.notes: dict[str, dict[str, str]] = {}
 
-    def begin(self, found: Converted, baseline: MadeVariant, ids: Sequence[int]) -> None:
-        """Take what is known when the baseline has been loaded.
-
-        Args:
-            found: what its worker said of the machine and the model.
-            baseline: the model that everything starts from.
-            ids: the tokens of the text.
-        """
+    def begin(self, found: Converted) -> None:
+        """Take what the baseline's worker said of the machine and the model."""
         self.machine = found.machine
         self.versions = found.versions
         self._architecture = found.architecture
-        self._baseline = baseline
-        self._ids = ids
-
-    def ratio(self, made: MadeVariant, against: MadeVariant, quantity: str) -> Ratio:
-        """Return a ratio of speeds, whose interval is no narrower than the control's."""
-        noise = []
-        if self.control is not None and made is not against:
-            shared = {
-                number: launch
-                for number, launch in self.control.launches.items()
-                if number in made.contestant.launches
-            }
-            noise = replace(self.control, launches=shared).log_ratios(
-                self._baseline.contestant, quantity
-            )
-        return compare.ratio(made.contestant, against.contestant, quantity, self._plan, noise)
-
-    def measurements(self, made: MadeVariant) -> Measurements:
-        """Return all that was measured of a variant."""
-        saved = sum(
-            file.stat().st_size
-            for file in (made.directory.glob(WEIGHT_FILES) if made.directory else ())
-        )
-        return made.contestant.measurements(
-            self._plan,
-            prompt_tokens=min(len(self._ids), self._plan.prompt_tokens),
-            saved_bytes=saved,
-            build_peak=made.build_peak,
-        )
 
     def variant(self, made: MadeVariant) -> Variant:
         """Return a variant as the report has it."""
         return Variant(
             name=made.name,
             steps=[each.name for each in made.steps],
-            measured=self.measurements(made),
-            decode_ratio=self.ratio(made, self._baseline, DECODE),
-            prefill_ratio=self.ratio(made, self._baseline, PREFILL),
+            measured=self._trials.measurements(made),
+            decode_ratio=self._trials.ratio(made, self._trials.baseline, DECODE),
+            prefill_ratio=self._trials.ratio(made, self._trials.baseline, PREFILL),
             layers=made.contestant.layers,
             layers_missing=made.contestant.layers_missing,
         )
@@ -151,6 +117,35 @@ class ReportBuilder:
             )
         )
 
+    def note_built(
+        self, step: AskedStep, outcome: Outcome, reason: str, built: BuiltStep, **found: Any
+    ) -> None:
+        """Add a step that was made, with what its worker said of it; see `note`."""
+        self.note(
+            step,
+            outcome,
+            reason,
+            options=built.settings,
+            seconds=built.seconds,
+            coverage=built.coverage,
+            notes=built.notes,
+            choices=built.choices,
+            **found,
+        )
+
+    def take_over(self, found: Comparison) -> None:
+        """Add a step that an earlier run has measured."""
+        self.variants.append(found.variant)
+        self.steps.append(marked(found))
+        self.notes[found.step.name] = dict(found.notes)
+
+    def collect_notes(self, made: MadeVariant, steps: Iterable[AskedStep]) -> None:
+        """Take over what steps of a variant have noted while it ran."""
+        names = {step.name for step in steps}
+        for note in made.contestant.worker.notes():
+            if note.optimization in names:
+                self.notes.setdefault(note.optimization, {})[note.about] = note.text
+
     def report(self, command: Sequence[str], result: MadeVariant, load: Load) -> Report:
         """Put the report together.
 
@@ -159,14 +154,15 @@ class ReportBuilder:
             result: the variant that all accepted steps made.
             load: what other programs did meanwhile.
         """
-        plan, baseline = self._plan, self._baseline.contestant
+        plan, ids = self._plan, self._trials.ids
+        baseline = self._trials.baseline.contestant
         steps = [
             step.model_copy(
                 update={"notes": [*step.notes, *self.notes.get(step.name, {}).values()]}
             )
             for step in self.steps
         ]
-        variants = [self.variant(self._baseline), *self.variants]
+        variants = [self.variant(self._trials.baseline), *self.variants]
         return Report(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=list(command),
@@ -186,13 +182,13 @@ class ReportBuilder:
             text=Text(
                 name=self._text.name,
                 sha256=self._text.sha256,
-                tokens=sum(len(each) - 1 for each in windows(self._ids, plan)),
+                tokens=sum(len(each) - 1 for each in windows(ids, plan)),
                 window=plan.window,
-                decode_tokens=min(len(self._ids), plan.decode_tokens) - plan.decode_prompt,
+                decode_tokens=min(len(ids), plan.decode_tokens) - plan.decode_prompt,
             ),
             settings=Settings(
                 rounds=plan.rounds,
-                prompt_tokens=min(len(self._ids), plan.prompt_tokens),
+                prompt_tokens=min(len(ids), plan.prompt_tokens),
                 new_tokens=plan.new_tokens,
                 confidence=CONFIDENCE,
                 gate=self._request.gate,
@@ -219,10 +215,10 @@ class ReportBuilder:
 
     def _control(self) -> Control | None:
         """Return the baseline against itself, over all launches of the run."""
-        if self.control is None:
+        control, baseline = self._trials.control, self._trials.baseline.contestant
+        if control is None:
             return None
         decode, prefill = (
-            compare.ratio(self.control, self._baseline.contestant, quantity, self._plan)
-            for quantity in (DECODE, PREFILL)
+            compare.ratio(control, baseline, quantity, self._plan) for quantity in (DECODE, PREFILL)
         )
         return Control(decode_ratio=decode, prefill_ratio=prefill)

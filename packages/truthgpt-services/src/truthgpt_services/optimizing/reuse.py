@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from truthgpt_core.optimization import Optimization
 from truthgpt_services.formatting import moment
 from truthgpt_services.measuring.compare import Contestant
 from truthgpt_services.measuring.speed import Launch
+from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
 from truthgpt_services.optimizing.comparisons import (
     Comparison,
+    Comparisons,
     Turns,
     digest,
     environment,
     identity,
     sources,
 )
+from truthgpt_services.optimizing.model_maker import ModelMaker
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.results.schema import Load, Machine, Outcome, Step, Variant
 
@@ -122,3 +126,92 @@ def marked(found: Comparison) -> Step:
     if found.load.warning:
         said.append(found.load.warning)
     return found.step.model_copy(update={"reason": " ".join(said), "reused": found.created})
+
+
+class EarlierRun:
+    """What an earlier run of the same command has finished before it was cut short.
+
+    Args:
+        given: all that the comparisons of the command depend on; see `depends_on`.
+        models: makes the models of accepted steps again.
+    """
+
+    def __init__(self, given: Mapping[str, Any], models: ModelMaker) -> None:
+        self._comparisons = Comparisons(given)
+        self._models = models
+
+    def find(self, name: str, steps: Sequence[AskedStep]) -> Comparison | None:
+        """Return the comparison of a model with these steps, if it was finished there.
+
+        Args:
+            name: of the variant.
+            steps: of the variant, the last one to be judged.
+        """
+        found = self._comparisons.get(self._key(steps))
+        if found is None or (found.step.name, found.variant.name) != (steps[-1].name, name):
+            return None
+        return found
+
+    def made_again(
+        self, found: Comparison, steps: list[AskedStep], baseline: MadeVariant
+    ) -> MadeVariant | None:
+        """Make the files of a variant again; None if they are not those that were measured."""
+        name, measured = found.variant.name, found.variant.measured
+        directory = self._models.new_directory()
+        self._models.build(name, steps, directory)
+        if digest(directory) != found.weights:
+            shutil.rmtree(directory)
+            return None
+        contestant = Contestant(
+            name,
+            self._models.start(name),
+            replace(
+                baseline.contestant.opened,
+                load_seconds=measured.load_seconds,
+                weights_bytes=measured.weights_bytes,
+            ),
+            str(directory),
+            warmup_seconds=measured.warmup_seconds,
+            quality=measured.quality,
+            layers=found.variant.layers,
+            layers_missing=found.variant.layers_missing,
+            sample=measured.sample,
+            metrics=measured.metrics,
+        )
+        peak = measured.build_peak_memory_bytes
+        return MadeVariant(contestant, steps, directory, peak, cold=True)
+
+    def remember(
+        self,
+        step: Step,
+        variant: Variant,
+        made: MadeVariant,
+        took_turns: Sequence[Contestant],
+        *,
+        first: int,
+        notes: Mapping[str, str],
+        load: Load,
+    ) -> None:
+        """Let a later run of the same command take over what was measured.
+
+        Args:
+            step: what became of the step.
+            variant: the model with it, as the report has it.
+            made: the model with it.
+            took_turns: the baseline first.
+            first: the number of the first launch that was for this comparison.
+            notes: what the step noted while the model ran.
+            load: what other programs did.
+        """
+        assert made.directory is not None
+        key = self._key(made.steps)
+        self._comparisons.put(
+            finished(key, step, variant, took_turns, first, notes, made.directory, load)
+        )
+
+    def forget(self) -> None:
+        """Let the same command measure again: its run has come to its end."""
+        self._comparisons.forget()
+
+    def _key(self, steps: Sequence[AskedStep]) -> str:
+        return self._comparisons.key([vars(each.for_worker()) for each in steps])

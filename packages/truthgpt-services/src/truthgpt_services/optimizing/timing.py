@@ -38,19 +38,14 @@ class Timing:
         self._launches = 0
         self.meter = LoadMeter()
 
-    def open(
-        self, worker: WorkerProcess, name: str, directory: str, dtype: str | None
-    ) -> Contestant:
-        """Let a worker load a model."""
-        opened = worker.open(directory, dtype, self._device)
-        return Contestant(name, worker, opened, directory, dtype)
-
     def control(self, baseline: Contestant, ids: Sequence[int]) -> Contestant | None:
         """Load the baseline once more, in a process of its own, if there is memory for it."""
         available = baseline.worker.available_memory()
         if available is not None and available < baseline.opened.weights_bytes + SPARE:
             return None
-        control = self.open(self._start("control"), "control", baseline.directory, baseline.dtype)
+        worker = self._start("control")
+        opened = worker.open(baseline.directory, baseline.dtype, self._device)
+        control = Contestant("control", worker, opened, baseline.directory, baseline.dtype)
         warm_up(control, ids, self._plan)
         return control
 

@@ -34,11 +34,14 @@ from truthgpt_services.training.checkpoints import CheckpointStore, Found
 from truthgpt_services.training.config_sections import read_settings
 from truthgpt_services.training.distributed import choose_backend
 from truthgpt_services.training.errors import CheckpointError, TrainingError, TrainingInterrupted
+from truthgpt_services.training.evaluation import EvaluationInterrupted, evaluate
 from truthgpt_services.training.guards import StepGuard
 from truthgpt_services.training.loop import train
 from truthgpt_services.training.memory import kept_memory
 from truthgpt_services.training.precision import choose_precision, make_scaler
-from truthgpt_services.training.run import EvaluationInterrupted, Run, evaluate
+from truthgpt_services.training.processes import Processes
+from truthgpt_services.training.run import Run
+from truthgpt_services.training.run_checkpoints import RunCheckpoints
 from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.state import Progress, ResumableLoader, TrainingState
 
@@ -137,6 +140,7 @@ class TrainingService:
             keep_best=settings.keep_best,
             background=settings.async_save,
         )
+        guard, processes = StepGuard(settings), Processes(backend, self.signals)
         self._run = Run(
             state=state,
             settings=settings,
@@ -146,10 +150,10 @@ class TrainingService:
             precision=precision,
             prepared=prepared,
             hooks=self._plugins.hooks,
-            store=store,
-            signals=self.signals,
+            processes=processes,
+            checkpoints=RunCheckpoints(state, guard, store, processes, self.emit),
             emit=self.emit,
-            guard=StepGuard(settings),
+            guard=guard,
         )
         known = {"training": settings.model_dump(mode="json"), **(whole_config or {})}
         self._config = {**known, "output_dir": str(output_dir)}
@@ -175,9 +179,7 @@ class TrainingService:
             TrainingError: the service is not configured.
             CheckpointError: another run has it, or it cannot be made.
         """
-        run = self._configured()
-        if run.backend.is_main:
-            run.store.open()
+        self._configured().checkpoints.open()
 
     def run(
         self,
@@ -222,12 +224,12 @@ class TrainingService:
                 it is of another model, optimizer or schedule.
         """
         run = self._configured()
-        found = run.newest() if path is None else Found(Path(path), ())
+        found = run.checkpoints.newest() if path is None else Found(Path(path), ())
         if found.path is None:
             if found.skipped:
                 reasons = "; ".join(each.reason for each in found.skipped)
                 raise CheckpointError(
-                    f"No checkpoint in {run.store.directory} is whole: {reasons}",
+                    f"No checkpoint in {run.checkpoints.directory} is whole: {reasons}",
                     hint="Name another output directory to begin anew.",
                 )
             return found
@@ -306,9 +308,15 @@ class TrainingService:
         self.emit(EvaluationStarted(step=step))
         with self.signals:
             try:
-                metrics = evaluate(run, model.to(where), loader, where)
+                metrics = evaluate(
+                    model.to(where),
+                    loader,
+                    where,
+                    processes=run.processes,
+                    precision=run.precision,
+                )
             except EvaluationInterrupted:
-                raise self._interrupted(run.leave()) from None
+                raise self._interrupted(run.checkpoints.leave()) from None
         self.emit(EvaluationFinished(step=step, metrics=metrics))
         return metrics
 
@@ -392,7 +400,7 @@ class TrainingService:
             CheckpointError: one could not be written.
         """
         run = self._configured()
-        run.tell_saved(run.store.close())
+        run.checkpoints.close()
         if self._told_start:
             progress = run.state.progress
             self.emit(
@@ -428,8 +436,8 @@ class TrainingService:
                 ):
                     self._evaluate_besides(run)
                 if save:
-                    run.save()
-                    run.tell_saved(run.store.wait())
+                    run.checkpoints.save()
+                    run.checkpoints.wait()
         except TrainingInterrupted as error:
             raise self._interrupted(error) from None
         except BaseException as failure:
@@ -438,7 +446,7 @@ class TrainingService:
                 told = run.backend.explain(failure) or explain_lost_worker(failure) or failure
                 # What is being written is waited for; that it fails too is no news any more.
                 with suppress(CheckpointError):
-                    run.tell_saved(run.store.close())
+                    run.checkpoints.close()
             self.emit(TrainingFailed(step=progress.step, reason=in_one_line(told)))
             if told is not failure:
                 raise told from failure
@@ -452,7 +460,7 @@ class TrainingService:
 
     def _interrupted(self, error: TrainingInterrupted) -> TrainingInterrupted:
         run = self._configured()
-        run.store.close()
+        run.checkpoints.close()
         step = run.state.progress.step
         self.emit(TrainingFinished(step=step, interrupted=error.signal_name))
         return error
@@ -488,5 +496,5 @@ class TrainingService:
 
     def _close(self) -> None:
         if self._run is not None:
-            self._run.store.close()
+            self._run.checkpoints.close()
             self._run = None

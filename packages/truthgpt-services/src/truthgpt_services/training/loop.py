@@ -13,10 +13,13 @@ from truthgpt_core.training import TrainingProgress
 from truthgpt_services.training.batches import Group, groups
 from truthgpt_services.training.compiling import BatchLoss
 from truthgpt_services.training.errors import TrainingError
+from truthgpt_services.training.evaluation import EvaluationInterrupted
 from truthgpt_services.training.flops import count_flops
 from truthgpt_services.training.guards import why_stop_early
 from truthgpt_services.training.precision import autocast
-from truthgpt_services.training.run import EvaluationInterrupted, Run
+from truthgpt_services.training.rng import random_state
+from truthgpt_services.training.run import Run
+from truthgpt_services.training.state import Moment
 
 
 def train(run: Run, until_epoch: int) -> str | None:
@@ -42,19 +45,19 @@ def train(run: Run, until_epoch: int) -> str | None:
 
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    if settings.non_finite == "roll_back" and run.newest().path is None:
-        run.save()
+    if settings.non_finite == "roll_back" and run.checkpoints.newest().path is None:
+        run.checkpoints.save()
     if progress.evaluation_pending and run.validation is not None:
         _evaluate_or_leave(run)
         # The checkpoint of this step was saved before it was known how good it is.
-        run.save()
+        run.checkpoints.save()
     reason = _why_end(run)
 
     while progress.epoch < until_epoch and reason is None:
         epoch, stepped = progress.epoch, state.position is not None
         ended: TrainingEpochFinished | None = None
         run.emit(TrainingEpochStarted(epoch=epoch, step=progress.step))
-        run.go_to_epoch()
+        state.begin_epoch(run.loader)
         began = perf_counter()
 
         for group in groups(run.loader, settings.gradient_accumulation_steps, state.position):
@@ -63,7 +66,7 @@ def train(run: Run, until_epoch: int) -> str | None:
                 continue
             stepped = True
             step = progress.step + 1
-            start = run.moment(group.before) if len(group.batches) > 1 else None
+            start = Moment(group.before, random_state()) if len(group.batches) > 1 else None
 
             # Each loss is divided by the targets of the whole group, so that its gradient is
             # that of one large batch, however the targets are spread. Between processes a
@@ -74,17 +77,17 @@ def train(run: Run, until_epoch: int) -> str | None:
                 more = number < len(group.batches)
                 with backend.accumulating(run.prepared) if more else nullcontext():
                     with autocast(run.precision, run.device):
-                        loss = loss_of(run.share(batch))
+                        loss = loss_of(run.processes.share(batch, run.device))
                     scaler.scale(loss / share).backward()
                 summed += loss.detach()
-                if more and run.leaving:
+                if more and run.processes.leaving:
                     # A resumed run begins the group anew: gradients are not saved.
                     optimizer.zero_grad(set_to_none=True)
-                    raise run.leave(start)
+                    raise run.checkpoints.leave(start)
 
             scaler.unscale_(optimizer)
             norm = backend.whole(nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
-            loss, norm = run.total(summed), norm.float().to(run.device)
+            loss, norm = run.processes.total(summed), norm.float().to(run.device)
             mean, size = torch.stack((loss / group.targets, norm)).tolist()
             where = f"step {step}, {group} of epoch {epoch}"
             refused = run.guard.check(mean, size, where, scaled=scaler.is_enabled())
@@ -103,7 +106,8 @@ def train(run: Run, until_epoch: int) -> str | None:
             if refused is not None and refused.action == "skip":
                 run.note("skip", f"{refused.reason}: the step was left out")
             elif refused is not None:
-                run.roll_back(refused.reason)
+                of = run.checkpoints.roll_back(refused.reason)
+                run.note("roll_back", f"{refused.reason}: back to the weights of step {of}")
             else:
                 progress.epoch_loss += mean * group.targets
                 progress.epoch_targets += group.targets
@@ -112,7 +116,7 @@ def train(run: Run, until_epoch: int) -> str | None:
                     run.note("spike", f"The loss is {mean:.4f} at {where}; {usual:.4f} is usual")
 
             if group.last:
-                ended = run.end_epoch()
+                ended = _end_epoch(run)
             seconds = perf_counter() - began
             run.emit(
                 TrainingStep(
@@ -127,19 +131,27 @@ def train(run: Run, until_epoch: int) -> str | None:
                     refused=refused is not None,
                 )
             )
-            run.tell_saved(run.store.finished())
+            run.checkpoints.look()
 
-            told = run.told(mean, group.last, epoch)
-            evaluate, save, stop = run.asked(told)
+            so_far = TrainingProgress(
+                step=step,
+                total_steps=run.total_steps,
+                epoch=epoch,
+                last_of_epoch=group.last,
+                tokens=progress.tokens,
+                loss=mean,
+                metrics=dict(progress.metrics),
+            )
+            evaluate, save, stop = _what_plugins_want(run, so_far)
             by_epochs = run.evaluate_epochs
             if run.validation is not None and _due(
-                evaluate, settings.eval_steps, by_epochs and settings.eval_interval, told
+                evaluate, settings.eval_steps, by_epochs and settings.eval_interval, so_far
             ):
                 _evaluate_or_leave(run)
-            if _due(save, settings.save_steps, by_epochs and settings.save_interval, told):
-                run.save()
-            if run.leaving:
-                raise run.leave()
+            if _due(save, settings.save_steps, by_epochs and settings.save_interval, so_far):
+                run.checkpoints.save()
+            if run.processes.leaving:
+                raise run.checkpoints.leave()
             reason = _why_end(run) or stop
             if reason is not None:
                 break
@@ -152,20 +164,44 @@ def train(run: Run, until_epoch: int) -> str | None:
             )
         if ended is None and reason is None:
             # There was nothing to predict in the last of its batches.
-            ended = run.end_epoch()
+            ended = _end_epoch(run)
         if ended is not None:
             run.last_loss = run.last_loss if ended.loss is None else ended.loss
             run.emit(ended)
     return reason
 
 
-def _due(asked: bool | None, steps: int | None, epochs: int, told: TrainingProgress) -> bool:
+def _what_plugins_want(
+    run: Run, so_far: TrainingProgress
+) -> tuple[bool | None, bool | None, str | None]:
+    """Ask the plugins of the main process what to do after a step.
+
+    Returns:
+        Whether to evaluate and whether to save, None if no plugin says, and why to stop.
+    """
+    hooks = run.hooks
+    return run.backend.broadcast(
+        (
+            hooks.should_evaluate(progress=so_far),
+            hooks.should_save(progress=so_far),
+            hooks.should_stop_training(progress=so_far),
+        )
+    )
+
+
+def _due(wanted: bool | None, steps: int | None, epochs: int, so_far: TrainingProgress) -> bool:
     """Return whether something is due: plugins say so, else the intervals, of 0 for never."""
-    if asked is not None:
-        return asked
-    if steps is not None and told.step % steps == 0:
+    if wanted is not None:
+        return wanted
+    if steps is not None and so_far.step % steps == 0:
         return True
-    return bool(told.last_of_epoch and epochs and (told.epoch + 1) % epochs == 0)
+    return bool(so_far.last_of_epoch and epochs and (so_far.epoch + 1) % epochs == 0)
+
+
+def _end_epoch(run: Run) -> TrainingEpochFinished:
+    progress = run.state.progress
+    epoch = progress.epoch
+    return TrainingEpochFinished(epoch=epoch, step=progress.step, loss=run.state.end_epoch())
 
 
 def _evaluate_or_leave(run: Run) -> None:
@@ -173,7 +209,7 @@ def _evaluate_or_leave(run: Run) -> None:
     try:
         run.evaluate()
     except EvaluationInterrupted:
-        raise run.leave() from None
+        raise run.checkpoints.leave() from None
 
 
 def _why_end(run: Run) -> str | None:

@@ -101,6 +101,26 @@ class TrainingState:
     guard: dict[str, Any] = field(default_factory=dict)
     compiled: Compiled = None
 
+    def begin_epoch(self, loader: Any) -> None:
+        """Bring a loader to the epoch under way, and to where it was in it."""
+        set_epoch = getattr(loader, "set_epoch", None)
+        if self.position is not None and isinstance(loader, ResumableLoader):
+            loader.load_state_dict(dict(self.position))
+        elif set_epoch is not None:
+            set_epoch(self.progress.epoch)
+
+    def end_epoch(self) -> float | None:
+        """Go on to the next epoch; return the loss of the one that ended, in nats per token.
+
+        It is None if no step of the epoch counted.
+        """
+        progress = self.progress
+        targets = progress.epoch_targets
+        loss = progress.epoch_loss / targets if targets else None
+        progress.epoch, self.position = progress.epoch + 1, None
+        progress.epoch_loss, progress.epoch_targets = 0.0, 0
+        return loss
+
     def capture(self, moment: Moment | None = None, *, metric: float | None = None) -> Contents:
         """Return what a checkpoint holds; all processes call this.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from truthgpt_core.config.sections import Section
+from truthgpt_core.config import Section
 from truthgpt_core.tracking import Outcome, Row, RunStart, TrackerPlugin, flattened
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from truthgpt_core.config.sections import Section
+from truthgpt_core.config import Section
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_core.tracking import Outcome, Row, RunStart, TrackerPlugin
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from truthgpt_core.config.sections import Section
+from truthgpt_core.config import Section
 from truthgpt_core.event_system import EventType
 from truthgpt_core.tracking import Outcome, TrackerPlugin
 from truthgpt_services import TrainingService

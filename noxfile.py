@@ -203,3 +203,10 @@ def workspace(session: nox.Session) -> None:
     session.install("pyright[nodejs]==1.1.414")
     session.run("mypy", "--strict", *(str(package / "src") for package in ALL))
     run_tests(session, ROOT / "tests")
+
+
+@nox.session(python=PYTHON, default=False)
+def soak(session: nox.Session) -> None:
+    """Long campaigns, of which the tests hold a little each; options after `--` go to soak.py."""
+    install(session, CORE, SERVICES, QUANTIZE, tests_of=(CORE, SERVICES))
+    session.run("python", str(ROOT / "benchmarks" / "soak.py"), *session.posargs)

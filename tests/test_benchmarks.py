@@ -15,7 +15,7 @@ CONTESTS = [
     ("emit, 1 handler", 1),
     ("emit, 10 handlers", 1),
     ("discovery and judging", 1),
-    ("start, 50 plugins installed", 2),
+    ("start, 50 plugins in 500", 2),
 ]
 """What each contest's title begins with, and how many of its ways are asked to reach something."""
 

@@ -26,8 +26,8 @@ class Count:
                 found[mark.args[0]] += mark.kwargs.get("cases", 1)
         pathlib.Path(sys.argv[1]).write_text(json.dumps(found))
 
-options = ["--collect-only", "-qqq", "-p", "no:randomly", "-p", "no:xdist", *sys.argv[2:]]
-sys.exit(pytest.main(options, plugins=[Count()]))
+options = ["--collect-only", "--all-cases", "-qqq", "-p", "no:randomly", "-p", "no:xdist"]
+sys.exit(pytest.main([*options, *sys.argv[2:]], plugins=[Count()]))
 """
 
 

@@ -1,0 +1,179 @@
+"""Long campaigns: what the tests try a little of, tried for as long as you like.
+
+    python benchmarks/soak.py --factor 20 --repeats 3 --kills 1000 --seed 1
+
+Property tests get `factor` times their examples, by a seed; the tests of faults and of threads
+run again and again, each time in another order; training is killed at random moments. Prints a
+table with the commit and the machine, and ends with 1 if anything failed. `nox -s soak` runs it
+with all packages installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+PACKAGES = ("truthgpt-core", "truthgpt-services", "truthgpt-plugin-quantize")
+HEADING = """\
+| campaign | what | cases | failed | minutes |
+|---|---|---:|---:|---:|"""
+TESTED, NO_TESTS = 0, 5
+
+
+class Found(NamedTuple):
+    """What a campaign has tried, and what failed: names of tests, or sentences."""
+
+    cases: int
+    failed: list[str]
+
+
+def main() -> None:
+    """Run the campaigns that are asked for, and print a row for each."""
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--factor", type=int, default=20, help="times the examples of a test")
+    arguments.add_argument("--repeats", type=int, default=3, help="runs of faults and threads")
+    arguments.add_argument("--kills", type=int, default=1000, help="of training")
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--only", nargs="+", choices=list(CAMPAIGNS), default=list(CAMPAIGNS))
+    given = arguments.parse_args()
+    print(f"{_described()}; seed {given.seed}\n\n{HEADING}", flush=True)
+    failed: list[str] = []
+    for name in given.only:
+        what, campaign = CAMPAIGNS[name]
+        began = time.monotonic()
+        found = campaign(given)
+        minutes = (time.monotonic() - began) / 60
+        print(
+            f"| {name} | {what} | {found.cases:,} | {len(found.failed)} | {minutes:.0f} |",
+            flush=True,
+        )
+        failed += found.failed
+    if failed:
+        print("\nFailed:\n" + "\n".join(failed), file=sys.stderr)
+        raise SystemExit(1)
+
+
+def properties(given: argparse.Namespace) -> Found:
+    """Try the property tests with more examples than `make test` does."""
+    environment = {"SOAK_FACTOR": str(given.factor)}
+    options = [f"--hypothesis-seed={given.seed}", "-p", "no:randomly"]
+    return _total(_pytest(package, options, environment) for package in PACKAGES)
+
+
+def faults(given: argparse.Namespace) -> Found:
+    """Try what goes wrong in training, in another order each time."""
+    return _again(given, ["-m", "fault or campaign", "--all-cases"], PACKAGES)
+
+
+def threads(given: argparse.Namespace) -> Found:
+    """Try the tests of threads and of processes at once, in another order each time."""
+    return _again(given, ["-k", "threads or racing or two_processes or many_processes"], PACKAGES)
+
+
+def kills(given: argparse.Namespace) -> Found:
+    """Kill training at random moments, read what it left, and go on from there."""
+    command = [sys.executable, str(HERE / "train_kills.py"), "--kills", str(given.kills)]
+    done = subprocess.run(
+        [*command, "--seed", str(given.seed)], capture_output=True, text=True, check=False
+    )
+    failed = [] if done.returncode == 0 else [f"train_kills.py: {done.stdout}{done.stderr}"]
+    return Found(given.kills, failed)
+
+
+CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.Namespace], Found]]] = {
+    "properties": (
+        "examples of property tests, of parsers, ordering, kernels, storage",
+        properties,
+    ),
+    "faults": ("kills, signals, damaged files and full disks, in training and data", faults),
+    "threads": ("tests of threads and processes at once", threads),
+    "kills": ("training killed at a random moment and resumed, ending with the same bits", kills),
+}
+
+
+def _again(
+    given: argparse.Namespace, options: list[str], packages: list[str] | tuple[str, ...]
+) -> Found:
+    seeds = range(given.seed, given.seed + given.repeats)
+    return _total(
+        _pytest(package, [*options, "-p", "randomly", f"--randomly-seed={seed}"], {})
+        for seed in seeds
+        for package in packages
+    )
+
+
+def _total(found: Iterator[Found]) -> Found:
+    results = list(found)
+    return Found(
+        sum(each.cases for each in results),
+        [failure for each in results for failure in each.failed],
+    )
+
+
+def _pytest(package: str, options: list[str], environment: dict[str, str]) -> Found:
+    """Run tests of a package in processes of their own, counted by `soak_count.py`."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder)
+        variables = {
+            **os.environ,
+            **environment,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+            "SOAK_COUNTS": folder,
+        }
+        tests = str(ROOT / "packages" / package / "tests")
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "loadgroup"]
+        done = subprocess.run(
+            [*command, "-p", "soak_count", *options, tests],
+            env=variables,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        rows = [json.loads(line) for file in counts.iterdir() for line in file.open()]
+    failed = [row["test"] for row in rows if row["failed"]]
+    if done.returncode not in (TESTED, NO_TESTS):
+        print(done.stdout[-20_000:], done.stderr, file=sys.stderr)
+        failed = failed or [f"{package}: pytest ended with {done.returncode}"]
+    return Found(sum(row["cases"] for row in rows), failed)
+
+
+def _described() -> str:
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    cpu = next(
+        (
+            line.partition(": ")[2]
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    used = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "hypothesis"))
+    return (
+        f"commit {commit}; {cpu}, {os.cpu_count()} cores, {platform.system()} "
+        f"{platform.release()}; Python {platform.python_version()}, {used}"
+    )
+
+
+if __name__ == "__main__":
+    main()

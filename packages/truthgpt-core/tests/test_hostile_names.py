@@ -154,6 +154,7 @@ PLACES: list[Callable[..., list[str]]] = [
 ]
 
 
+@pytest.mark.campaign(cases=8)
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_a_hostile_name_reaches_no_terminal(site, truthgpt, place) -> None:
     """It is printed as escapes, on standard output and standard error."""

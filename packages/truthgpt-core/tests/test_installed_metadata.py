@@ -58,6 +58,7 @@ def test_damaged_metadata_is_a_row(site, manager, how: str) -> None:
     assert row.reason == "its METADATA does not say its name and version: reinstall it"
 
 
+@pytest.mark.campaign(cases=5)
 @pytest.mark.parametrize("how", ENTRY_POINTS)
 @pytest.mark.parametrize(
     "arguments", [["config", "schema"], ["plugins", "--load", "--json"], ["services", "--json"]]

@@ -430,7 +430,7 @@ def using(registries: str) -> Any:
     class Program(Registrations):
         used = frozenset(registries.split())
 
-    Program.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+    Program.TestCase.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
     return Program.TestCase
 
 

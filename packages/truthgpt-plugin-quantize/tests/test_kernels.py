@@ -19,6 +19,7 @@ SCRIPT = Path(__file__).with_name("kernel_examples.py")
 KERNELS = ("native", "packed", "packed-bfloat16", "dequantize")
 
 
+@pytest.mark.campaign(cases=5)
 @pytest.mark.parametrize(
     ("scheme", "kernel", "capability"),
     [

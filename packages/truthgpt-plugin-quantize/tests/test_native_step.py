@@ -493,7 +493,7 @@ def test_a_process_ends_and_forks_while_threads_wait(script: str) -> None:
         [sys.executable, "-c", PROCESS + script],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -47,6 +47,7 @@ def test_torch_that_works_is_described(doctor, torch) -> None:
     assert "kernels for AVX2, 1 thread" in findings["torch", "computing"]["detail"]
 
 
+@pytest.mark.campaign(cases=4)
 @pytest.mark.parametrize(
     ("code", "said"),
     [

@@ -99,8 +99,8 @@ def share_plus_minus(value: float, error: float) -> tuple[str, str]:
     """Write a share and its standard error as per cent; the error is empty if it is 0."""
     if error == 0:
         return share(value), ""
-    told = number(error) if _special(error) else f"{number(error * 100, 2)} %"
-    return share(value), f"{PLUS_MINUS} {told}"
+    error_text = number(error) if _special(error) else f"{number(error * 100, 2)} %"
+    return share(value), f"{PLUS_MINUS} {error_text}"
 
 
 def size(count: float) -> str:

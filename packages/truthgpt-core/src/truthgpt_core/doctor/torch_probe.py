@@ -67,11 +67,11 @@ def probe() -> None:
 def nvidia_driver() -> str:
     """Say where an NVIDIA driver shows; empty if none does."""
     try:
-        said = _DRIVER.read_text(errors="replace")
+        text = _DRIVER.read_text(errors="replace")
     except OSError:
         tool = shutil.which("nvidia-smi")
         return f"there is {tool}" if tool else ""
-    number = re.search(r"\s(\d+(?:\.\d+)+)\s", said)
+    number = re.search(r"\s(\d+(?:\.\d+)+)\s", text)
     return f"the NVIDIA driver {number[1]} is loaded" if number else "an NVIDIA driver is loaded"
 
 
@@ -98,9 +98,9 @@ def _guarded(
 
 
 def _build(torch: Any) -> Iterator[Diagnosis]:
-    said = torch.version
+    version = torch.version
     kinds = (("CUDA", "cuda"), ("ROCm", "hip"), ("XPU", "xpu"))
-    built = [f"{name} {has}" for name, key in kinds if (has := getattr(said, key, None))]
+    built = [f"{name} {has}" for name, key in kinds if (has := getattr(version, key, None))]
     yield Diagnosis.ok(
         "torch", f"{torch.__version__}, built for {' and '.join(built) or 'the CPU'}"
     )

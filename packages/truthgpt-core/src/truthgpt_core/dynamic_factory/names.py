@@ -146,7 +146,7 @@ class ComponentNames:
     def withdraw(self, name: str, layer: Layer) -> None:
         """Take `layer` out of `name`, wherever it lies."""
         with lock:
-            rest = tuple(kept for kept in self._layers.get(name, ()) if kept is not layer)
+            rest = tuple(other for other in self._layers.get(name, ()) if other is not layer)
             if rest:
                 self._layers[name] = rest
             else:

@@ -114,7 +114,7 @@ def register_component(
 
 def _withdraw(name: str, publication: _Publication) -> None:
     with lock:
-        rest = [kept for kept in _published.get(name, ()) if kept is not publication]
+        rest = [other for other in _published.get(name, ()) if other is not publication]
         if rest:
             _published[name] = rest
         else:

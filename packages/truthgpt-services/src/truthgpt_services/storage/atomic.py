@@ -21,11 +21,11 @@ from typing import Any
 
 from truthgpt_core.paths import (
     UnusableFileError,
+    display_path,
     expanded,
     flush_to_disk,
     open_regular,
     read_json,
-    shown_path,
 )
 from truthgpt_services.errors import OutputError
 from truthgpt_services.storage.locks import try_alone, wait_alone
@@ -303,7 +303,7 @@ def _as_typed(target: Path) -> Path:
         return expanded(target)
     except UnusableFileError as error:
         raise OutputError(
-            f"{shown_path(target)} cannot be an output: {error.strerror}",
+            f"{display_path(target)} cannot be an output: {error.strerror}",
             hint="Name another --output.",
         ) from None
 

@@ -69,6 +69,6 @@ def in_one_line(error: BaseException) -> str:
     """Return the type of an exception and what it says, with line breaks taken out."""
     try:
         message = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - an exception is anybody's class, and saying so must not fail
+    except Exception:  # noqa: BLE001 - any class can be an exception, and saying so must not fail
         message = ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

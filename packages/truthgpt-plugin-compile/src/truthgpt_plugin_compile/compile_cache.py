@@ -60,7 +60,7 @@ class CodeCache:
         """Have inductor read and write this directory, and put the environment back after.
 
         A directory that the user chose is used instead. The default that torch
-        writes into the environment by itself was chosen by nobody.
+        writes into the environment by itself was not chosen.
 
         Raises:
             OSError: it cannot be made or written.

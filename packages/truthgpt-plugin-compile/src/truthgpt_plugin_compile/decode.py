@@ -97,7 +97,7 @@ def _run_compiled(
     if not compilation.uses_cuda_graphs:
         return compiled(**kwargs)
     # A CUDA graph writes its results where it wrote those of the step before, which
-    # somebody may still look at.
+    # the caller may still look at.
     torch.compiler.cudagraph_mark_step_begin()
     answer = compiled(**kwargs)
     answer.logits = answer.logits.clone()

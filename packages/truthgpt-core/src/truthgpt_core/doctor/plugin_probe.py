@@ -138,7 +138,7 @@ def what_it_says(plugin: str, diagnose: Any) -> Iterator[Diagnosis]:
                 whole = Finding.of(Area.PLUGINS, each)
                 named = f"{plugin}: {whole.subject}"
                 yield Diagnosis(named, whole.status, whole.detail, whole.fix)
-    except BaseException as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the user
         yield Diagnosis.failed(subject, f"it raised {in_one_line(error)}", fix)
 
 
@@ -198,7 +198,7 @@ def _check(manager: PluginManager, name: str, device: str) -> Diagnosis:
         return Diagnosis.ok(subject, f"not asked: {error}")
     except TruthGPTError as error:
         return Diagnosis.failed(subject, str(error.__cause__ or error), fix)
-    except BaseException as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the user
         return Diagnosis.failed(subject, f"making it raised {in_one_line(error)}", fix)
     try:
         verdict: object = optimization.check(device)
@@ -208,7 +208,7 @@ def _check(manager: PluginManager, name: str, device: str) -> Diagnosis:
         if verdict.ok:
             return Diagnosis.ok(subject, "can be applied")
         return Diagnosis.warning(subject, verdict.reason, verdict.fix)
-    except BaseException as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the user
         return Diagnosis.failed(subject, f"its check raised {in_one_line(error)}", fix)
 
 

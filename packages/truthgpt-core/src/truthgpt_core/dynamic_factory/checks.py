@@ -156,7 +156,7 @@ def _type_problem(
     holder = SimpleNamespace(__annotations__={name: annotation})
     try:
         kind = get_type_hints(holder, dict(namespace))[name]
-    except Exception:  # noqa: BLE001 - evaluating somebody's annotation can raise anything
+    except Exception:  # noqa: BLE001 - evaluating an annotation can raise anything
         return
     choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if not all(choice in _ACCEPTED or get_origin(choice) is Literal for choice in choices):

@@ -33,7 +33,7 @@ _published: dict[str, list[_Publication]] = {}
 def publish_factory(factory: FactoryT, *, replace: bool = False) -> FactoryT:
     """Let `get_factory` find a factory by its name.
 
-    Doing so again changes nothing; it is found until both are taken back.
+    Doing so again changes nothing; it is found until both are undone.
 
     Args:
         factory: a factory with a name.

@@ -157,7 +157,7 @@ Fill = Callable[[str], None]
 
 
 def no_note(about: str, note: str) -> None:
-    """Do nothing: nobody asked for notes."""
+    """Do nothing: no notes were requested."""
 
 
 def no_fill(name: str) -> None:

@@ -2,7 +2,7 @@
 
 What is compiled is kept in the cache under a name made of everything that it depends on.
 It is code, so what another user may have written is not loaded: the directory and the file have
-to be this user's, and writable for nobody else. Both are opened once, and what was looked at
+to be this user's, and writable for no one else. Both are opened once, and what was looked at
 is what is loaded, whatever their names stand for by then.
 """
 

@@ -55,7 +55,7 @@ class _Bar:
         self._spinner = spinner
         self._what = self._phase = ""
         self._began = self._reported_at = time.monotonic()
-        # Of the phase, as long as nobody knows of the whole; None: unknown.
+        # Of the phase, as long as that of the whole is not known; None: unknown.
         self._share: float | None = None
         self._left: float | None = None
 

@@ -260,7 +260,7 @@ def main() -> None:
         if type(event.payload) is FORWARDED[event.type.name]:
             send("event", [event.type.name, in_json_types(dict(event.data))])
 
-    # Importing torch takes seconds; done now, it goes on while nobody waits for it yet.
+    # Importing torch takes seconds; done now, it goes on before anything waits for it.
     with importing():
         importlib.import_module("truthgpt_services.measuring.bench")
     worker: Worker | None = None

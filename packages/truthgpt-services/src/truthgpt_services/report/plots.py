@@ -1,7 +1,7 @@
 """Draws the report's plots as inline SVG.
 
 Each function takes plain values and returns markup that is safe to put in a page:
-every text is escaped. Colours come from the page's CSS classes. Nothing is told
+every text is escaped. Colors come from the page's CSS classes. Nothing is told
 by color alone: variants differ by the shape of their mark, bars by hatching.
 
 A plot is 360 units wide, which is a phone's width, so that its text keeps its size.

@@ -204,7 +204,7 @@ def make_scheduler(
         total: steps of the run, if that is known.
 
     Raises:
-        TrainingError: it has to know how many steps there are, and nobody does.
+        TrainingError: it needs the number of steps, which is not known.
         FactoryError: there is none of that name, or its options are wrong.
     """
     training: TrainingSection = config.training

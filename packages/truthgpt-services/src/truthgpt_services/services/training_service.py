@@ -173,7 +173,7 @@ class TrainingService:
     def open(self) -> None:
         """Take the output directory, before anything else is written there.
 
-        `run` and `train_epoch` do it where nobody has.
+        `run` and `train_epoch` do it if it was not called.
 
         Raises:
             TrainingError: the service is not configured.

@@ -136,7 +136,7 @@ class BatchLoss:
         strict = config.patch(fail_on_recompile_limit_hit=True)
         try:
             with preserved_random_state(), strict, warnings.catch_warnings():
-                # What torch looks at while it compiles is no affair of whoever trains.
+                # What torch looks at while it compiles is no concern of the user's.
                 warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
                 self._loss_of(batch).backward()
         except Exception as error:  # noqa: BLE001 - it is told, or another way tried

@@ -140,9 +140,9 @@ def describe() -> None:
 
     machine = describe_machine(torch.device("cpu"))
     print(f"{machine.cpu}, {machine.cores} cores, {machine.cpu_capability}, {machine.system}")
-    said = [f"Python {platform.python_version()}"]
-    said += [f"{name} {version(name)}" for name in ("torch", "transformers")]
-    print(f"{', '.join(said)}; {torch.get_num_threads()} threads")
+    versions = [f"Python {platform.python_version()}"]
+    versions += [f"{name} {version(name)}" for name in ("torch", "transformers")]
+    print(f"{', '.join(versions)}; {torch.get_num_threads()} threads")
     print(f"{Path(MODEL).name} as float32, greedy, one stream, {NEW} tokens after {PROMPT}\n")
 
 

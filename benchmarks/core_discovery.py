@@ -55,9 +55,9 @@ def _scanning(name: str, scan: str, site: Path, *, reach: float | None = None) -
         done = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, env=environment(site)
         )
-        said = json.loads(done.stdout)
-        assert said["imported"] == (PLUGINS if scan == "catalogue" else 0), said
-        return float(said["nanoseconds"])
+        result = json.loads(done.stdout)
+        assert result["imported"] == (PLUGINS if scan == "catalogue" else 0), result
+        return float(result["nanoseconds"])
 
     return Way(name, sample, reach)
 

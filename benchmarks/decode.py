@@ -69,8 +69,8 @@ def main() -> None:
         return
     names = [GENERATE, *OURS, *(LLAMA if find_spec("llama_cpp") else ())]
     if given.only:
-        asked = [name for name in names if any(part in name for part in given.only)]
-        names = list(dict.fromkeys([REFERENCE, *asked]))
+        chosen = [name for name in names if any(part in name for part in given.only)]
+        names = list(dict.fromkeys([REFERENCE, *chosen]))
     with tempfile.TemporaryDirectory() as folder:
         run(names, given.rounds, Path(folder))
 
@@ -135,9 +135,9 @@ def work(name: str) -> None:
     contender: Any = LlamaCpp() if name in LLAMA else Torch(name)
     print(json.dumps({}), file=answers)
     for line in sys.stdin:
-        asked = json.loads(line)
-        if asked["what"] == "turn":
-            ids = asked["ids"]
+        request = json.loads(line)
+        if request["what"] == "turn":
+            ids = request["ids"]
             began = time.perf_counter()
             contender.prefill(ids[:LONG_PROMPT])
             prefill = LONG_PROMPT / (time.perf_counter() - began)
@@ -147,7 +147,7 @@ def work(name: str) -> None:
             )
         else:
             file = Path(os.environ["DECODE_FOLDER"]) / f"{os.getpid()}.npy"
-            contender.predict(asked["ids"], file)
+            contender.predict(request["ids"], file)
             print(json.dumps({"file": str(file)}), file=answers)
 
 
@@ -167,8 +167,8 @@ class Torch:
         service = ModelService(get_plugin_manager())
         service.initialize()
         self.model = service.load_model(MODEL, {"dtype": DTYPES.get(name)})
-        for asked, options in parse_applied(OURS.get(name, [])):
-            optimization = get_plugin_manager().make_optimization(asked, options)
+        for step, options in parse_applied(OURS.get(name, [])):
+            optimization = get_plugin_manager().make_optimization(step, options)
             self.model = service.apply(optimization, self.model).model
         self.engine = TorchEngine(self.model, service.hooks)
         self.generates = name == GENERATE
@@ -327,13 +327,13 @@ def describe() -> None:
 
     machine = describe_machine(torch.device("cpu"))
     print(f"{machine.cpu}, {machine.cores} cores, {machine.cpu_capability}, {machine.system}")
-    said = [f"Python {platform.python_version()}"]
+    versions = [f"Python {platform.python_version()}"]
     for name in ("torch", "transformers", "llama-cpp-python"):
         try:
-            said.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            said.append(f"no {name}")
-    print(", ".join(said))
+            versions.append(f"no {name}")
+    print(", ".join(versions))
     print(
         f"Memory is read at {bandwidth(torch) / 1e9:.1f} GB/s by {torch.get_num_threads()} threads"
     )

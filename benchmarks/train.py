@@ -80,9 +80,9 @@ def _lines(name: str, given: argparse.Namespace) -> Iterator[str]:
 
         yield from train_compiled.table(given.model, given.rounds)
     elif name == "kept":
-        import train_kept
+        import train_allocation
 
-        yield from train_kept.table(given.model, given.rounds)
+        yield from train_allocation.table(given.model, given.rounds)
     elif name == "stall":
         import train_stall
 

@@ -22,7 +22,7 @@ from truthgpt_services.training.compiled_loss import (
     repeated_blocks,
 )
 from truthgpt_services.training.loss import summed_loss
-from truthgpt_services.training.memory import kept_memory
+from truthgpt_services.training.memory import retain_freed_memory
 from truthgpt_services.training.precision import autocast, choose_precision
 
 HEADING = """\
@@ -65,7 +65,7 @@ def _rows(model: Any, batches: list[dict[str, torch.Tensor]], rounds: int) -> It
         model.zero_grad(set_to_none=True)
         return took
 
-    with kept_memory(CPU):
+    with retain_freed_memory(CPU):
         first = {name: step(name) for name in losses}
         found = in_turns({name: partial(step, name) for name in losses}, rounds)
     yield HEADING

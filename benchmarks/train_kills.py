@@ -6,7 +6,7 @@ A process that has imported everything forks children, each of which goes on wit
 its newest checkpoint, saves after every step, and gets SIGKILL at a random moment: while it
 looks for a checkpoint, trains, or writes one. After each kill every checkpoint is read with
 all its checksums; one under its final name that is not whole counts as damaged. In the end
-the run is let alone, and compared in every bit with one that nobody killed: weights,
+the run is let alone, and compared in every bit with one that was not killed: weights,
 optimizer, schedule, random numbers and position in the data.
 """
 

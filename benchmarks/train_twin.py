@@ -2,7 +2,7 @@
 
 Both train the same model from the same weights on the same packed batches, in one process,
 taking turns step by step: each waits for the other at the end of its step, so what disturbs
-one disturbs the other. Nothing is evaluated and nothing saved in a timed step, nobody listens,
+one disturbs the other. Nothing is evaluated and nothing saved in a timed step, nothing listens,
 and at the end all weights have to be the same in every bit. The small model is there because a
 cost that is the same for each step is seen beside short steps alone.
 """

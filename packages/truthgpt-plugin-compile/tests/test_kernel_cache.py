@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from truthgpt_plugin_compile.compile_cache import KeptCode
+from truthgpt_plugin_compile.compile_cache import CodeCache
 
 NAME = "TORCHINDUCTOR_CACHE_DIR"
 SCRIPT = Path(__file__).with_name("decode_once.py")
@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.skipif(
 
 def place(directory: Path, **recipe: Any) -> Path:
     """Where code is kept that is compiled with these options."""
-    return KeptCode(directory, recipe, "cpu").path
+    return CodeCache(directory, recipe, "cpu").path
 
 
 def test_it_is_in_use_for_a_while_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_it_is_in_use_for_a_while_only(tmp_path: Path, monkeypatch: pytest.Monke
 def directory_in_use(directory: Path) -> str:
     """Return what is set while something compiles, which then fails."""
     seen = ""
-    with contextlib.suppress(ZeroDivisionError), KeptCode(directory, {}, "cpu").in_use():
+    with contextlib.suppress(ZeroDivisionError), CodeCache(directory, {}, "cpu").in_use():
         seen = os.environ[NAME]
         raise ZeroDivisionError
     return seen
@@ -52,7 +52,7 @@ def directory_in_use(directory: Path) -> str:
 def test_a_choice_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that the user chose is used, and ours is not made."""
     monkeypatch.setenv(NAME, str(tmp_path / "mine"))
-    with KeptCode(tmp_path / "ours", {}, "cpu").in_use():
+    with CodeCache(tmp_path / "ours", {}, "cpu").in_use():
         assert os.environ[NAME] == str(tmp_path / "mine")
     assert not (tmp_path / "ours").exists()
 

@@ -37,7 +37,7 @@ def back(integers: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor) -> 
 
 
 def random_weights(seed: int, exponent: int, groups: int, group_size: int) -> torch.Tensor:
-    """Return some rows, none of them centred at 0."""
+    """Return some rows, none of them centered at 0."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(5, groups * group_size, generator=generator)
     return (weight + torch.randn(5, 1, generator=generator)) * 2.0**exponent

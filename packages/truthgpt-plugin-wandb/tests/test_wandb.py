@@ -140,7 +140,7 @@ class TestWandb(TrackerContract):
         training.step(1)
         training.finish(1)
         (note,) = training.notes
-        kept = "wandb: nobody is logged in, so the run is kept on disk; `wandb sync`"
+        kept = "wandb: not logged in, so the run is kept on disk; `wandb sync`"
         assert note.startswith(kept)
         (run,) = self.recorded(section, training.directory)
         assert [step for step, _ in run.history["loss"]] == [1]

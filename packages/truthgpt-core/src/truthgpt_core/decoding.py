@@ -87,7 +87,7 @@ class Capabilities:
         logits: it gives the scores of all tokens; without, it chooses tokens itself, and
             decoders, logits processors and measurements of quality cannot be used with it.
         prompt_logprobs: it gives them for every token of a prompt, and not only after the last.
-        crop: the last tokens of a sequence can be taken back.
+        crop: the last tokens of a sequence can be removed.
         masks: tokens can be ruled out before one is chosen.
         rows: how many sequences it takes in one call; None for any number.
         hidden_cache: it keeps its key-value cache to itself, and the hook `make_cache` is not

@@ -68,7 +68,7 @@ def meant_or_known(word: str, candidates: Iterable[str], known: str) -> str:
 def in_one_line(error: BaseException) -> str:
     """Return the type of an exception and what it says, with line breaks taken out."""
     try:
-        said = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - an exception is anybody's class, and saying so must not fail
-        said = ""
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        message = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - any class can be an exception, and saying so must not fail
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -9,8 +9,8 @@ marked with `hookimpl`, that takes the arguments it needs:
     def register_services(registry):
         registry.register("my_service", MyService)
 
-A hook asks; an event (`truthgpt_core.event_system`) tells. If nobody would use
-the answer, it is an event.
+A hook asks; an event (`truthgpt_core.event_system`) tells. If no caller would
+use the answer, it is an event.
 
 There are three kinds. Of a `firstresult` hook, the first answer other than None is
 the result. Of a plain one, the list of all answers other than None is. A `historic`

@@ -71,7 +71,7 @@ class UnusableFileError(TruthGPTError, OSError):
         hint: str | None = None,
         code: int = errno.EINVAL,
     ) -> None:
-        super().__init__(f"{shown_path(path)} cannot be used: {reason}", hint=hint)
+        super().__init__(f"{display_path(path)} cannot be used: {reason}", hint=hint)
         self.filename = os.fspath(path)
         self.strerror = reason
         self.errno = code
@@ -125,7 +125,9 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     except RuntimeError:
         user = text.split(os.sep, 1)[0]
         raise UnusableFileError(
-            path, f"there is no home directory of {shown_path(user)}", hint="Write the whole path."
+            path,
+            f"there is no home directory of {display_path(user)}",
+            hint="Write the whole path.",
         ) from None
     except ValueError:
         raise UnusableFileError(path, "it has a null character, which no path has") from None
@@ -242,10 +244,10 @@ def write_file(
         OSError: it cannot be written; nothing has changed then.
     """
     target = Path(path)
-    aside = target.with_name(f".truthgpt-{os.urandom(8).hex()}.tmp")
+    temporary = target.with_name(f".truthgpt-{os.urandom(8).hex()}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(aside, flags, 0o600 if private else 0o666)
+        descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
         with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor
             file.write(content.encode() if isinstance(content, str) else content)
             if flush:
@@ -253,11 +255,11 @@ def write_file(
                 os.fsync(descriptor)
         if not private:
             with suppress(FileNotFoundError):
-                shutil.copymode(target, aside)
-        aside.replace(target)
+                shutil.copymode(target, temporary)
+        temporary.replace(target)
     except BaseException:
         with suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
         raise
 
 
@@ -281,7 +283,7 @@ def is_unfinished(name: str) -> bool:
     return name.startswith(".truthgpt-") and name.endswith(".tmp")
 
 
-def shown_path(path: str | os.PathLike[str]) -> str:
+def display_path(path: str | os.PathLike[str]) -> str:
     """Return a path as an error names it: cut if it is longer than any line should be."""
     text = os.fspath(path)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

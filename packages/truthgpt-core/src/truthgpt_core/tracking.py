@@ -253,7 +253,7 @@ class _Sender:
                 self._lost += 1
 
     def end(self, outcome: Outcome, reason: str, seconds: float) -> None:
-        """End the run when it has all rows; wait for that, but not for ever."""
+        """End the run when it has all rows; wait for that, but not forever."""
         with self._changed:
             self._ended = outcome, reason
             self._ending.set()

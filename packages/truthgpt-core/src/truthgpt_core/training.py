@@ -79,11 +79,11 @@ class TrainingBackend:
         """Whether this process is the one that writes and tells."""
         return self.rank == 0
 
-    def device(self, asked: str) -> str:
+    def device(self, requested: str) -> str:
         """Return the device of this process.
 
         Args:
-            asked: `auto`, `cpu`, `cuda`, `cuda:1` and so on.
+            requested: `auto`, `cpu`, `cuda`, `cuda:1` and so on.
 
         Returns:
             A device, or `auto` to take the first GPU or the CPU.
@@ -91,7 +91,7 @@ class TrainingBackend:
         Raises:
             TruthGPTError: this process cannot train there.
         """
-        return asked
+        return requested
 
     def prepare(self, model: Model, optimizer: Any) -> Any:
         """Prepare a model for being trained by all processes, which all call this.

@@ -113,7 +113,7 @@ def test_core_schema(write, text, value):
 
 
 def test_nan(write):
-    """`.nan` is a float that is no number."""
+    """`.nan` is a float that is not a number."""
     assert math.isnan(load_yaml_model(write("v: .nan\n"), Free).v)
 
 

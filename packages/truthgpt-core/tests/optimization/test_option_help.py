@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from truthgpt_core import Applied, Optimization, Options
-from truthgpt_core.optimization import asked_for_help
+from truthgpt_core.optimization import help_requests
 from truthgpt_core.optimization.option_help import describe_options, option_lines
 
 
@@ -104,7 +104,7 @@ def test_no_options_are_said() -> None:
 )
 def test_help_is_asked_for_by_name(texts: list[str], names: list[str]) -> None:
     """`--apply NAME:help` asks for the options of NAME; a value `help` does not."""
-    assert asked_for_help(texts) == names
+    assert help_requests(texts) == names
 
 
 @pytest.mark.parametrize("value", ["lm_head", 3, ["lm_head"], ("lm_head",)])

@@ -149,14 +149,14 @@ def test_changed_container_equals_a_fresh_one(steps: list[tuple[Any, ...]]) -> N
         fresh.register(name, make, singleton, replace=name in fresh)
     assert changed.graph() == fresh.graph()
     # A fault refuses what is not built yet, so only a sound graph is compared in full.
-    judged = [judgement(container) for container in (changed, fresh)]
+    judged = [judgment(container) for container in (changed, fresh)]
     assert judged[0] == judged[1]
     if judged[0] is None:
         for name in NAMES[:5]:
             assert outcome(changed, name) == outcome(fresh, name)
 
 
-def judgement(container: ServiceContainer) -> object:
+def judgment(container: ServiceContainer) -> object:
     try:
         container.registry.validate()
     except ServiceError as error:

@@ -65,23 +65,27 @@ class AccelerateBackend(TrainingBackend):
         """Which of them this is, from 0."""
         return _number(os.environ, "RANK", 0)
 
-    def device(self, asked: str) -> str:
+    def device(self, requested: str) -> str:
         """Return the device of this process, and meet the others.
 
         Args:
-            asked: `auto`, for a GPU of each process's own if there are any, or `cpu`.
+            requested: `auto`, for a GPU of each process's own if there are any, or `cpu`.
 
         Raises:
             BackendError: one GPU is asked for, for several processes.
         """
-        if self.processes > 1 and ":" in asked and self._accelerator.device != _device(asked):
+        if (
+            self.processes > 1
+            and ":" in requested
+            and self._accelerator.device != _device(requested)
+        ):
             raise BackendError(
-                f"{self.processes} processes cannot all train on {asked}",
+                f"{self.processes} processes cannot all train on {requested}",
                 hint="Ask for the device auto: each process takes one of its own. The variable "
                 "CUDA_VISIBLE_DEVICES says which there are.",
             )
-        self._cpu = asked == "cpu"
-        return str(self._accelerator.device) if self.processes > 1 else asked
+        self._cpu = requested == "cpu"
+        return str(self._accelerator.device) if self.processes > 1 else requested
 
     def prepare(self, model: Any, optimizer: Any) -> Any:
         """Have the processes exchange gradients, or parts of the model; all of them call this.
@@ -194,10 +198,10 @@ class AccelerateBackend(TrainingBackend):
         return made
 
 
-def _device(asked: str) -> torch.device:
+def _device(requested: str) -> torch.device:
     import torch
 
-    return torch.device(asked)
+    return torch.device(requested)
 
 
 @contextmanager

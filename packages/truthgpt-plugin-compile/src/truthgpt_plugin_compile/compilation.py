@@ -17,7 +17,7 @@ from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 
 from truthgpt_core.optimization import Note, no_note
-from truthgpt_plugin_compile.compile_cache import KeptCode
+from truthgpt_plugin_compile.compile_cache import CodeCache
 
 logger = logging.getLogger(__name__)
 
@@ -30,28 +30,28 @@ class Compilation:
     Args:
         mode: as for `torch.compile`.
         max_recompilations: after the first graph; further shapes then run uncompiled.
-        kept: where compiled code is kept.
+        code_cache: where compiled code is kept.
         note: tells the user of what happened; a copy of the model tells nothing.
     """
 
     def __init__(
-        self, mode: str, max_recompilations: int, kept: KeptCode, note: Note = no_note
+        self, mode: str, max_recompilations: int, code_cache: CodeCache, note: Note = no_note
     ) -> None:
         self._note = note
         self._mode = mode
         self._limit = max_recompilations
-        self._kept = kept
+        self._code_cache = code_cache
         self._graphs = 0
         self._calls = 0
         self._seconds = 0.0
         self._reason = ""
         self._full = False
         self._failed = False
-        self._told = 0
+        self._reported_graphs = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy counts anew."""
-        return Compilation, (self._mode, self._limit, self._kept)
+        return Compilation, (self._mode, self._limit, self._code_cache)
 
     @property
     def uses_cuda_graphs(self) -> bool:
@@ -108,9 +108,9 @@ class Compilation:
         """Around a step of the model: tells afterwards of what was compiled in it."""
         began = time.perf_counter()
         yield
-        if self._graphs == self._told:
+        if self._graphs == self._reported_graphs:
             return
-        self._told = self._graphs
+        self._reported_graphs = self._graphs
         self._seconds += time.perf_counter() - began
         if self._graphs > 1:
             self._reason = _last_reason()
@@ -123,7 +123,7 @@ class Compilation:
 
     def _compile(self, graph: fx.GraphModule, inputs: list[Any]) -> Any:
         self._graphs += 1
-        with self._kept.in_use():
+        with self._code_cache.in_use():
             code: Any = compile_fx(graph, inputs, config_patches=list_mode_options(self._mode))
 
         def counted(*args: Any) -> Any:
@@ -134,10 +134,10 @@ class Compilation:
         return counted
 
     def _account(self) -> str:
-        said = f"Compiled {_graphs(self._graphs)} in {self._seconds:.1f} s, with no graph breaks"
+        text = f"Compiled {_graphs(self._graphs)} in {self._seconds:.1f} s, with no graph breaks"
         if self._graphs > 1:
-            said += f"; the last because of {self._reason}"
-        return said + "."
+            text += f"; the last because of {self._reason}"
+        return text + "."
 
     def _stop_recompiling(self, why: str) -> None:
         if self._full:
@@ -151,9 +151,9 @@ class Compilation:
         if self._failed:
             return
         self._failed = True
-        said = f"The model runs uncompiled, because compiling failed: {reason}"
-        logger.warning("%s", said)
-        self._tell(said)
+        message = f"The model runs uncompiled, because compiling failed: {reason}"
+        logger.warning("%s", message)
+        self._tell(message)
 
     def _tell(self, note: str, about: str = ABOUT) -> None:
         self._note(about, note)

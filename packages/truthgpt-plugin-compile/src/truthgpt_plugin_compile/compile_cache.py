@@ -26,7 +26,7 @@ CHECKSUMS = "truthgpt-checksums.json"
 _LARGEST_CHECKSUMS = 1 << 26
 
 
-class KeptCode:
+class CodeCache:
     """A directory of compiled code that is named after everything the code depends on.
 
     What is in it is input: what does not have the checksum written down for it is
@@ -46,7 +46,7 @@ class KeptCode:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process checks for itself."""
-        return KeptCode, (self._directory, self._recipe, self._device)
+        return CodeCache, (self._directory, self._recipe, self._device)
 
     @property
     def path(self) -> Path:
@@ -60,7 +60,7 @@ class KeptCode:
         """Have inductor read and write this directory, and put the environment back after.
 
         A directory that the user chose is used instead. The default that torch
-        writes into the environment by itself was chosen by nobody.
+        writes into the environment by itself was not chosen.
 
         Raises:
             OSError: it cannot be made or written.
@@ -124,10 +124,10 @@ def _compiler_version(compiler: str) -> str:
     if found is None:
         return ""
     try:
-        said = subprocess.run([found, "--version"], capture_output=True, timeout=20, check=False)
+        result = subprocess.run([found, "--version"], capture_output=True, timeout=20, check=False)
     except (OSError, subprocess.SubprocessError):
         return found
-    return f"{found} {said.stdout.decode(errors='replace').partition(chr(10))[0]}"
+    return f"{found} {result.stdout.decode(errors='replace').partition(chr(10))[0]}"
 
 
 def _discard_if_damaged(path: Path) -> None:

@@ -52,7 +52,8 @@ class DecodeForward:
                 return self._eager(**kwargs)
             compiled = self._compiled
             return self._compilation.attempt(
-                lambda: _kept(compiled, self._compilation, kwargs), lambda: self._eager(**kwargs)
+                lambda: _run_compiled(compiled, self._compilation, kwargs),
+                lambda: self._eager(**kwargs),
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -90,11 +91,13 @@ def _remade(forward: Callable[..., Any], compilation: Compilation, whole: bool) 
     return DecodeForward(forward, compilation, whole=whole)
 
 
-def _kept(compiled: Callable[..., Any], compilation: Compilation, kwargs: dict[str, Any]) -> Any:
+def _run_compiled(
+    compiled: Callable[..., Any], compilation: Compilation, kwargs: dict[str, Any]
+) -> Any:
     if not compilation.uses_cuda_graphs:
         return compiled(**kwargs)
     # A CUDA graph writes its results where it wrote those of the step before, which
-    # somebody may still look at.
+    # the caller may still look at.
     torch.compiler.cudagraph_mark_step_begin()
     answer = compiled(**kwargs)
     answer.logits = answer.logits.clone()

@@ -100,7 +100,7 @@ class TorchCompile(Optimization[TorchCompileOptions]):
         """
         from truthgpt_plugin_compile.blocks import repeated_blocks
         from truthgpt_plugin_compile.compilation import Compilation
-        from truthgpt_plugin_compile.compile_cache import KeptCode
+        from truthgpt_plugin_compile.compile_cache import CodeCache
         from truthgpt_plugin_compile.decode import DecodeForward, compile_decoding, linear_layers
 
         if isinstance(model.forward, DecodeForward) or _is_compiled(model):
@@ -117,7 +117,7 @@ class TorchCompile(Optimization[TorchCompileOptions]):
         compilation = Compilation(
             settings["mode"],
             settings["max_recompilations"],
-            KeptCode(context.cache_dir, settings, context.device),
+            CodeCache(context.cache_dir, settings, context.device),
             context.note,
         )
         compile_decoding(model, compilation, whole=settings["region"] == "model")

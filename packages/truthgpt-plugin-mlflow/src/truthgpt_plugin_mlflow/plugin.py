@@ -82,11 +82,11 @@ class MlflowPlugin(TrackerPlugin):
         else:
             client.update_run(run.info.run_id, status="RUNNING")
         values = {_name(k): str(v)[:_LONGEST_PARAM] for k, v in flattened(start.config).items()}
-        kept = run.data.params
-        changed = [name for name in values if kept.get(name, values[name]) != values[name]]
+        logged = run.data.params
+        changed = [name for name in values if logged.get(name, values[name]) != values[name]]
         if changed:
             start.note(f"parameters keep their first values there: {', '.join(changed)}")
-        new = [Param(name, value) for name, value in values.items() if name not in kept]
+        new = [Param(name, value) for name, value in values.items() if name not in logged]
         for first in range(0, len(new), _PARAMS_AT_ONCE):
             client.log_batch(run.info.run_id, params=new[first : first + _PARAMS_AT_ONCE])
         return MlflowRun(client, run)
@@ -119,9 +119,9 @@ class MlflowRun:
             for row in rows
             for name, value in row.numbers.items()
         ]
-        said = [f"step {row.step}, {row.about}: {row.note}" for row in rows if row.note]
-        notes = "\n".join([*self._notes.splitlines(), *said])[-_LONGEST_TAG:]
-        tags = [RunTag("notes", notes)] if said else []
+        lines = [f"step {row.step}, {row.about}: {row.note}" for row in rows if row.note]
+        notes = "\n".join([*self._notes.splitlines(), *lines])[-_LONGEST_TAG:]
+        tags = [RunTag("notes", notes)] if lines else []
         self._client.log_batch(self._id, metrics=metrics, tags=tags)
         self._notes = notes
 

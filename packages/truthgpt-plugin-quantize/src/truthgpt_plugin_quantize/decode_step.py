@@ -116,7 +116,7 @@ def _scalings(model: Any) -> list[float]:
 
 
 def _activations(model: Any) -> list[Any]:
-    """Return those of all layers; of a kind that keeps no numbers, one."""
+    """Return those of all layers; of a kind without state, one."""
     nothing = {*vars(nn.Module()), "_is_hf_initialized"}
     found: dict[Any, Any] = {}
     for layer in model.model.layers:

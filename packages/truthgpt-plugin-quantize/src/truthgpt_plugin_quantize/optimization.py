@@ -182,15 +182,15 @@ class Quantize(Optimization[QuantizeOptions]):
         """Return the kernel that is meant on this machine."""
         from truthgpt_plugin_quantize.kernels import choose_kernel
 
-        asked, group_size = self.options.kernel, self.options.group_size
+        requested, group_size = self.options.kernel, self.options.group_size
         grouped = group_size not in ("auto", 0) and self.options.scheme == "int8"
-        if grouped and asked.startswith("packed"):
+        if grouped and requested.startswith("packed"):
             raise OptimizationError(
-                f"The kernel {asked} wants whole channels, and group_size is {group_size}",
+                f"The kernel {requested} wants whole channels, and group_size is {group_size}",
                 hint="Say group_size=0, or kernel=native.",
             )
-        kernel: str = asked
-        if asked == "auto":
+        kernel: str = requested
+        if requested == "auto":
             kernel = choose_kernel() if device == "cpu" else "dequantize"
         return "dequantize" if grouped and kernel != "native" else kernel
 
@@ -199,8 +199,8 @@ class Quantize(Optimization[QuantizeOptions]):
         scheme, exceptions = found.as_rules()
         # What the user said about layers still holds for those that were not looked at.
         layers = [*exceptions, *self.options.layers]
-        said = {"scheme": scheme, "group_size": "auto", "layers": layers}
-        return self.options.model_copy(update=said)
+        overrides = {"scheme": scheme, "group_size": "auto", "layers": layers}
+        return self.options.model_copy(update=overrides)
 
     def _wanted(self, options: QuantizeOptions, kernel: str) -> Wanted:
         group_size = None if options.group_size == "auto" else options.group_size

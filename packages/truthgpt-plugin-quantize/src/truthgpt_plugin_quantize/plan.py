@@ -73,8 +73,8 @@ class Plan:
 
     def notes(self) -> list[str]:
         """Return sentences for the report."""
-        said = Counter(self.instead.values())
-        return [f"{_layers(count)}: {reason}" for reason, count in said.items()]
+        counts = Counter(self.instead.values())
+        return [f"{_layers(count)}: {reason}" for reason, count in counts.items()]
 
 
 def make_plan(model: Any, wanted: Wanted) -> Plan:

@@ -22,7 +22,7 @@ class WandbSection(Section):
 
     project: str = Field(min_length=1, description="The project that the run belongs to.")
     entity: str | None = Field(
-        default=None, min_length=1, description="The user or team; without, the person's own."
+        default=None, min_length=1, description="The user or team; without, the user's own."
     )
     name: str | None = Field(
         default=None, min_length=1, description="The run's name; without, the output directory's."
@@ -74,7 +74,7 @@ class WandbPlugin(TrackerPlugin):
                 # It would ask in the terminal, in the middle of training.
                 if wandb.login(prompt=False, verify=False):
                     return WandbRun(self._init(settings, start, key, "online"))
-                start.note(f"nobody is logged in, so the run is kept on disk; {sync}")
+                start.note(f"not logged in, so the run is kept on disk; {sync}")
             except wandb.Error as error:
                 # wandb still has a run of the old key in use.
                 key = _new_key()

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def after_import(name: str, act: Callable[[], None]) -> None:
     """Call `act` once the module `name` is imported: at once if it is already.
 
-    What `act` raises is logged, and stops nobody's import.
+    What `act` raises is logged, and does not stop the import.
 
     Args:
         name: of the module, with its packages.

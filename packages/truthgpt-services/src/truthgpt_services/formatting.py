@@ -86,7 +86,7 @@ def plus_minus(value: float, error: float) -> tuple[str, str]:
 
 
 def share(value: float) -> str:
-    """Write a share as per cent; 100 % and 0 % stand only for all and none."""
+    """Write a share as a percentage; 100 % and 0 % stand only for all and none."""
     if special := _special(value):
         return special
     decimals = 1
@@ -96,11 +96,11 @@ def share(value: float) -> str:
 
 
 def share_plus_minus(value: float, error: float) -> tuple[str, str]:
-    """Write a share and its standard error as per cent; the error is empty if it is 0."""
+    """Write a share and its standard error as percentages; the error is empty if it is 0."""
     if error == 0:
         return share(value), ""
-    told = number(error) if _special(error) else f"{number(error * 100, 2)} %"
-    return share(value), f"{PLUS_MINUS} {told}"
+    error_text = number(error) if _special(error) else f"{number(error * 100, 2)} %"
+    return share(value), f"{PLUS_MINUS} {error_text}"
 
 
 def size(count: float) -> str:

@@ -163,7 +163,7 @@ def _library(path: str) -> Diagnosis:
     try:
         resolve_name(path)
         return Diagnosis.ok(distribution, version(distribution))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - shown to the person
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - shown to the user
         return Diagnosis.failed(
             distribution,
             f"importing it: {in_one_line(error)}",

@@ -17,7 +17,7 @@ from truthgpt_services.commands.evaluate import evaluate
 from truthgpt_services.commands.export import export
 from truthgpt_services.commands.generate import generate
 from truthgpt_services.commands.optimize import optimize
-from truthgpt_services.commands.progress import shown_progress
+from truthgpt_services.commands.progress import display_progress
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +135,7 @@ def test_what_goes_wrong_is_one_line_and_no_traceback(tiny, truthgpt):
 
 def test_progress_that_is_not_on_a_terminal_is_a_line_for_each_phase(capsys):
     """A log file gets one line with the seconds it took, and not one for every percent."""
-    with shown_progress() as progress:
+    with display_progress() as progress:
         for done in range(100):
             progress(f"Reading: round {done}", done, 100)
         progress("Writing", 0, 0)
@@ -144,7 +144,7 @@ def test_progress_that_is_not_on_a_terminal_is_a_line_for_each_phase(capsys):
 
 def test_an_error_does_not_stand_in_the_line_of_a_phase(capsys):
     """What is printed after it begins a line."""
-    with suppress(ValueError), shown_progress() as progress:
+    with suppress(ValueError), display_progress() as progress:
         progress("Reading", 0, 0)
         assert capsys.readouterr().err == "Reading ..."
         raise ValueError

@@ -11,10 +11,10 @@ import pytest
 
 JOB = """
 import time
-from truthgpt_services.commands.progress import shown_progress
+from truthgpt_services.commands.progress import display_progress
 from truthgpt_services.optimizing.schedule import Phase, Schedule
 
-with shown_progress() as progress:
+with display_progress() as progress:
     job = Schedule(progress)
     job.expect([Phase("Loading", 1.0, "load"), Phase("Timing", 1.0, "time")])
     job("Loading", 0, 0)

@@ -91,8 +91,8 @@ def test_an_interval_is_never_narrower_than_one_of_noise_alone(values, noise):
     _, alone, _ = interval_over_launches(values, 0.025)
     assert low <= alone <= middle <= high
     if len(noise) == len(values):
-        centre, lowest, _ = interval_over_launches(noise, 0.025)
-        assert middle - low >= centre - lowest - 1e-9
+        center, lowest, _ = interval_over_launches(noise, 0.025)
+        assert middle - low >= center - lowest - 1e-9
 
 
 def test_one_launch_tells_nothing_of_the_others():

@@ -18,7 +18,7 @@ from truthgpt_core.optimization import Applied, Optimization, OptimizationError,
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError, OutputError
 from truthgpt_services.models.loading import load_model
-from truthgpt_services.models.snapshot import set_aside
+from truthgpt_services.models.snapshot import snapshot_model
 from truthgpt_services.results.io import read_report
 from truthgpt_services.results.schema import Outcome
 
@@ -213,7 +213,7 @@ def test_what_was_left_of_a_quantization_is_not_saved(model, tokenizer):
     """A model that transformers has dequantized is an ordinary one, and keeps its settings."""
     model.config.quantization_config = {"quant_method": "gguf"}
     model.hf_quantizer = quantizer = object()
-    with set_aside(model, tokenizer) as aside:
+    with snapshot_model(model, tokenizer) as aside:
         again = load_model(aside.path)
         assert torch.equal(logits(again), logits(model))
         assert not hasattr(again.config, "quantization_config")
@@ -225,7 +225,7 @@ def test_matrices_that_were_untied_in_memory_stay_apart(tied, tokenizer):
     """Its configuration still says that they are one."""
     model = load_model(tied)
     model.lm_head.weight = torch.nn.Parameter(-model.lm_head.weight.detach())
-    with set_aside(model, tokenizer) as aside:
+    with snapshot_model(model, tokenizer) as aside:
         again = load_model(aside.path)
     assert not again.config.tie_word_embeddings
     assert torch.equal(logits(again), logits(model))
@@ -236,7 +236,7 @@ def test_a_nan_is_the_same_as_itself(model, tokenizer):
     """A broken model is set aside as it is, for the report to show that it is broken."""
     with torch.no_grad():
         model.model.norm.weight[3] = math.nan
-    with set_aside(model, tokenizer) as aside:
+    with snapshot_model(model, tokenizer) as aside:
         assert load_model(aside.path).model.norm.weight[3].isnan()
 
 

@@ -199,7 +199,7 @@ def test_how_it_was_measured_stands_in_the_report(report, tiny):
 
 
 def test_the_output_holds_the_model_and_the_report_and_nothing_else(optimized):
-    """Nothing of the candidates that were taken back, and no working directory beside it."""
+    """Nothing of the candidates that were rejected, and no working directory beside it."""
     assert sorted(path.name for path in (optimized / "out").iterdir()) == [
         "README.md",
         "config.json",
@@ -216,7 +216,7 @@ def test_the_output_holds_the_model_and_the_report_and_nothing_else(optimized):
 
 
 def test_the_recipe_is_that_of_the_step_kept(optimized, tiny):
-    """A step that was taken back left nothing in it."""
+    """A step that was rejected left nothing in it."""
     recipe = json.loads((optimized / "out" / "truthgpt.json").read_text())
     assert recipe["source"] == str(tiny)
     assert [(step["name"], step["settings"]) for step in recipe["steps"]] == [

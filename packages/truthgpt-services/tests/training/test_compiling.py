@@ -129,11 +129,11 @@ def test_a_compiled_run_is_the_same_but_for_rounding(runs, tmp_path, events, com
 
 def test_a_compiled_run_resumes_compiled(runs, tmp_path, monkeypatch, compilations):
     """A run that `auto` compiled goes on compiled, the same in every bit as one never stopped."""
-    monkeypatch.setattr(compiling, "REPAID", {"cpu": 1.0})
+    monkeypatch.setattr(compiling, "BREAK_EVEN_FLOPS", {"cpu": 1.0})
     whole = train(runs, tmp_path / "whole", max_steps=6)
     # The next batch is the small one.
     train(runs, tmp_path / "parts", max_steps=3)
-    monkeypatch.setattr(compiling, "REPAID", {"cpu": 1e30})
+    monkeypatch.setattr(compiling, "BREAK_EVEN_FLOPS", {"cpu": 1e30})
     torch._dynamo.reset()
     compilations.clear()
     parts = train(runs, tmp_path / "parts", max_steps=6, resume=True)
@@ -160,7 +160,7 @@ def test_a_run_of_unknown_length_is_not_compiled(runs, tmp_path, monkeypatch, co
         def __iter__(self):
             return self.batches
 
-    monkeypatch.setattr(compiling, "REPAID", {"cpu": 1.0})
+    monkeypatch.setattr(compiling, "BREAK_EVEN_FLOPS", {"cpu": 1.0})
     runs.configured(tmp_path, model=model(), loader=Stream(), epochs=1).run()
     assert not compilations
 
@@ -287,7 +287,7 @@ def no_compiling(monkeypatch):
 
 def test_where_compiling_fails_auto_goes_on(runs, tmp_path, monkeypatch, events, no_compiling):
     """It is noted, and the run is the one that it would have been uncompiled, in every bit."""
-    monkeypatch.setattr(compiling, "REPAID", {"cpu": 1.0})
+    monkeypatch.setattr(compiling, "BREAK_EVEN_FLOPS", {"cpu": 1.0})
     compiled = train(runs, tmp_path / "auto", max_steps=2)
     notes = [data["note"] for data in told(events, EventType.TRAINING_NOTED)]
     assert any("nothing compiles today" in note for note in notes)

@@ -1,4 +1,4 @@
-"""Gradients that are no numbers, and data that nothing can be learned from."""
+"""Gradients that are not finite, and data that nothing can be learned from."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def service(runs, directory, policy, model):
 WHERE = "norm of the gradients is (inf|nan) at step 3, batches 4 to 5 of epoch 0"
 
 
-@pytest.mark.fault("a loss or gradient that is no number")
+@pytest.mark.fault("a loss or gradient that is not finite")
 def test_an_infinite_gradient_stops_before_the_optimizer(runs, tmp_path) -> None:
     """The loss is a number; the error names step and batches, and no weight is spoiled."""
     model = runs.toy_model()
@@ -65,7 +65,7 @@ def test_an_infinite_gradient_stops_before_the_optimizer(runs, tmp_path) -> None
         assert torch.equal(tensor, model.state_dict()[name])
 
 
-@pytest.mark.fault("a loss or gradient that is no number")
+@pytest.mark.fault("a loss or gradient that is not finite")
 @pytest.mark.parametrize("policy", ["skip", "roll_back"])
 def test_an_infinite_gradient_is_left_out(runs, tmp_path, events, policy) -> None:
     """With either policy the weights are those of the step before, and it is told where."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from truthgpt_services.training.memory import kept_memory
+from truthgpt_services.training.memory import retain_freed_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is done with glibc only")
 
@@ -26,7 +26,7 @@ def new_pages(megabytes: int) -> int:
 
 def test_freed_memory_is_used_again_while_training() -> None:
     """Of a tensor that fits where another was hardly a page is new."""
-    with kept_memory(torch.device("cpu")):
+    with retain_freed_memory(torch.device("cpu")):
         # Smaller each time: glibc before 2.38 wants some bytes more than there were for one as
         # large. The second may find room whose pages went back to the system before.
         new_pages(MEGABYTES)
@@ -42,7 +42,7 @@ def resident_pages() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="is told by Linux only")
 def test_afterwards_memory_goes_back_to_the_system() -> None:
     """It is as it was: what the run kept, and what a tensor had, is free for other programs."""
-    with kept_memory(torch.device("cpu")):
+    with retain_freed_memory(torch.device("cpu")):
         new_pages(MEGABYTES)
         kept = resident_pages()
     assert kept - resident_pages() > PAGES / 2

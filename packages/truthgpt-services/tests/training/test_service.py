@@ -173,7 +173,7 @@ def test_an_epoch_with_nothing_to_predict_is_an_error(runs, tmp_path) -> None:
 # Guards
 
 
-@pytest.mark.fault("a loss or gradient that is no number")
+@pytest.mark.fault("a loss or gradient that is not finite")
 def test_a_loss_that_is_no_number_stops_before_the_optimizer(runs, tmp_path, events) -> None:
     """The error names step and batch, and the weights are those of the step before."""
     model = runs.toy_model()
@@ -196,7 +196,7 @@ def test_a_loss_that_is_no_number_stops_before_the_optimizer(runs, tmp_path, eve
     assert "step 3" in failed["reason"]
 
 
-@pytest.mark.fault("a loss or gradient that is no number")
+@pytest.mark.fault("a loss or gradient that is not finite")
 def test_a_loss_that_is_no_number_is_left_out(runs, tmp_path, events) -> None:
     """With the policy skip the run goes on, as if the batch had not been there."""
     model = runs.toy_model()
@@ -213,7 +213,7 @@ def test_a_loss_that_is_no_number_is_left_out(runs, tmp_path, events) -> None:
     assert "step 3, batch 2 of epoch 0" in note["note"]
 
 
-@pytest.mark.fault("a loss or gradient that is no number")
+@pytest.mark.fault("a loss or gradient that is not finite")
 def test_a_loss_that_is_no_number_goes_back_to_a_checkpoint(runs, tmp_path, events) -> None:
     """With the policy roll_back the weights are those of the newest checkpoint, and it goes on."""
     model = runs.toy_model()
@@ -232,7 +232,7 @@ def test_a_loss_that_is_no_number_goes_back_to_a_checkpoint(runs, tmp_path, even
     assert same(read_checkpoint(kept).model, weights(model))
 
 
-@pytest.mark.fault("a loss or gradient that is no number")
+@pytest.mark.fault("a loss or gradient that is not finite")
 def test_too_many_in_a_row_end_the_run(runs, tmp_path) -> None:
     """A run that can only skip does not go on for ever."""
     service = runs.configured(

@@ -55,7 +55,7 @@ def connect() -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)
     if hasattr(os, "register_at_fork"):
-        # A fork would keep the pipes open after this process has died, and nobody would see it.
+        # A fork would keep the pipes open after this process has died, and no one would see it.
         os.register_at_fork(
             after_in_child=lambda: [os.dup2(null, each, False) for each in (_requests, _answers)]
         )

@@ -1,4 +1,4 @@
-"""Forks of this process with limits, for code that may go on for ever or take all memory."""
+"""Forks of this process with limits, for code that may go on forever or take all memory."""
 
 from __future__ import annotations
 

@@ -36,12 +36,12 @@ class Ended:
         code: its exit code; minus the number of the signal that killed it; None if its
             time was up.
         out: what it wrote to standard output.
-        said: the end of what it wrote to standard error.
+        stderr: the end of what it wrote to standard error.
     """
 
     code: int | None
     out: bytes
-    said: str
+    stderr: str
 
     @property
     def how(self) -> str:
@@ -50,7 +50,7 @@ class Ended:
         how = f"exit code {code}"
         if code < 0:
             how = f"killed by {_SIGNALS.get(-code, f'signal {-code}')}"
-        line = last_line(self.said) if code > 0 or code == -signal.SIGABRT else ""
+        line = last_line(self.stderr) if code > 0 or code == -signal.SIGABRT else ""
         return f"{how}: {line}" if line else how
 
     @property

@@ -1,7 +1,7 @@
 """What the command `truthgpt` writes to a terminal does nothing to it but be read.
 
-Names come from files, from metadata and from the command line, and whoever chose them may have
-put control characters in. They are written as escapes, in help, errors, logs and warnings
+Names come from files, from metadata and from the command line, and may have control
+characters in them. These are written as escapes, in help, errors, logs and warnings
 here; tables do it in `columns`, and other commands through `say`.
 """
 

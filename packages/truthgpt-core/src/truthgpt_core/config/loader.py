@@ -80,10 +80,10 @@ class LoadedYaml(Generic[ModelT]):
         for found, _, at in _walk(self.value, self.root, ()):
             if found == segments:
                 return str(at)
-        shown = format_path(segments)
+        path_text = format_path(segments)
         raise TruthGPTError(
-            f"no configuration key is called {shown}",
-            hint=suggest(shown, (row.path for row in self.rows())),
+            f"no configuration key is called {path_text}",
+            hint=suggest(path_text, (row.path for row in self.rows())),
         )
 
     def rows(self) -> Iterator[ResolvedRow]:

@@ -68,15 +68,15 @@ def apply_overrides(
 def _set(
     root: Node, path: KeyPath, text: str, origin: Origin, model: type[BaseModel], log: ProblemLog
 ) -> Node:
-    shown = format_path(path)
+    path_text = format_path(path)
     if len(path) > MAX_DEPTH:
-        log.add(origin, shown, f"values nest more than {MAX_DEPTH} deep")
+        log.add(origin, path_text, f"values nest more than {MAX_DEPTH} deep")
         return root
     try:
         value = parse_value(text, origin, log)
         return _replace_at(root, path, 0, value.placed(origin), model)
     except UnreadableError as error:
-        log.add(origin, shown, error.message, error.hint)
+        log.add(origin, path_text, error.message, error.hint)
     return root
 
 

@@ -150,9 +150,9 @@ def _add_errors(
             continue
         for origin, path, complaint in _complaint(root, details):
             complaints.setdefault((origin, format_path(path)), []).append(complaint)
-    for (origin, shown), those in complaints.items():
+    for (origin, path_text), those in complaints.items():
         for message, hint in _merged(those):
-            log.add(origin, shown, message, hint)
+            log.add(origin, path_text, message, hint)
     for node, path in forbidden:
         shapes = _shapes_at(model, path[:-1])
         known = [key for shape in shapes for key in shape.keys if key != path[-1]]
@@ -195,17 +195,17 @@ def _complaint(root: Node, details: ErrorDetails) -> Iterator[tuple[Origin, KeyP
         at, path = tag.origin, path if tag is node else (*path, *_tag_key(context))
     elif location and location[-1] == _KEY and _find(root, location[:-1])[1] == path:
         hint = suggest(path[-1], _QUOTED.findall(str(context.get("expected", ""))))
-        found = _Complaint(f"the key {_said(details)}", f", not {describe(path[-1])}", hint)
+        found = _Complaint(f"the key {_message(details)}", f", not {describe(path[-1])}", hint)
         at = node.named_at
     else:
-        shown = "" if kind in _NO_VALUE_SHOWN else _not(node)
-        found = _Complaint(_said(details), shown, _hint(kind, node.value, details))
+        actual = "" if kind in _NO_VALUE_SHOWN else _not(node)
+        found = _Complaint(_message(details), actual, _hint(kind, node.value, details))
         at = node.origin
     if not node.broken:
         yield at, path, found
 
 
-def _said(details: ErrorDetails) -> str:
+def _message(details: ErrorDetails) -> str:
     kind = details["type"]
     message = _MESSAGES.get(kind) or _SUBJECT.sub("", details["msg"])
     if kind in _NO_VALUE_SHOWN:

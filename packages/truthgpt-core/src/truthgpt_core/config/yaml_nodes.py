@@ -463,5 +463,5 @@ class _TreeBuilder:
 
 
 def _tag_message(tag: str) -> str:
-    shown = tag.replace(_TAG_PREFIX, "!!", 1)
-    return f"the tag {shorten(shown)} is not allowed; a configuration holds only plain data"
+    display_tag = tag.replace(_TAG_PREFIX, "!!", 1)
+    return f"the tag {shorten(display_tag)} is not allowed; a configuration holds only plain data"

@@ -100,8 +100,8 @@ def _try_out(compiler: str, named: str, folder: Path, seconds: float) -> Diagnos
 def _why(ended: Ended, seconds: float) -> str:
     if ended.code is None:
         return f"no end within {seconds:g} s"
-    errors = [line for line in ended.said.splitlines() if "error" in line.lower()]
-    return (errors[0].strip() if errors else last_line(ended.said)) or ended.how
+    errors = [line for line in ended.stderr.splitlines() if "error" in line.lower()]
+    return (errors[0].strip() if errors else last_line(ended.stderr)) or ended.how
 
 
 def _headers() -> Diagnosis:

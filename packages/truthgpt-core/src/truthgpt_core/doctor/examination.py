@@ -31,14 +31,14 @@ class Probe:
 
     Attributes:
         findings: in the order in which it found them.
-        told: what else it told, by name; the last of each name.
+        values: what else it reported, by name; the last of each name.
         failure: why it did not come to its end, with what it was doing; empty if it did.
         fix: what may help, if the failure says so.
     """
 
     def __init__(self, module: str, request: str, seconds: float, **arguments: Any) -> None:
         self.findings: list[Finding] = []
-        self.told: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
         self.failure = self.fix = ""
         self._process: ChildProcess | None = None
         slow = f"If this machine is slow, try again with --timeout {3 * seconds:g}."
@@ -74,10 +74,10 @@ class Probe:
         if kind == "finding":
             self.findings.append(Finding.from_json(value))
         else:
-            self.told[kind] = value
+            self.values[kind] = value
 
     def _fail(self, how: str, fix: str | None) -> None:
-        self.failure = f"{self.told['doing']}: {how}" if "doing" in self.told else how
+        self.failure = f"{self.values['doing']}: {how}" if "doing" in self.values else how
         self.fix = fix or ""
 
 
@@ -98,7 +98,7 @@ def examine(config: Path | None, seconds: float) -> Generator[Finding]:
     yield from _about_torch(torch)
     yield from compiled
     yield from _only(Area.COMPILERS, torch.findings)
-    devices: list[str] = torch.told.get("devices", ["cpu"])
+    devices: list[str] = torch.values.get("devices", ["cpu"])
     fix = _TORCH_FIRST if torch.failure else _DO_WITHOUT
     plugins, active = examine_plugins(devices, seconds, fix)
     for area in (Area.PLUGINS, Area.OPTIMIZATIONS):
@@ -130,10 +130,10 @@ def examine_plugins(
         return Probe("plugin_probe", "plugins", seconds, only=only, devices=devices).wait()
 
     together = ask(None)
-    names: list[str] = together.told.get("found", [])
+    names: list[str] = together.values.get("found", [])
     if not together.failure:
         none = [] if names else [Diagnosis.warning("plugins", "none is installed", _INSTALL)]
-        return [*together.findings, *_in(Area.PLUGINS, none)], together.told.get("active", [])
+        return [*together.findings, *_in(Area.PLUGINS, none)], together.values.get("active", [])
     if not names:
         failed = Diagnosis.failed("plugins", together.failure, together.fix)
         return list(_in(Area.PLUGINS, [failed])), []
@@ -144,7 +144,7 @@ def examine_plugins(
         alone = ask(name)
         if not alone.failure:
             findings += alone.findings
-            active += alone.told.get("active", [])
+            active += alone.values.get("active", [])
         else:
             # That it was active before it died is no news.
             findings += (each for each in alone.findings if each.subject != name)

@@ -128,11 +128,11 @@ def diagnose_memory(meminfo: str, limits: Limits) -> Diagnosis:
         meminfo: what /proc/meminfo says; empty if there is none.
         limits: what the control group allows.
     """
-    said = {
+    sizes = {
         key: int(kilobytes) * 1024
         for key, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB$", meminfo, re.MULTILINE)
     }
-    total, available = said.get("MemTotal") or _physical_memory(), said.get("MemAvailable")
+    total, available = sizes.get("MemTotal") or _physical_memory(), sizes.get("MemAvailable")
     limited = limits.memory is not None and (total is None or limits.memory < total)
     if limited:
         left = limits.memory_left
@@ -224,8 +224,8 @@ def _cpu_name(cpuinfo: str) -> str:
         return match[1].strip()
     if sys.platform == "darwin":
         with suppress(OSError):
-            asked = run(["sysctl", "-n", "machdep.cpu.brand_string"], 10)
-            if name := asked.out.decode(errors="replace").strip():
+            ended = run(["sysctl", "-n", "machdep.cpu.brand_string"], 10)
+            if name := ended.out.decode(errors="replace").strip():
                 return name
     return platform.processor() or platform.machine()
 
@@ -311,10 +311,10 @@ def _quota(folder: Path) -> float | None:
 
 def _reclaimable(folder: Path) -> int:
     """What counts as used and is only a copy of files, given back when it is needed."""
-    said = dict(
+    counters = dict(
         line.split() for line in _read(folder / "memory.stat").splitlines() if line.count(" ") == 1
     )
-    text = said.get("total_inactive_file", said.get("inactive_file", "0"))
+    text = counters.get("total_inactive_file", counters.get("inactive_file", "0"))
     return int(text) if text.isdecimal() else 0
 
 

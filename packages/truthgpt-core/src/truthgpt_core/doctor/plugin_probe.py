@@ -98,15 +98,15 @@ def describe(row: PluginRow) -> Diagnosis:
     state = str(row.state)
     origin = row.distribution.name if row.distribution else row.file or "registered by hand"
     named = f"{origin} {row.version}".rstrip()
-    said = f"{named}: {row.reason or state}"
+    detail = f"{named}: {row.reason or state}"
     fix = _FIXES.get(state, "").format(dist=origin, name=row.name)
     if state == "active":
         return Diagnosis.ok(row.name, named)
     if state in ("disabled", "inactive"):
-        return Diagnosis.ok(row.name, said)
+        return Diagnosis.ok(row.name, detail)
     if state == "broken":
-        return Diagnosis.failed(row.name, said, fix)
-    return Diagnosis.warning(row.name, said, fix)
+        return Diagnosis.failed(row.name, detail, fix)
+    return Diagnosis.warning(row.name, detail, fix)
 
 
 def what_it_says(plugin: str, diagnose: Any) -> Iterator[Diagnosis]:
@@ -119,15 +119,15 @@ def what_it_says(plugin: str, diagnose: Any) -> Iterator[Diagnosis]:
     fix = f"This is a mistake in plugin {plugin}: tell its authors."
     subject = f"{plugin}: diagnose"
     try:
-        said = diagnose()
-        if said is None:
+        result = diagnose()
+        if result is None:
             return
-        if not isinstance(said, Iterable):
-            detail = f"it returned {type(said).__name__}, not a list of Diagnosis"
+        if not isinstance(result, Iterable):
+            detail = f"it returned {type(result).__name__}, not a list of Diagnosis"
             yield Diagnosis.failed(subject, detail, fix)
             return
         count = 0
-        for count, each in enumerate(islice(said, MOST + 1)):
+        for count, each in enumerate(islice(result, MOST + 1)):
             if count == MOST:
                 yield Diagnosis.warning(subject, f"it says more than {MOST} things", fix)
             elif not isinstance(each, Diagnosis):
@@ -138,7 +138,7 @@ def what_it_says(plugin: str, diagnose: Any) -> Iterator[Diagnosis]:
                 whole = Finding.of(Area.PLUGINS, each)
                 named = f"{plugin}: {whole.subject}"
                 yield Diagnosis(named, whole.status, whole.detail, whole.fix)
-    except BaseException as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the user
         yield Diagnosis.failed(subject, f"it raised {in_one_line(error)}", fix)
 
 
@@ -183,8 +183,8 @@ def _optimizations(manager: PluginManager, rows: list[PluginRow]) -> list[str]:
     """Name the optimizations of active plugins, and those that no distribution declares."""
     there = list(manager.factories["optimization_factory"].names())
     declared = {name for row in manager.rows() for name in row.optimizations}
-    asked = {name for row in rows if row.state == "active" for name in row.optimizations}
-    return [name for name in there if name in asked or name not in declared]
+    active = {name for row in rows if row.state == "active" for name in row.optimizations}
+    return [name for name in there if name in active or name not in declared]
 
 
 def _check(manager: PluginManager, name: str, device: str) -> Diagnosis:
@@ -198,17 +198,17 @@ def _check(manager: PluginManager, name: str, device: str) -> Diagnosis:
         return Diagnosis.ok(subject, f"not asked: {error}")
     except TruthGPTError as error:
         return Diagnosis.failed(subject, str(error.__cause__ or error), fix)
-    except BaseException as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the user
         return Diagnosis.failed(subject, f"making it raised {in_one_line(error)}", fix)
     try:
         verdict: object = optimization.check(device)
         if not isinstance(verdict, Verdict):
-            said = f"its check returned {type(verdict).__name__}, not a Verdict"
-            return Diagnosis.failed(subject, said, fix)
+            detail = f"its check returned {type(verdict).__name__}, not a Verdict"
+            return Diagnosis.failed(subject, detail, fix)
         if verdict.ok:
             return Diagnosis.ok(subject, "can be applied")
         return Diagnosis.warning(subject, verdict.reason, verdict.fix)
-    except BaseException as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the user
         return Diagnosis.failed(subject, f"its check raised {in_one_line(error)}", fix)
 
 

@@ -37,7 +37,7 @@ def probe() -> None:
     doing(f"importing torch {installed_version()}".rstrip())
     try:
         torch = importlib.import_module("torch")
-    except BaseException as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the user
         found(Area.TORCH, [_not_imported(error)])
         return
     if getattr(torch, "__file__", None) is None:
@@ -67,11 +67,11 @@ def probe() -> None:
 def nvidia_driver() -> str:
     """Say where an NVIDIA driver shows; empty if none does."""
     try:
-        said = _DRIVER.read_text(errors="replace")
+        text = _DRIVER.read_text(errors="replace")
     except OSError:
         tool = shutil.which("nvidia-smi")
         return f"there is {tool}" if tool else ""
-    number = re.search(r"\s(\d+(?:\.\d+)+)\s", said)
+    number = re.search(r"\s(\d+(?:\.\d+)+)\s", text)
     return f"the NVIDIA driver {number[1]} is loaded" if number else "an NVIDIA driver is loaded"
 
 
@@ -93,14 +93,14 @@ def _guarded(
     """Yield what a look at torch finds; what it raises is a failure."""
     try:
         yield from look(torch)
-    except BaseException as error:  # noqa: BLE001 - shown to the person
+    except BaseException as error:  # noqa: BLE001 - shown to the user
         yield Diagnosis.failed(subject, in_one_line(error), REINSTALL)
 
 
 def _build(torch: Any) -> Iterator[Diagnosis]:
-    said = torch.version
+    version = torch.version
     kinds = (("CUDA", "cuda"), ("ROCm", "hip"), ("XPU", "xpu"))
-    built = [f"{name} {has}" for name, key in kinds if (has := getattr(said, key, None))]
+    built = [f"{name} {has}" for name, key in kinds if (has := getattr(version, key, None))]
     yield Diagnosis.ok(
         "torch", f"{torch.__version__}, built for {' and '.join(built) or 'the CPU'}"
     )
@@ -139,7 +139,7 @@ def _cuda(torch: Any) -> Iterator[Diagnosis]:
             about = torch.cuda.get_device_properties(index)
             _compute(torch, device)
             free, total = torch.cuda.mem_get_info(index)
-        except Exception as error:  # noqa: BLE001 - shown to the person
+        except Exception as error:  # noqa: BLE001 - shown to the user
             yield _unusable(device, error)
         else:
             detail = f"{about.name}, {sized(total)}, {sized(free)} free"
@@ -151,7 +151,7 @@ def _mps(torch: Any) -> Iterator[Diagnosis]:
         return
     try:
         _compute(torch, "mps")
-    except Exception as error:  # noqa: BLE001 - shown to the person
+    except Exception as error:  # noqa: BLE001 - shown to the user
         yield _unusable("mps", error)
     else:
         yield Diagnosis.ok("mps", "the GPU of this Mac")
@@ -165,7 +165,7 @@ def _xpu(torch: Any) -> Iterator[Diagnosis]:
         try:
             about = torch.xpu.get_device_properties(index)
             _compute(torch, device)
-        except Exception as error:  # noqa: BLE001 - shown to the person
+        except Exception as error:  # noqa: BLE001 - shown to the user
             yield _unusable(device, error)
         else:
             yield Diagnosis.ok(device, f"{about.name}, {sized(about.total_memory)}")
@@ -226,7 +226,7 @@ def _none(torch: Any) -> Iterator[Diagnosis]:
 def _not_initialized(torch: Any, driver: str) -> Diagnosis:
     try:
         torch.cuda.init()
-    except Exception as error:  # noqa: BLE001 - shown to the person
+    except Exception as error:  # noqa: BLE001 - shown to the user
         return Diagnosis.failed(
             "CUDA",
             f"{driver}, and torch cannot use it: {in_one_line(error)}",

@@ -1,4 +1,4 @@
-"""Factories: components by name, registered by whoever has them.
+"""Factories: components by name, registered by the code that has them.
 
     factory = DynamicFactory(base_class=BaseOptimizer)
 

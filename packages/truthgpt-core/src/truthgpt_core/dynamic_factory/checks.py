@@ -156,13 +156,13 @@ def _type_problem(
     holder = SimpleNamespace(__annotations__={name: annotation})
     try:
         kind = get_type_hints(holder, dict(namespace))[name]
-    except Exception:  # noqa: BLE001 - evaluating somebody's annotation can raise anything
+    except Exception:  # noqa: BLE001 - evaluating an annotation can raise anything
         return
     choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if not all(choice in _ACCEPTED or get_origin(choice) is Literal for choice in choices):
         return
     if not any(_accepts(choice, value) for choice in choices):
-        wanted = " or ".join(_shown(choice) for choice in choices)
+        wanted = " or ".join(_choice_text(choice) for choice in choices)
         yield f'"{name}" must be {wanted}, not {type(value).__name__} {value!r}'
 
 
@@ -175,7 +175,7 @@ def _accepts(choice: object, value: object) -> bool:
     return isinstance(value, _ACCEPTED[choice])
 
 
-def _shown(choice: object) -> str:
+def _choice_text(choice: object) -> str:
     if get_origin(choice) is Literal:
         return " or ".join(repr(item) for item in get_args(choice))
     return "None" if choice is NoneType else getattr(choice, "__name__", str(choice))

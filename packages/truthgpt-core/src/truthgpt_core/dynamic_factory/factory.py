@@ -424,7 +424,7 @@ def register_open(name: str, cls: Callable[..., Any], *, replace: bool) -> None:
         raise ComponentTypeError(f'{origin_of(cls)} cannot be the component "{name}": {reason}')
     component = Component(origin_of(cls), target=cls)
     with lock:
-        present = next((kept for known, kept in reversed(_open) if known == name), None)
+        present = next((other for known, other in reversed(_open) if known == name), None)
         if present is not None and present.target is not cls and not replace:
             raise DuplicateComponentError(
                 f'An open component "{name}" exists already, {present.origin}, '
@@ -437,7 +437,7 @@ def register_open(name: str, cls: Callable[..., Any], *, replace: bool) -> None:
             factory._names.check_free(name, component)
         undoable = record_undo(partial(_withdraw_open, name, component))
         if not undoable:  # one that stays for good takes the place of itself
-            _open[:] = [(k, kept) for k, kept in _open if k != name or kept.target is not cls]
+            _open[:] = [(k, other) for k, other in _open if k != name or other.target is not cls]
         _open.append((name, component))
         for factory in takers:
             factory._names.cover(name, component, for_good=not undoable)
@@ -445,7 +445,7 @@ def register_open(name: str, cls: Callable[..., Any], *, replace: bool) -> None:
 
 def _withdraw_open(name: str, component: Component) -> None:
     with lock:
-        _open[:] = [(k, kept) for k, kept in _open if kept is not component]
+        _open[:] = [(k, other) for k, other in _open if other is not component]
         # Factories made since have it too.
         for factory in _factories:
             factory._names.withdraw(name, component)

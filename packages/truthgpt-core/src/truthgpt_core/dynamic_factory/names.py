@@ -138,7 +138,7 @@ class ComponentNames:
         self.cover(name, layer, for_good=not undoable)
 
     def cover(self, name: str, layer: Layer, *, for_good: bool = False) -> None:
-        """Let `name` stand for `layer`, to be taken back with `withdraw` unless it is for good."""
+        """Let `name` stand for `layer`, until `withdraw` is called unless it is for good."""
         # What lies under a layer that stays for good will never be seen again.
         beneath = () if for_good else self._layers.get(name, ())
         self._layers[name] = (*beneath, layer)
@@ -146,7 +146,7 @@ class ComponentNames:
     def withdraw(self, name: str, layer: Layer) -> None:
         """Take `layer` out of `name`, wherever it lies."""
         with lock:
-            rest = tuple(kept for kept in self._layers.get(name, ()) if kept is not layer)
+            rest = tuple(other for other in self._layers.get(name, ()) if other is not layer)
             if rest:
                 self._layers[name] = rest
             else:

@@ -33,7 +33,7 @@ _published: dict[str, list[_Publication]] = {}
 def publish_factory(factory: FactoryT, *, replace: bool = False) -> FactoryT:
     """Let `get_factory` find a factory by its name.
 
-    Doing so again changes nothing; it is found until both are taken back.
+    Doing so again changes nothing; it is found until both are undone.
 
     Args:
         factory: a factory with a name.
@@ -114,7 +114,7 @@ def register_component(
 
 def _withdraw(name: str, publication: _Publication) -> None:
     with lock:
-        rest = [kept for kept in _published.get(name, ()) if kept is not publication]
+        rest = [other for other in _published.get(name, ()) if other is not publication]
         if rest:
             _published[name] = rest
         else:

@@ -19,7 +19,7 @@ may emit a type and any mapping instead. What can be relied on:
 - A handler may add and remove handlers, and so may other threads. One that is added
   gets no event whose `emit` has begun; one that is removed gets no call that has not
   begun. A transaction that rolls back undoes both.
-- Emitting to nobody builds no event. The values in an event are never copied, converted
+- Emitting without handlers builds no event. The values in an event are never copied, converted
   or looked at; the mapping itself is copied, so that an event stays as it was emitted.
 """
 

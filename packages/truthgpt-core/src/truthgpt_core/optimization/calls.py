@@ -161,11 +161,11 @@ def refuse_malformed(
         json.dumps(applied.settings)
         kind(**applied.settings)
     except (TypeError, ValueError, OptimizationError) as error:
-        said = error.message if isinstance(error, OptimizationError) else str(error)
+        reason = error.message if isinstance(error, OptimizationError) else str(error)
         raise author_error(
             kind,
             "apply",
-            f"returned settings that it could not be restored with ({said})",
+            f"returned settings that it could not be restored with ({reason})",
             "Settings are its options, by name, in JSON types.",
         ) from error
 
@@ -176,6 +176,6 @@ def _described(value: object) -> str:
 
 def _listed(names: list[str]) -> str:
     # By repr: a name may be no text at all, or have what would move a terminal.
-    shown = ", ".join(repr(name)[:80] for name in names[:_NAMED])
+    text = ", ".join(repr(name)[:80] for name in names[:_NAMED])
     more = len(names) - _NAMED
-    return f"{shown} and {more:,} more" if more > 0 else shown
+    return f"{text} and {more:,} more" if more > 0 else text

@@ -157,7 +157,7 @@ Fill = Callable[[str], None]
 
 
 def no_note(about: str, note: str) -> None:
-    """Do nothing: nobody asked for notes."""
+    """Do nothing: no notes were requested."""
 
 
 def no_fill(name: str) -> None:
@@ -401,7 +401,7 @@ def refuse_impossible(optimizations: Iterable[Optimization[Any]], source: Source
             )
 
 
-def asked_for_help(texts: Iterable[str]) -> list[str]:
+def help_requests(texts: Iterable[str]) -> list[str]:
     """Return the optimizations whose options were asked for after `--apply`: `quantize:help`."""
     parts = [part.partition(":") for text in texts for part in text.split(",")]
     return [name.strip() for name, _, rest in parts if rest.strip() == "help" and name.strip()]

@@ -49,18 +49,18 @@ def naming_the_author(kind: type[Any], method: str) -> Iterator[None]:
 
 
 def author_error(
-    kind: type[Any], method: str, said: str, hint: str | None = None
+    kind: type[Any], method: str, problem: str, hint: str | None = None
 ) -> OptimizationError:
     """Return the error for a result that an optimization must not have.
 
     Args:
         kind: the class of the optimization.
         method: the name of the method that gave it.
-        said: what it did, as the rest of a sentence that begins with the method.
+        problem: what it did, as the rest of a sentence that begins with the method.
         hint: what its author has to do about it.
     """
     return OptimizationError(
-        f"{described(kind)}: {method} {said}{_definition(kind, method)}", hint=hint
+        f"{described(kind)}: {method} {problem}{_definition(kind, method)}", hint=hint
     )
 
 

@@ -43,16 +43,16 @@ def wrong_options(name: str, options_type: type[Options], error: ValidationError
         error: what pydantic said of them.
     """
     known = list(options_type.model_fields)
-    said = []
+    messages = []
     for problem in error.errors():
         option = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             suggestion = did_you_mean(option, known)
             has = f"it has {', '.join(known)}" if known else "it has none"
-            said.append(f'there is no option "{option}" ({suggestion or has})')
+            messages.append(f'there is no option "{option}" ({suggestion or has})')
         else:
-            said.append(f'option "{option}": {problem["msg"]}, not {problem["input"]!r}')
-    return f'"{name}": ' + "; ".join(said)
+            messages.append(f'option "{option}": {problem["msg"]}, not {problem["input"]!r}')
+    return f'"{name}": ' + "; ".join(messages)
 
 
 def _is_several(annotation: Any) -> bool:

@@ -64,11 +64,15 @@ def dependencies_of(plugin: object) -> tuple[str, ...]:
     if not isinstance(plugin, Plugin):
         return ()
     with PluginCode(_saying("its dependencies raised")):
-        said: object = plugin.dependencies
-        names = None if isinstance(said, str) or not isinstance(said, Iterable) else tuple(said)
+        declared: object = plugin.dependencies
+        names = (
+            None
+            if isinstance(declared, str) or not isinstance(declared, Iterable)
+            else tuple(declared)
+        )
     if names is None or not all(isinstance(name, str) for name in names):
         raise PluginError(
-            f"its dependencies are {said!r}", hint="Return a list of names of plugins."
+            f"its dependencies are {declared!r}", hint="Return a list of names of plugins."
         )
     return names
 

@@ -34,7 +34,7 @@ def judge(installed: Iterable[Installed], off: Collection[str] = ()) -> dict[str
     Args:
         installed: all that declare something for TruthGPT.
         off: names of those among them whose plugins are switched off; they are not
-            judged, and are in nobody's way.
+            judged, and are in no plugin's way.
 
     Returns:
         Reasons by distribution name; one that is not there has nothing against it.
@@ -89,7 +89,7 @@ def satisfies(version: str, versions: str) -> bool:
     try:
         return SpecifierSet(versions).contains(version, prereleases=True)
     except (InvalidSpecifier, InvalidVersion):
-        return True  # pip has already complained to the person who installed it
+        return True  # pip has already complained to the user who installed it
 
 
 def _api_reason(distribution: Installed, versions: dict[str, str | None]) -> str:
@@ -150,7 +150,7 @@ def _owners(installed: Iterable[Installed], group: str) -> Iterator[tuple[str, l
 
 
 def _conflicts(installed: list[Installed]) -> Iterator[tuple[Installed, str, Installed]]:
-    # Only the one that says so is refused: else anybody could take anybody else's plugin out.
+    # Only the one that says so is refused: else any plugin could take any other out.
     for distribution in installed:
         for name in distribution.names(CONFLICTS):
             for other in installed:

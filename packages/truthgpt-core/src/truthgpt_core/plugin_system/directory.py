@@ -1,6 +1,6 @@
 """Plugins that are files in a directory: which are there, which may be loaded, loading them.
 
-Loading a file runs it, so what may have been put there by somebody else is refused:
+Loading a file runs it, so what may have been put there by another user is refused:
 files that everyone may write, or in a directory that everyone may write, and links
 to a place outside the directory.
 """
@@ -110,7 +110,7 @@ def load_file(file: PluginFile) -> LoadedFile:
 
     Raises:
         PluginError: it may not be loaded, it raises, or it holds no plugin. Then what it
-            registered so far is taken back.
+            registered so far is undone.
     """
     if file.problem:
         raise PluginError(file.problem)

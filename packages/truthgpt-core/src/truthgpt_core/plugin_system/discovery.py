@@ -235,7 +235,7 @@ def _requirement(text: str) -> Requirement | None:
     try:
         return Requirement(normalized(name), name, str(SpecifierSet(versions)))
     except InvalidSpecifier:
-        return None  # pip has already complained to the person who installed it
+        return None  # pip has already complained to the user who installed it
 
 
 def _parsed(text: str) -> Requirement | None:
@@ -247,7 +247,7 @@ def _parsed(text: str) -> Requirement | None:
         parsed = Parsed(text)
         applies = parsed.marker is None or parsed.marker.evaluate({"extra": ""})
     except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
-        return None  # pip has already complained to the person who installed it
+        return None  # pip has already complained to the user who installed it
     if not applies:
         return None
     return Requirement(normalized(parsed.name), parsed.name, str(parsed.specifier))

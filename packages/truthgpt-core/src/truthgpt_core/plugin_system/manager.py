@@ -203,7 +203,7 @@ class PluginManager:
         begin with `_` or `.` are left out. When a directory is loaded again, files with
         an active plugin stay as they are, and broken ones are tried again.
 
-        Files are code, and whoever can write one can run anything: those that everyone
+        Files are code, and a user who can write one can run anything: those that everyone
         may write and those whose real path is outside the directory are refused.
 
         Returns:

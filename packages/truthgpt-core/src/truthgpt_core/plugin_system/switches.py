@@ -119,7 +119,7 @@ def enable(name: str) -> bool:
         Whether the name was disabled.
 
     Raises:
-        TruthGPTError: it cannot be taken back; then nothing has changed.
+        TruthGPTError: it cannot be undone; then nothing has changed.
     """
     file = _file(name)
     try:

@@ -2,7 +2,7 @@
 
 What is compiled is kept in the cache under a name made of everything that it depends on.
 It is code, so what another user may have written is not loaded: the directory and the file have
-to be this user's, and writable for nobody else. Both are opened once, and what was looked at
+to be this user's, and writable for no one else. Both are opened once, and what was looked at
 is what is loaded, whatever their names stand for by then.
 """
 
@@ -43,7 +43,7 @@ FLAGS = (
 COMPILE_SECONDS = 300
 
 _DESCRIPTORS = Path("/proc/self/fd/../fd")
-"""Where Linux has open files by their numbers; spelled as nobody else does, see `_load_kept`."""
+"""Where Linux has open files by their numbers; spelled in a way of its own: see `_load_cached`."""
 
 
 class NativeError(TruthGPTError):
@@ -106,7 +106,7 @@ def load() -> ctypes.CDLL:
     with _opened(folder) as place:
         if place is not None:
             try:
-                if (found := _load_kept(name, place)) is not None:
+                if (found := _load_cached(name, place)) is not None:
                     return _declare(found)
             except OSError:
                 logger.debug("%s in %s cannot be loaded", name, folder, exc_info=True)
@@ -118,7 +118,7 @@ def load() -> ctypes.CDLL:
                 if place is None:
                     return _declare(ctypes.CDLL(str(made)))
             _keep(code + _digest(code), name, place)
-            if (found := _load_kept(name, place)) is None:
+            if (found := _load_cached(name, place)) is None:
                 raise OSError("what was written is not what is there")
             return _declare(found)
         except OSError as error:
@@ -164,7 +164,7 @@ def _opened(folder: Path) -> Iterator[int | None]:
         os.close(place)
 
 
-def _load_kept(name: str, place: int) -> ctypes.CDLL | None:
+def _load_cached(name: str, place: int) -> ctypes.CDLL | None:
     """Load a file of the directory `place`; None if it is missing, not ours or damaged.
 
     Raises:
@@ -222,24 +222,24 @@ def find_compiler() -> str:
     Raises:
         NativeError: there is none.
     """
-    asked = os.environ.get(CXX)
-    for name in [asked] if asked else ["g++", "clang++", "c++"]:
+    requested = os.environ.get(CXX)
+    for name in [requested] if requested else ["g++", "clang++", "c++"]:
         if found := shutil.which(name):
             return found
     raise NativeError(
-        f"{CXX}={asked} is no C++ compiler" if asked else "There is no C++ compiler",
+        f"{CXX}={requested} is no C++ compiler" if requested else "There is no C++ compiler",
         hint=f"Install g++ (Debian, Ubuntu: apt install g++), or set {CXX} to another.",
     )
 
 
 def _key(sources: Mapping[str, bytes], compiler: str) -> str:
     try:
-        said = _run(compiler, "--version")
+        result = _run(compiler, "--version")
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeError(
             f"{compiler} cannot be run: {error}", hint=f"Set {CXX} to another C++ compiler."
         ) from error
-    about = [" ".join(_flags()).encode(), said.stdout.encode(), _processor().encode()]
+    about = [" ".join(_flags()).encode(), result.stdout.encode(), _processor().encode()]
     return hashlib.sha256(b"\0".join([*sources.values(), *about])).hexdigest()[:24]
 
 
@@ -254,8 +254,8 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return f"{sys.platform} {platform.machine()} {platform.processor()}"
-    told = {line for line in text.splitlines() if line.startswith(("flags", "Features", "model"))}
-    return platform.machine() + "\n".join(sorted(told))
+    lines = {line for line in text.splitlines() if line.startswith(("flags", "Features", "model"))}
+    return platform.machine() + "\n".join(sorted(lines))
 
 
 def _compile(compiler: str, sources: Mapping[str, bytes], made: Path) -> None:
@@ -266,9 +266,9 @@ def _compile(compiler: str, sources: Mapping[str, bytes], made: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise NativeError(f"{compiler} took more than {COMPILE_SECONDS} s") from error
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
+        message = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
         raise NativeError(
-            f"{compiler} failed with exit code {done.returncode}: {said}",
+            f"{compiler} failed with exit code {done.returncode}: {message}",
             hint=f"Set {CXX} to another C++ compiler.",
         )
 

@@ -182,7 +182,7 @@ def _parallel() -> int | None:
 
 
 def _scratch_of(numbers: int, dtype: torch.dtype) -> Tensor:
-    """Return memory of this thread's own; what is in it is of no use to anybody else."""
+    """Return memory of this thread's own; what is in it is of no use to other threads."""
     kept: Tensor | None = getattr(_scratch, _NAMES[dtype], None)
     if kept is None or kept.numel() < numbers:
         # A tensor that is made in inference mode cannot be written to outside of it.

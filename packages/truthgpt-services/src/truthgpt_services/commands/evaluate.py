@@ -40,15 +40,15 @@ def evaluate(model: str, as_json: bool, **given: Any) -> None:
       truthgpt eval MODEL --json > before.json
     """  # noqa: D301 - click wants the character, not its escape
     from truthgpt_core.application import get_application
-    from truthgpt_services.commands.progress import shown_progress
+    from truthgpt_services.commands.progress import display_progress
     from truthgpt_services.optimizing.evaluate_one import evaluate as run
     from truthgpt_services.optimizing.request import read_measuring
 
-    said = {name: value for name, value in given.items() if value not in (None, ())}
-    request = read_measuring({"model": model, **said})
+    overrides = {name: value for name, value in given.items() if value not in (None, ())}
+    request = read_measuring({"model": model, **overrides})
     # What a plugin prints is not part of the JSON.
-    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
-    with aside, shown_progress() as progress:
+    redirection = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with redirection, display_progress() as progress:
         report = run(
             request,
             get_application().plugins,

@@ -74,14 +74,14 @@ def write(
         overwrite: replace the directory, if TruthGPT wrote it.
     """
     from truthgpt_core.application import get_application
-    from truthgpt_services.commands.progress import shown_progress
+    from truthgpt_services.commands.progress import display_progress
     from truthgpt_services.models.exporters import make_exporter
 
     application = get_application()
     application.plugins.activate_all()
     # A slip of the keyboard is answered before torch is imported.
     make_exporter(exporter, options, application.factories["exporter_factory"])
-    with shown_progress() as progress:
+    with display_progress() as progress:
         progress(f"Exporting {model}", 0, 0)
         models = application.get_service("model_service")
         models.progress = progress

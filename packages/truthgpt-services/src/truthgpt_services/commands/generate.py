@@ -99,9 +99,9 @@ def generate(
     if named := sorted(given.keys() & options.keys()):
         name = named[0]
         raise click.UsageError(f"--option {name}: write --{name.replace('_', '-')} instead.")
-    asked = read_prompt_text(prompt, file)
+    prompt_text = read_prompt_text(prompt, file)
     from truthgpt_core.application import get_application
-    from truthgpt_services.commands.progress import shown_progress
+    from truthgpt_services.commands.progress import display_progress
     from truthgpt_services.importing import importing
 
     application = get_application()
@@ -113,7 +113,7 @@ def generate(
         service: InferenceService = application.get_service("inference_service")
 
     began = perf_counter()
-    with shown_progress() as progress:
+    with display_progress() as progress:
         progress("Loading the model", 0, 0)
         pick_device(device)
         models.progress = progress
@@ -126,7 +126,7 @@ def generate(
             nonlocal tokenizer, read
             tokenizer = models.load_tokenizer(str(directory))
             read = read_prompt(
-                tokenizer, asked if raw else as_conversation(tokenizer, asked, system)
+                tokenizer, prompt_text if raw else as_conversation(tokenizer, prompt_text, system)
             )
             check_length(read, load_config(directory), options["max_new_tokens"])
 
@@ -134,7 +134,7 @@ def generate(
             source, {"device": device}, given=given, before_loading=check_prompt
         )
     if read is None:
-        read = _asked_of(engine, asked, system, raw=raw)
+        read = _prompt_for(engine, prompt_text, system, raw=raw)
     options["stop"] = list(options["stop"])
     options |= given
     service.configure(engine, tokenizer)
@@ -144,7 +144,7 @@ def generate(
         text = "".join(stream)
         _print_json(text, stream, model=model, loading=loading, options=options)
     else:
-        text = _print_text(stream, asked)
+        text = _print_text(stream, prompt_text)
     if not text:
         what = "Nothing was generated: the model ended the text at once."
         if stream.stopped_by is not None:
@@ -152,22 +152,22 @@ def generate(
         click.echo(f"truthgpt: {what}", err=True)
 
 
-def _asked_of(engine: Engine, asked: str, system: str | None, *, raw: bool) -> Any:
+def _prompt_for(engine: Engine, prompt_text: str, system: str | None, *, raw: bool) -> Any:
     """Return the prompt for an engine that did not load the model from a directory."""
     from truthgpt_services.inference.prompts import as_conversation
 
     if raw:
-        return asked
+        return prompt_text
     if engine.tokenizer is not None:
-        return as_conversation(engine.tokenizer, asked, system)
+        return as_conversation(engine.tokenizer, prompt_text, system)
     begin = [] if system is None else [{"role": "system", "content": system}]
-    return [*begin, {"role": "user", "content": asked}]
+    return [*begin, {"role": "user", "content": prompt_text}]
 
 
-def _print_text(stream: TextStream, asked: str) -> str:
+def _print_text(stream: TextStream, prompt_text: str) -> str:
     terminal = _is_terminal()
     if terminal and not stream.prompt.is_chat:
-        click.echo(visible(asked), nl=False)
+        click.echo(visible(prompt_text), nl=False)
     pieces = []
     for piece in stream:
         pieces.append(piece)
@@ -189,7 +189,7 @@ def _print_json(
     # The token that ends a text is decoded as well.
     after_first = len(stream.tokens) - 1 + (stream.finish_reason == "eos_token")
     rate = after_first / (seconds - first) if first is not None and after_first > 0 else None
-    shown = {
+    output = {
         "model": model,
         "text": text,
         "finish_reason": stream.finish_reason,
@@ -210,4 +210,4 @@ def _print_json(
         },
         "options": options,
     }
-    click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
+    click.echo(json.dumps(output, ensure_ascii=False, indent=2))

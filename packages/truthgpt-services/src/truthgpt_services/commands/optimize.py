@@ -96,24 +96,26 @@ def optimize(
       truthgpt optimize MODEL --apply quantize:scheme=int8,skip=lm_head -o DIR
     """  # noqa: D301 - click wants the character, not its escape
     from truthgpt_core.application import get_application
-    from truthgpt_core.optimization import asked_for_help
+    from truthgpt_core.optimization import help_requests
     from truthgpt_core.optimization.option_help import option_lines
-    from truthgpt_services.commands.progress import shown_progress
+    from truthgpt_services.commands.progress import display_progress
     from truthgpt_services.optimizing.pipeline import optimize as run
     from truthgpt_services.optimizing.request import applied_on_command_line, read_request
 
-    if names := asked_for_help(applied):
+    if names := help_requests(applied):
         for name in names:
             say("\n".join(option_lines(name, get_application().plugins.optimization_class(name))))
         return
-    said: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, ())}
+    overrides: dict[str, Any] = {
+        name: value for name, value in given.items() if value not in (None, ())
+    }
     if model is not None:
-        said["model"] = model
+        overrides["model"] = model
     if output is not None:
-        said["output"] = str(output)
+        overrides["output"] = str(output)
     plugins = get_application().plugins
-    request = read_request(config, said, applied_on_command_line(applied, plugins), plugins)
-    with shown_progress() as progress:
+    request = read_request(config, overrides, applied_on_command_line(applied, plugins), plugins)
+    with display_progress() as progress:
         report = run(
             request,
             plugins,

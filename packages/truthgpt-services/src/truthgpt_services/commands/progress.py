@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Callback]:
+def display_progress() -> Iterator[Callback]:
     """Show progress on standard error.
 
     On a terminal: one line with what is done now, for how long, and how far it is, which is how
@@ -54,8 +54,8 @@ class _Bar:
     def __init__(self, spinner: Spinner) -> None:
         self._spinner = spinner
         self._what = self._phase = ""
-        self._began = self._told = time.monotonic()
-        # Of the phase, as long as nobody knows of the whole; None: unknown.
+        self._began = self._reported_at = time.monotonic()
+        # Of the phase, as long as that of the whole is not known; None: unknown.
         self._share: float | None = None
         self._left: float | None = None
 
@@ -69,7 +69,7 @@ class _Bar:
 
     def overall(self, share: float, seconds_left: float) -> None:
         self._share, self._left = share, seconds_left
-        self._told = time.monotonic()
+        self._reported_at = time.monotonic()
 
     def line(self) -> Table:
         from rich.progress_bar import ProgressBar
@@ -80,7 +80,7 @@ class _Bar:
         share, left = self._share, ""
         if self._left is not None and share is not None:
             # Time goes on between two reports, and the bar with it.
-            still = max(0.0, self._left - (now - self._told))
+            still = max(0.0, self._left - (now - self._reported_at))
             share = 1.0 - (1.0 - share) * (still / self._left if self._left > 0 else 1.0)
             left = f"about {_duration(still)} left"
         table = Table.grid(padding=(0, 1), expand=True)

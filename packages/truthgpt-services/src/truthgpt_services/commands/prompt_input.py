@@ -17,7 +17,7 @@ LARGEST = 1 << 24
 """How many bytes are read at most: no model holds that many tokens."""
 
 SECONDS_FOR_A_WRITER = 5.0
-"""How long a named pipe is waited for that nobody has opened for writing."""
+"""How long to wait for a named pipe to be opened for writing."""
 
 _STANDARD_INPUT = "-"
 
@@ -68,7 +68,7 @@ def _from_standard_input() -> str:
 def _from_file(path: str) -> str:
     name = harmless(path)
     try:
-        # Without waiting: opening a pipe that nobody writes to takes for ever.
+        # Without waiting: opening a pipe without a writer takes forever.
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -108,7 +108,7 @@ def _read(file: BinaryIO, name: str) -> str:
             f"{name} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}",
             hint="Convert it, for example with iconv -f latin1 -t utf-8.",
         ) from None
-    # Editors and `echo` put one there, and nobody means it as part of the prompt.
+    # Editors and `echo` put one there, and it is not meant as part of the prompt.
     text = text.removesuffix("\n").removesuffix("\r")
     if not text:
         raise TruthGPTError(f"{name} is empty: there is no prompt")

@@ -105,13 +105,13 @@ def _assemble(
     signals: StopSignals,
 ) -> Assembled:
     from truthgpt_core.optimization import no_progress
-    from truthgpt_services.commands.progress import shown_progress
+    from truthgpt_services.commands.progress import display_progress
 
-    with shown_progress() if backend.is_main else nullcontext(no_progress) as shown:
+    with display_progress() if backend.is_main else nullcontext(no_progress) as display:
 
         def progress(what: str, done: int, total: int) -> None:
             signals.heed()
-            shown(what, done, total)
+            display(what, done, total)
 
         return job.assemble(config, device=device, progress=progress, backend=backend)
 

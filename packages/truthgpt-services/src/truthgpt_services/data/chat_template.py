@@ -165,18 +165,18 @@ class ChatEncoder:
 
 
 def _refused(chat: Chat, why: str) -> DataError:
-    return DataError(f"The chat template refuses a conversation: {why}: {_shown(chat.messages)}")
+    return DataError(f"The chat template refuses a conversation: {why}: {_excerpt(chat.messages)}")
 
 
 def _unknown(messages: list[Message], number: int, why: str) -> DataError:
     return DataError(
         f"With this chat template it cannot be told where the assistant's message {number} "
-        f"begins: {why}: {_shown(messages)}",
+        f"begins: {why}: {_excerpt(messages)}",
         hint="Put {% generation %} and {% endgeneration %} around the assistant's turns in "
         "the tokenizer's chat_template.",
     )
 
 
-def _shown(messages: list[Message]) -> str:
+def _excerpt(messages: list[Message]) -> str:
     text = json.dumps(messages, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."

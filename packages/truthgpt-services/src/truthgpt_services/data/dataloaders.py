@@ -213,7 +213,7 @@ def _loader(
 
 def _check_number(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise DataError(f"{name} is {value!r}, not a whole number of {least} or more")
+        raise DataError(f"{name} is {value!r}, not an integer of {least} or more")
 
 
 def _check_limit(max_length: int, limit: int | None, why: str) -> None:

@@ -94,7 +94,7 @@ class DatasetManager:
 
         Raises:
             DataError: the fraction is out of range. What cannot be read is found out by
-                whoever reads.
+                the code that reads.
             FactoryError: there is no source of that name, or its options are wrong.
         """
         made = _source(source, dataset_name, validation_fraction, plugins, options)

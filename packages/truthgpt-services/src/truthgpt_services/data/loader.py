@@ -174,7 +174,7 @@ class BatchLoader:
 
 
 def _leave_signals_to_the_trainer(_number: int) -> None:
-    """Ignore what a terminal, or whoever ends a whole service, sends to this process too.
+    """Ignore what a terminal, or what ends a whole service, sends to this process too.
 
     The process that trains wants its batches until it has saved; when it is gone, torch ends
     this one.

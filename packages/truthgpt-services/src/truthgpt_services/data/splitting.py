@@ -58,8 +58,8 @@ class SplitTexts:
             key = key_of(text, self._seed)
             if key is None:
                 raise DataError(f"{self._where} has no proper text at {number}: {text!r:.80}")
-            kept = int.from_bytes(key, "big") < limit
-            if kept is self._validation and text and not text.isspace():
+            held_out = int.from_bytes(key, "big") < limit
+            if held_out is self._validation and text and not text.isspace():
                 found = True
                 yield text
         if not found:
@@ -67,11 +67,13 @@ class SplitTexts:
 
     def fingerprint(self) -> str | None:
         """Return that of the source with what makes this side of it; None if it has none."""
-        told = self._source.fingerprint() if isinstance(self._source, Fingerprinted) else None
-        if told is None:
+        fingerprint = (
+            self._source.fingerprint() if isinstance(self._source, Fingerprinted) else None
+        )
+        if fingerprint is None:
             return None
         kind = type(self._source).__qualname__
-        return f"{self._fraction} {self._seed} {self._validation} {kind} {told}"
+        return f"{self._fraction} {self._seed} {self._validation} {kind} {fingerprint}"
 
     def describe(self) -> str | None:
         """Return what the source says of itself, if it does."""

@@ -1,7 +1,7 @@
 """Applying chat templates with limits.
 
 A template comes with a model and is a program. transformers runs it in a sandbox that keeps it
-from files and attributes, but neither from going on for ever nor from taking all memory: loops
+from files and attributes, but neither from going on forever nor from taking all memory: loops
 within loops, `10 ** 10 ** 10` or a text that is padded to a billion characters. So it runs in a
 fork with limits, which starts in milliseconds; a new process would import transformers first.
 """

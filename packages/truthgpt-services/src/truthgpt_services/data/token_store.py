@@ -312,9 +312,15 @@ def _fingerprint(texts: Texts, encoder: TextEncoder) -> str | None:
     """Return a name for what a source has and what is made of it, if it can tell."""
     if not isinstance(texts, Fingerprinted):
         return None
-    told = texts.fingerprint()
-    if told is None:
+    fingerprint = texts.fingerprint()
+    if fingerprint is None:
         return None
     # Another version may read the same file in another way.
-    parts = [_FORMAT, version("truthgpt-services"), encoder.key, type(texts).__qualname__, told]
+    parts = [
+        _FORMAT,
+        version("truthgpt-services"),
+        encoder.key,
+        type(texts).__qualname__,
+        fingerprint,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

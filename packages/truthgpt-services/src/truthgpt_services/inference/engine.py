@@ -159,7 +159,7 @@ class _Group:
     """Sequences that share a cache: each pass appends the same number of columns to all of them.
 
     A column in which a sequence has no token is masked for it: padding on the left, tokens that
-    were taken back, and passes that it took no part in.
+    were cropped, and passes that it took no part in.
     """
 
     def __init__(self, engine: TorchEngine, cache: KVCache, rows: int, length: int) -> None:
@@ -261,7 +261,7 @@ class _Group:
 
     @contextmanager
     def _masked(self) -> Iterator[None]:
-        """Let nobody who calls the model with this cache attend to columns without a token.
+        """Mask columns without a token in every call of the model with this cache.
 
         Plugins do so too: a step of theirs need not know that there is padding.
         """

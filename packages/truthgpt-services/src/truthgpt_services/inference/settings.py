@@ -38,7 +38,7 @@ class InferenceSettings:
         for name in ("max_cache_bytes", "max_batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise GenerationError(f"{name} is {value!r}: it must be a whole number, 1 or more")
+                raise GenerationError(f"{name} is {value!r}: it must be an integer, 1 or more")
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", _as_directory(self.cache_dir))
 

@@ -47,8 +47,8 @@ class Bench(BenchRequests):
     def describe(self, load_seconds: float) -> Opened:
         """Say what the model is made of, and begin to watch its memory."""
         memory.reset_peak(self._device)
-        said = {"parameters": 0, "dtype": "", "weights_bytes": 0, **self.engine.describe()}
-        return Opened(load_seconds=load_seconds, **said)
+        facts = {"parameters": 0, "dtype": "", "weights_bytes": 0, **self.engine.describe()}
+        return Opened(load_seconds=load_seconds, **facts)
 
     def tokenize(self, text: str, limit: int) -> list[int]:
         """The first tokens of a text, `limit` at most."""

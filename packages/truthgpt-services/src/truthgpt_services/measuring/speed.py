@@ -166,10 +166,10 @@ def undecided(ratios: Sequence[Ratio], gate: Gate, *, smaller: bool) -> bool:
         return False
     if any(gained(each, gate) for each in ratios):
         return False
-    return not all(_told(each, gate) for each in ratios)
+    return not all(_is_decided(each, gate) for each in ratios)
 
 
-def _told(ratio: Ratio, gate: Gate) -> bool:
+def _is_decided(ratio: Ratio, gate: Gate) -> bool:
     """Return whether a ratio is known to be slower, or the same for all that is asked."""
     return ratio.high < 1.0 or (
         ratio.high < 1.0 + gate.min_gain and ratio.low > 1.0 - gate.min_gain

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from truthgpt_core.paths import expanded, read_regular_bytes, shown_path
+from truthgpt_core.paths import display_path, expanded, read_regular_bytes
 from truthgpt_services.errors import ModelError
 
 DEFAULT_NAME = "pydoc_data.topics"
@@ -50,7 +50,7 @@ def evaluation_text(path: Path | None) -> EvaluationText:
         ) from None
     except OSError as error:
         why = error.strerror or str(error)
-        raise ModelError(f"The text {shown_path(path)} cannot be read: {why}") from error
+        raise ModelError(f"The text {display_path(path)} cannot be read: {why}") from error
     if not text.strip():
         raise ModelError(f"The text {path} is empty")
     return EvaluationText(str(path), text)

@@ -186,8 +186,8 @@ class Worker(ModelRequests):
                 continue
             if self.was_used(step.name, step.settings):
                 self._unproven.add(step.name)
-                said = "Its was_used says True before anything is computed, so it proves nothing."
-                self._notes[step.name, "was_used"] = said
+                note = "Its was_used says True before anything is computed, so it proves nothing."
+                self._notes[step.name, "was_used"] = note
         return self._bench.describe(seconds)
 
     def sample(self, prompt: str, new_tokens: int) -> str:
@@ -199,8 +199,8 @@ class Worker(ModelRequests):
         from truthgpt_services.inference.prompts import as_conversation
 
         assert self._bench is not None
-        asked = as_conversation(self._bench.tokenizer, prompt)
-        stream = self._inference.stream(asked, {"max_new_tokens": new_tokens})
+        conversation = as_conversation(self._bench.tokenizer, prompt)
+        stream = self._inference.stream(conversation, {"max_new_tokens": new_tokens})
         text = "".join(stream)
         return f"\n{text}" if stream.prompt.is_chat else text
 
@@ -260,7 +260,7 @@ def main() -> None:
         if type(event.payload) is FORWARDED[event.type.name]:
             send("event", [event.type.name, in_json_types(dict(event.data))])
 
-    # Importing torch takes seconds; done now, it goes on while nobody waits for it yet.
+    # Importing torch takes seconds; done now, it goes on before anything waits for it.
     with importing():
         importlib.import_module("truthgpt_services.measuring.bench")
     worker: Worker | None = None

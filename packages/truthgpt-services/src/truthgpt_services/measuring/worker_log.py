@@ -84,15 +84,15 @@ def keep(folder: Path) -> Path | None:
 
 
 @contextmanager
-def kept_on_failure(folder: Path) -> Iterator[None]:
+def keep_logs_on_failure(folder: Path) -> Iterator[None]:
     """Keep what workers have printed if the run fails, and say in the error where."""
     try:
         yield
     except TruthGPTError as error:
         path = keep(folder)
         if path is not None:
-            said = f"What its processes printed is in {path}."
-            error.hint = f"{error.hint} {said}" if error.hint else said
+            note = f"What its processes printed is in {path}."
+            error.hint = f"{error.hint} {note}" if error.hint else note
         raise
 
 

@@ -67,7 +67,7 @@ def as_directory(resolved: ResolvedModel, progress: Progress = no_progress) -> P
             remove(target)
     progress("Converting GGUF, once: the result is kept in the cache", 0, 0)
     with StagedDirectory(target, overwrite=True) as staged:
-        with _bars_told_to(progress):
+        with _redirect_bars(progress):
             _convert(path, staged.path)
         with explained_writing(target):
             facts = {"format": _FORMAT, "kind": "converted", "source": resolved.spec}
@@ -86,7 +86,7 @@ def _damage(directory: Path) -> str:
 
 
 @contextmanager
-def _bars_told_to(progress: Progress) -> Iterator[None]:
+def _redirect_bars(progress: Progress) -> Iterator[None]:
     """Tell of what transformers draws a bar of, which it does whatever one asks it to leave."""
 
     def bar(tensors: Sequence[Any], **_: object) -> Iterator[Any]:

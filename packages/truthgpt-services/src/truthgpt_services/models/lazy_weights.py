@@ -1,4 +1,4 @@
-"""Models whose weights are read from disk a module at a time, when somebody wants them.
+"""Models whose weights are read from disk a module at a time, when they are needed.
 
 transformers itself builds the model, so that it is in every respect the one that it would
 load. What it is given as the weights of the checkpoint are stand-ins: tensors of the right

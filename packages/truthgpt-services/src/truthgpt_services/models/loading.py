@@ -53,28 +53,30 @@ _SPARE_NUMBERS = 2**28
 """What a model may have that is in no checkpoint, as masks and rotary tables."""
 
 
-def pick_device(asked: str = "auto") -> torch.device:
+def pick_device(requested: str = "auto") -> torch.device:
     """Return the device to run on: the one asked for, or the first GPU, or the CPU.
 
     Raises:
         DeviceError: there is no such device on this machine; it names those that there are.
     """
-    if asked == "auto":
+    if requested == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     available = _available_devices()
     have = f"Available: {', '.join(available)}."
-    shown = asked if len(asked) <= _LONGEST_DEVICE else f"{asked[:_LONGEST_DEVICE]}…"
+    display_name = (
+        requested if len(requested) <= _LONGEST_DEVICE else f"{requested[:_LONGEST_DEVICE]}…"
+    )
     try:
-        device = torch.device(asked)
+        device = torch.device(requested)
     except (RuntimeError, ValueError, TypeError):
-        raise DeviceError(f'Unknown device "{shown}"', hint=have) from None
+        raise DeviceError(f'Unknown device "{display_name}"', hint=have) from None
     if device.type not in {name.partition(":")[0] for name in available}:
-        raise DeviceError(f'There is no device "{shown}" on this machine', hint=have)
+        raise DeviceError(f'There is no device "{display_name}" on this machine', hint=have)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DeviceError(
-            f'The device "{shown}" cannot be used: {in_one_line(error)}', hint=have
+            f'The device "{display_name}" cannot be used: {in_one_line(error)}', hint=have
         ) from None
     return device
 
@@ -312,7 +314,7 @@ def load_tokenizer(directory: Path) -> Any:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-        with _no_panics_shown():
+        with _hide_panics():
             tokenizer.decode(tokenizer("a text").input_ids)
     return tokenizer
 
@@ -341,10 +343,10 @@ def explained(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _no_panics_shown() -> Iterator[None]:
+def _hide_panics() -> Iterator[None]:
     """Hold back standard error, where Rust reports a panic before it is raised."""
     try:
-        shown = os.dup(2)
+        original = os.dup(2)
     except OSError:
         yield  # nothing is shown then
         return
@@ -354,8 +356,8 @@ def _no_panics_shown() -> Iterator[None]:
         try:
             yield
         finally:
-            os.dup2(shown, 2)
-            os.close(shown)
+            os.dup2(original, 2)
+            os.close(original)
             panic = sys.exception()
             if panic is None or isinstance(panic, Exception):
                 held.seek(0)
@@ -395,5 +397,5 @@ def _reason(error: BaseException) -> str:
         )
     # What these say is not a sentence without their names.
     plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
-    said = lines[0] if plain else in_one_line(error).partition(" Exception raised from ")[0]
-    return harmless(said)[:400]
+    message = lines[0] if plain else in_one_line(error).partition(" Exception raised from ")[0]
+    return harmless(message)[:400]

@@ -37,9 +37,9 @@ def _card(recipe: Recipe, report: Report | None) -> str:
         + (f", with {_code(_settings(step.settings))}" if step.settings else "")
         for step in recipe.steps
     ]
-    said = "It was not measured."
+    measurement = "It was not measured."
     if report is not None:
-        said = f"{_plain(report.result.summary)}\n\n`report.html` has all figures."
+        measurement = f"{_plain(report.result.summary)}\n\n`report.html` has all figures."
     parts = [
         _front_matter(recipe),
         f"# {_plain(recipe.source)}, optimized by TruthGPT",
@@ -47,7 +47,7 @@ def _card(recipe: Recipe, report: Report | None) -> str:
         "## Steps",
         "\n".join(steps) or "None: the weights are those of the source.",
         "## Figures",
-        said,
+        measurement,
         "## How to load it",
         _loading(recipe),
     ]

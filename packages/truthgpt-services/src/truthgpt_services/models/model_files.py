@@ -263,8 +263,8 @@ def _prefix_hint(missing: list[str], unexpected: list[str]) -> str:
 
 
 def _few(names: list[str]) -> str:
-    shown = ", ".join(harmless(name)[:120] for name in names[:3])
-    return f"{shown} and {len(names) - 3:,} more" if len(names) > 3 else shown
+    text = ", ".join(harmless(name)[:120] for name in names[:3])
+    return f"{text} and {len(names) - 3:,} more" if len(names) > 3 else text
 
 
 def _count(names: list[str], what: str) -> str:
@@ -316,19 +316,19 @@ def _inside(
     """Return the file that an index names, if it is one that may be read."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ModelError(f"{where} names {name!r:.80}, which is not the name of a file")
-    relative, shown = PurePosixPath(name.replace("\\", "/")), harmless(name)[:200]
+    relative, display_name = PurePosixPath(name.replace("\\", "/")), harmless(name)[:200]
     if is_pickle(Path(name)):
-        raise pickle_error(directory / shown)
+        raise pickle_error(directory / display_name)
     if relative.is_absolute() or ".." in relative.parts:
-        raise ModelError(f"{where} names {shown}, which is outside the model's directory")
+        raise ModelError(f"{where} names {display_name}, which is outside the model's directory")
     if not name.endswith(endings):
-        raise ModelError(f"{where} names {shown}, which is not a safetensors file")
+        raise ModelError(f"{where} names {display_name}, which is not a safetensors file")
     path = directory / name
     try:
         if not path.is_file():
-            raise ModelError(f"{where} names {shown}, which is {_what_it_is(path)}")
+            raise ModelError(f"{where} names {display_name}, which is {_what_it_is(path)}")
     except OSError as error:
-        raise ModelError(f"{where} names {shown}: {error.strerror or error}") from error
+        raise ModelError(f"{where} names {display_name}: {error.strerror or error}") from error
     _refuse_outside(path, directory)
     return path
 

@@ -231,8 +231,8 @@ def _steps_to_ask(
     """
     saved = [step for step in recipe.steps if step.changes_weights and not step.ordinary]
     remade = saved_model.remade(saved, make_optimization)
-    asked = [(step, each) for step, each in remade if not each.ordinary]
-    for _, each in asked:
+    custom = [(step, each) for step, each in remade if not each.ordinary]
+    for _, each in custom:
         if type(each).plain_weights is Optimization.plain_weights:
             raise OptimizationError(
                 f"{directory} cannot be exported: {described(type(each))} does not say what "
@@ -240,7 +240,7 @@ def _steps_to_ask(
                 hint=f"Export the model that it was made from, {recipe.source}. The author of "
                 f'"{each.name}" has to write plain_weights.',
             )
-    return asked
+    return custom
 
 
 def _without_values(directory: Path, recipe: Recipe, *, tied: bool = False) -> Any:

@@ -23,7 +23,7 @@ _SWAPPED = ("config", "hf_quantizer", "is_quantized")
 
 
 @contextmanager
-def set_aside(model: Any, tokenizer: Any) -> Iterator[ResolvedModel]:
+def snapshot_model(model: Any, tokenizer: Any) -> Iterator[ResolvedModel]:
     """Save a model into a temporary directory as transformers writes it, for a while.
 
     What was saved is loaded and compared, so that what others load is this model.

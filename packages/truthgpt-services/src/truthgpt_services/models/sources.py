@@ -48,14 +48,14 @@ class PackageSource(ModelSource):
         package, _, file = spec.removeprefix("package:").partition("/")
         if not package.isidentifier() or not file:
             raise ModelError(
-                f'"{_shown(spec)}" does not name a file in a package',
+                f'"{_short(spec)}" does not name a file in a package',
                 hint="Write package:PACKAGE/FILE.",
             )
         # PathFinder looks a top-level name up on sys.path and runs none of its code.
         found = PathFinder.find_spec(package)
         if found is None or not found.submodule_search_locations:
             raise ModelError(
-                f'No package "{_shown(package)}" is installed',
+                f'No package "{_short(package)}" is installed',
                 hint="Install the one that has the model.",
             )
         for location in found.submodule_search_locations:
@@ -67,7 +67,7 @@ class PackageSource(ModelSource):
         has = f"It has {', '.join(models)}." if models else "It has no .gguf file."
         close = did_you_mean(file, models)
         raise ModelError(
-            f'Package "{package}" has no file "{_shown(file)}"',
+            f'Package "{package}" has no file "{_short(file)}"',
             hint=f"{close} {has}" if close else has,
         )
 
@@ -93,7 +93,7 @@ class LocalSource(ModelSource):
         if _exists(path):
             return ResolvedModel(spec, _kind(path), path)
         raise ModelError(
-            f'There is no model at "{_shown(spec)}"',
+            f'There is no model at "{_short(spec)}"',
             hint=did_you_mean(path.name, _names(path.parent)),
         )
 
@@ -127,22 +127,22 @@ class HubSource(ModelSource):
         except HFValidationError:
             # The hub's rules for names change; only the hub's own code knows all of them.
             raise ModelError(
-                f'"{_shown(spec)}" is not on disk, and is not a name that the hub allows',
+                f'"{_short(spec)}" is not on disk, and is not a name that the hub allows',
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except NotFound:
             raise ModelError(
-                f'There is no model "{_shown(spec)}" on the hub, and nothing on disk by that name',
+                f'There is no model "{_short(spec)}" on the hub, and nothing on disk by that name',
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except LocalEntryNotFoundError:
             raise ModelError(
-                f'"{_shown(spec)}" is not on disk, and the hub cannot be reached to look for it '
+                f'"{_short(spec)}" is not on disk, and the hub cannot be reached to look for it '
                 "there",
                 hint=close or f"A model is {_FORMATS}.",
             ) from None
         except (HfHubHTTPError, OSError) as error:
-            raise ModelError(f'"{_shown(spec)}" could not be downloaded: {error}') from error
+            raise ModelError(f'"{_short(spec)}" could not be downloaded: {error}') from error
         return ResolvedModel(spec, self.name, Path(path))
 
 
@@ -164,7 +164,7 @@ def resolve(spec: str, sources: DynamicFactory[Any]) -> ResolvedModel:
             found = source.resolve(spec) if source.claims(spec) else None
         if found is not None:
             return _checked(found, source)
-    raise ModelError(f'"{_shown(spec)}" names no model', hint=f"A model is {_FORMATS}.")
+    raise ModelError(f'"{_short(spec)}" names no model', hint=f"A model is {_FORMATS}.")
 
 
 def files_of(resolved: ResolvedModel) -> Path:
@@ -175,7 +175,7 @@ def files_of(resolved: ResolvedModel) -> Path:
     """
     if resolved.path is None:
         raise ModelError(
-            f'"{_shown(resolved.spec)}" has no files on this machine that could be loaded '
+            f'"{_short(resolved.spec)}" has no files on this machine that could be loaded '
             f"({resolved.kind})",
             hint="It needs an engine that runs it where it is, from a plugin.",
         )
@@ -233,7 +233,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _shown(text: str) -> str:
+def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 

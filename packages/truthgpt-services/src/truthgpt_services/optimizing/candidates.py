@@ -1,4 +1,4 @@
-"""Steps that were asked for, and the variants of a model that they make."""
+"""Requested steps, and the variants of a model that they make."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from truthgpt_services.measuring.protocol import StepToBuild
 
 
 @dataclass
-class AskedStep:
-    """A step that was asked for."""
+class RequestedStep:
+    """A requested step."""
 
     optimization: Optimization[Any]
     distribution: str
@@ -38,7 +38,7 @@ class MadeVariant:
     """
 
     contestant: Contestant
-    steps: list[AskedStep] = field(default_factory=list)
+    steps: list[RequestedStep] = field(default_factory=list)
     directory: Path | None = None
     build_peak: int = 0
     cold: bool = False

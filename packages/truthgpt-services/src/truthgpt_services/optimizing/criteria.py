@@ -19,7 +19,7 @@ def objection(
     """Ask all plugins about a step; return the first objection, or an empty text.
 
     Raises:
-        OptimizationError: a criterion failed, so that nobody knows whether it objects.
+        OptimizationError: a criterion failed, so that it is not known whether it objects.
     """
     try:
         found: list[object] = list(

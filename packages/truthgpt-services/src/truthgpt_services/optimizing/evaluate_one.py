@@ -12,7 +12,7 @@ from truthgpt_core.optimization import Progress
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.errors import refuse_unknown_component
 from truthgpt_services.measuring.text import evaluation_text
-from truthgpt_services.measuring.worker_log import kept_on_failure
+from truthgpt_services.measuring.worker_log import keep_logs_on_failure
 from truthgpt_services.models.sources import resolve
 from truthgpt_services.optimizing.pipeline import Pipeline
 from truthgpt_services.optimizing.request import OptimizeFile
@@ -51,7 +51,7 @@ def evaluate(
     resolved = resolve(request.model, plugins.factories["model_source_factory"])
     with tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
         place = Path(scratch)
-        stack.enter_context(kept_on_failure(place))
+        stack.enter_context(keep_logs_on_failure(place))
         run = Pipeline(request, resolved, text, place, place, stack, plugins, progress)
         run.start()
         return run.report(command)

@@ -165,9 +165,9 @@ def _no_gain(speeds: dict[str, Ratio], gate: Gate, *, closely: bool) -> tuple[Ou
     possible = gate.gain != "size" and any(
         ratio.high > 1.0 and ratio.high >= 1.0 + gate.min_gain for ratio in speeds.values()
     )
-    asked = _NO_GAIN[gate.gain].format(bound(100 * gate.min_gain))
+    reason = _NO_GAIN[gate.gain].format(bound(100 * gate.min_gain))
     if not possible:
-        return Outcome.REJECTED, asked
+        return Outcome.REJECTED, reason
     if not closely:
         return Outcome.UNDECIDED, "Not measured closely enough to claim a gain in speed"
     launches = len(speeds["decodes"].launches)
@@ -175,9 +175,9 @@ def _no_gain(speeds: dict[str, Ratio], gate: Gate, *, closely: bool) -> tuple[Ou
 
 
 def _speed(verb: str, ratio: Ratio, gate: Gate) -> str:
-    asked, decimals = 1.0 + gate.min_gain, 2
+    required, decimals = 1.0 + gate.min_gain, 2
     # What falls short of the gain that was asked for is not to be rounded up to it.
-    while decimals < 6 and ratio.low < asked <= round(ratio.low, decimals):
+    while decimals < 6 and ratio.low < required <= round(ratio.low, decimals):
         decimals += 1
     ends = f"({ratio.low:.{decimals}f} to {ratio.high:.{decimals}f}×)"
     if math.isinf(ratio.high):

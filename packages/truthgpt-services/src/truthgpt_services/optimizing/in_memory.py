@@ -8,7 +8,7 @@ from typing import Any
 
 from truthgpt_core.optimization import Optimization, OptimizationError, Progress
 from truthgpt_core.plugin_system import PluginManager
-from truthgpt_services.models.snapshot import set_aside
+from truthgpt_services.models.snapshot import snapshot_model
 from truthgpt_services.models.sources import files_of
 from truthgpt_services.optimizing.pipeline import optimize
 from truthgpt_services.optimizing.request import OptimizeFile
@@ -54,7 +54,7 @@ def optimize_in_memory(
     if request.output is not None:
         # It says now, and not after the model was saved, if that may not be replaced.
         StagedDirectory(request.output, overwrite=overwrite)
-    with set_aside(model, tokenizer) as source:
+    with snapshot_model(model, tokenizer) as source:
         device = str(next(model.parameters()).device)
         output = request.output or files_of(source).with_name("result")
         report = optimize(

@@ -13,7 +13,7 @@ from truthgpt_services.measuring.client import WorkerProcess
 from truthgpt_services.measuring.compare import Contestant
 from truthgpt_services.measuring.protocol import Built, Converted
 from truthgpt_services.models.sources import files_of
-from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
+from truthgpt_services.optimizing.candidates import MadeVariant, RequestedStep
 from truthgpt_services.optimizing.phases import BASELINE
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.results.io import report_json
@@ -100,7 +100,7 @@ class ModelMaker:
         directory.mkdir()
         return directory
 
-    def build(self, name: str, steps: list[AskedStep], directory: Path) -> Built:
+    def build(self, name: str, steps: list[RequestedStep], directory: Path) -> Built:
         """Make a variant from the source, in a process of its own that ends with it.
 
         Args:

@@ -37,10 +37,10 @@ from truthgpt_services.errors import ModelError, WorkerError, refuse_unknown_com
 from truthgpt_services.measuring.protocol import BuiltStep
 from truthgpt_services.measuring.text import EvaluationText, evaluation_text
 from truthgpt_services.measuring.worker_log import NAME as LOG_NAME
-from truthgpt_services.measuring.worker_log import collected, kept_on_failure
+from truthgpt_services.measuring.worker_log import collected, keep_logs_on_failure
 from truthgpt_services.models.sources import describe, resolve
 from truthgpt_services.optimizing import phases
-from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
+from truthgpt_services.optimizing.candidates import MadeVariant, RequestedStep
 from truthgpt_services.optimizing.gate import Effect, nothing_done
 from truthgpt_services.optimizing.model_maker import ModelMaker, builder_of
 from truthgpt_services.optimizing.phases import BASELINE
@@ -88,7 +88,7 @@ def optimize(
     """
     assert request.output is not None
     plugins.activate_all()
-    asked = _in_order(request.apply, plugins)
+    requested = _in_order(request.apply, plugins)
     for metric in request.metrics:
         refuse_unknown_component("metric", metric, plugins.factories["metric_factory"])
     text = evaluation_text(request.text)
@@ -97,14 +97,14 @@ def optimize(
         assert request.model is not None
         source = resolve(request.model, plugins.factories["model_source_factory"])
     with staged, tempfile.TemporaryDirectory(prefix="truthgpt-") as scratch, ExitStack() as stack:
-        stack.enter_context(kept_on_failure(Path(scratch)))
+        stack.enter_context(keep_logs_on_failure(Path(scratch)))
         folder = Path(scratch)
         run = Pipeline(request, source, text, staged.path, folder, stack, plugins, progress)
         if warning := run.trials.timing.meter.look():
             warn(warning)
-        run.start([each.optimization for each in asked])
+        run.start([each.optimization for each in requested])
         run.reuse()
-        for step in asked:
+        for step in requested:
             run.take(step)
         report = run.report(command)
         run.finish(report)
@@ -210,7 +210,7 @@ class Pipeline:
         if self._earlier is not None:
             self._earlier.forget()
 
-    def take(self, step: AskedStep) -> None:
+    def take(self, step: RequestedStep) -> None:
         """Try one step: make the model with it, measure it, accept it or not."""
         self._progress.expect(self._later(self._accepted))
         self._to_come = self._to_come[1:]
@@ -249,7 +249,7 @@ class Pipeline:
         accepted = [each.name for each in before.steps]
         return phases.of_steps(accepted, self._to_come, self._plan)
 
-    def _take_over(self, name: str, steps: list[AskedStep]) -> bool:
+    def _take_over(self, name: str, steps: list[RequestedStep]) -> bool:
         """Take a comparison over from an earlier run, if it was finished there."""
         found = self._earlier.find(name, steps) if self._earlier is not None else None
         if self._earlier is None or found is None:
@@ -267,7 +267,7 @@ class Pipeline:
         self._emit_end(steps[-1], accepted, self._found.steps[-1].reason)
         return True
 
-    def _try(self, name: str, steps: list[AskedStep]) -> None:
+    def _try(self, name: str, steps: list[RequestedStep]) -> None:
         # Started first, so that it imports torch while the model is being made.
         worker = self._models.start(name)
         directory = self._models.new_directory()
@@ -332,13 +332,13 @@ class Pipeline:
             assert before.directory is not None
             shutil.rmtree(before.directory)
 
-    def _emit_end(self, step: AskedStep, accepted: bool, reason: str) -> None:
+    def _emit_end(self, step: RequestedStep, accepted: bool, reason: str) -> None:
         """Emit that a step was measured, and what the gate said of it."""
         kind = OptimizationFinished if accepted else OptimizationReverted
         self._events.emit(kind(optimization=step.name, reason=reason))
 
 
-def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[AskedStep]:
+def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[RequestedStep]:
     made = [plugins.make_optimization(each.name, each.options) for each in apply]
     owners = {
         name: f"{row.distribution.name} {row.version}"
@@ -347,6 +347,6 @@ def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[AskedSt
         if row.distribution is not None
     }
     return [
-        AskedStep(each, owners.get(each.name, ""), each.options.model_dump(mode="json"))
+        RequestedStep(each, owners.get(each.name, ""), each.options.model_dump(mode="json"))
         for each in in_order(made)
     ]

@@ -12,7 +12,7 @@ from truthgpt_services.measuring.compare import windows
 from truthgpt_services.measuring.protocol import BuiltStep, Converted
 from truthgpt_services.measuring.speed import DECODE, PREFILL
 from truthgpt_services.measuring.text import EvaluationText
-from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
+from truthgpt_services.optimizing.candidates import MadeVariant, RequestedStep
 from truthgpt_services.optimizing.comparisons import Comparison
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.optimizing.reuse import marked
@@ -88,7 +88,7 @@ class ReportBuilder:
             layers_missing=made.contestant.layers_missing,
         )
 
-    def note(self, step: AskedStep, outcome: Outcome, reason: str, **found: Any) -> None:
+    def note(self, step: RequestedStep, outcome: Outcome, reason: str, **found: Any) -> None:
         """Add a step.
 
         Args:
@@ -118,7 +118,7 @@ class ReportBuilder:
         )
 
     def note_built(
-        self, step: AskedStep, outcome: Outcome, reason: str, built: BuiltStep, **found: Any
+        self, step: RequestedStep, outcome: Outcome, reason: str, built: BuiltStep, **found: Any
     ) -> None:
         """Add a step that was made, with what its worker said of it; see `note`."""
         self.note(
@@ -139,7 +139,7 @@ class ReportBuilder:
         self.steps.append(marked(found))
         self.notes[found.step.name] = dict(found.notes)
 
-    def collect_notes(self, made: MadeVariant, steps: Iterable[AskedStep]) -> None:
+    def collect_notes(self, made: MadeVariant, steps: Iterable[RequestedStep]) -> None:
         """Take over what steps of a variant have noted while it ran."""
         names = {step.name for step in steps}
         for note in made.contestant.worker.notes():

@@ -146,7 +146,7 @@ class OptimizeFile(BaseModel):
 
 def read_request(
     file: Path | None,
-    said: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     applied: Sequence[Applying],
     plugins: PluginManager | None = None,
 ) -> OptimizeFile:
@@ -154,7 +154,7 @@ def read_request(
 
     Args:
         file: the YAML file of `--config`, if there is one.
-        said: what the command line gave, by key; it goes before the file.
+        overrides: what the command line gave, by key; it goes before the file.
         applied: what it gave with `--apply`; if anything, it replaces the file's.
         plugins: where the optimizations come from, to refuse those of the file that cannot be
             made; None to read them alone.
@@ -169,7 +169,7 @@ def read_request(
         request = loaded.value
         if plugins is not None and not applied:
             _check_applied(loaded, plugins)
-    request = read_measuring(said, request)
+    request = read_measuring(overrides, request)
     if applied:
         request = request.model_copy(update={"apply": list(applied)})
     if request.model is None:
@@ -195,11 +195,13 @@ def _check_applied(loaded: LoadedYaml[OptimizeFile], plugins: PluginManager) -> 
         raise ConfigError(problems)
 
 
-def read_measuring(said: Mapping[str, Any], request: OptimizeFile | None = None) -> OptimizeFile:
+def read_measuring(
+    overrides: Mapping[str, Any], request: OptimizeFile | None = None
+) -> OptimizeFile:
     """Read what the command line says of how to measure; nothing is missing yet.
 
     Args:
-        said: what it gave, by key.
+        overrides: what it gave, by key.
         request: what was asked for so far; the command line goes before it.
 
     Raises:
@@ -207,7 +209,7 @@ def read_measuring(said: Mapping[str, Any], request: OptimizeFile | None = None)
     """
     known = {} if request is None else request.model_dump()
     try:
-        return OptimizeFile.model_validate(known | dict(said))
+        return OptimizeFile.model_validate(known | dict(overrides))
     except ValidationError as error:
         wrong = [
             f"--{str(each['loc'][0]).replace('_', '-')} {each['input']!s:.60}: {each['msg']}"
@@ -241,13 +243,13 @@ def request_from_python(
                 f'There is no option "{option}" for measuring',
                 hint=did_you_mean(option, MEASURING_OPTIONS) or known,
             )
-    said = {key: value for key, value in given.items() if value is not None}
+    overrides = {key: value for key, value in given.items() if value is not None}
     apply = [
         Applying(name=each.name, options=each.options.model_dump(mode="json"))
         for each in optimizations
     ]
     try:
-        return OptimizeFile.model_validate({**options, **said, "apply": apply})
+        return OptimizeFile.model_validate({**options, **overrides, "apply": apply})
     except ValidationError as error:
         wrong = [f"{each['loc'][0]}={each['input']!r}: {each['msg']}" for each in error.errors()]
         raise TruthGPTError("; ".join(wrong)) from None

@@ -14,7 +14,7 @@ from truthgpt_core.optimization import Optimization
 from truthgpt_services.formatting import moment
 from truthgpt_services.measuring.compare import Contestant
 from truthgpt_services.measuring.speed import Launch
-from truthgpt_services.optimizing.candidates import AskedStep, MadeVariant
+from truthgpt_services.optimizing.candidates import MadeVariant, RequestedStep
 from truthgpt_services.optimizing.comparisons import (
     Comparison,
     Comparisons,
@@ -122,10 +122,10 @@ def earlier_launches(found: Comparison) -> dict[str, list[Launch]]:
 
 def marked(found: Comparison) -> Step:
     """Return the step with the day it was measured on, and how busy the machine was then."""
-    said = [found.step.reason, f"Measured in an earlier run, on {moment(found.created)}."]
+    sentences = [found.step.reason, f"Measured in an earlier run, on {moment(found.created)}."]
     if found.load.warning:
-        said.append(found.load.warning)
-    return found.step.model_copy(update={"reason": " ".join(said), "reused": found.created})
+        sentences.append(found.load.warning)
+    return found.step.model_copy(update={"reason": " ".join(sentences), "reused": found.created})
 
 
 class EarlierRun:
@@ -140,7 +140,7 @@ class EarlierRun:
         self._comparisons = Comparisons(given)
         self._models = models
 
-    def find(self, name: str, steps: Sequence[AskedStep]) -> Comparison | None:
+    def find(self, name: str, steps: Sequence[RequestedStep]) -> Comparison | None:
         """Return the comparison of a model with these steps, if it was finished there.
 
         Args:
@@ -153,7 +153,7 @@ class EarlierRun:
         return found
 
     def made_again(
-        self, found: Comparison, steps: list[AskedStep], baseline: MadeVariant
+        self, found: Comparison, steps: list[RequestedStep], baseline: MadeVariant
     ) -> MadeVariant | None:
         """Make the files of a variant again; None if they are not those that were measured."""
         name, measured = found.variant.name, found.variant.measured
@@ -213,5 +213,5 @@ class EarlierRun:
         """Let the same command measure again: its run has come to its end."""
         self._comparisons.forget()
 
-    def _key(self, steps: Sequence[AskedStep]) -> str:
+    def _key(self, steps: Sequence[RequestedStep]) -> str:
         return self._comparisons.key([vars(each.for_worker()) for each in steps])

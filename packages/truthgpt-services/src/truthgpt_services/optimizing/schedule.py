@@ -50,12 +50,12 @@ class Schedule:
     What is told of work within a phase, say by a plugin, is shown as a detail of that phase.
 
     Args:
-        shown: gets all that this is told, and the whole if it is `Overall`.
+        display: gets all that this is told, and the whole if it is `Overall`.
         clock: seconds.
     """
 
-    def __init__(self, shown: Progress, clock: Callable[[], float] = time.monotonic) -> None:
-        self._shown = shown
+    def __init__(self, display: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self._display = display
         self._clock = clock
         self._start: float | None = None
         self._current: Phase | None = None
@@ -81,7 +81,7 @@ class Schedule:
             known = True
         if not known and self._current is not None:
             what = f"{self._current.name}: {what}"
-        self._shown(what, done, total)
+        self._display(what, done, total)
         # What is within a phase does not say how far the phase is.
         self._tell(now, done / total if known and total > 0 else 0.0)
 
@@ -101,9 +101,9 @@ class Schedule:
         spent = now - (self._start or 0.0)
         # An estimate that grows does not take the bar back.
         self._share = max(self._share, spent / (spent + left) if spent + left > 0 else 0.0)
-        shown: object = self._shown
-        if isinstance(shown, Overall):
-            shown.overall(self._share, left)
+        display: object = self._display
+        if isinstance(display, Overall):
+            display.overall(self._share, left)
 
     def _left(self, now: float, done: float) -> float:
         rest = sum(self._estimate(phase) for phase in self._rest)

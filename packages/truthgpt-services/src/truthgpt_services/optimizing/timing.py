@@ -85,7 +85,7 @@ class Timing:
                 contestants,
                 ids,
                 self._plan,
-                self._shown(number),
+                self._launch_progress(number),
                 launch=self._launches,
             )
             self.meter.end()
@@ -108,7 +108,7 @@ class Timing:
         for each in contestants:
             warm_up(each, ids, self._plan)
 
-    def _shown(self, number: int) -> Progress:
+    def _launch_progress(self, number: int) -> Progress:
         """Count rounds over launches, up to those of the next look."""
         rounds = self._plan.rounds
         look = next(look for look in self._plan.looks if look >= number)

@@ -25,11 +25,11 @@ WEIGHTS, PEAK, SAVED = "Weights in memory", "Peak memory", "Saved files"
 LOAD, WARM_UP = "Load", "Warm-up"
 
 PEAK_MEMORY = 1.05
-"""The peak of the same code differs by some per cent from one process to the next."""
+"""The peak of the same code differs by a few percent from one process to the next."""
 SIZE = 1.01
 """Less than that is headers and alignment."""
 SLOWER_START, START_SECONDS = 2.0, 5.0
-"""Loading and warming up are measured once, so only what nobody overlooks counts."""
+"""Loading and warming up are measured once, so only a large difference counts."""
 
 
 @dataclass(frozen=True, slots=True)

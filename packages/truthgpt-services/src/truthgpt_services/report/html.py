@@ -82,7 +82,7 @@ def render_html(report: Report) -> str:
                 "name": variant.name,
                 "mark": plots.lone_marker(index, marked=variant is result),
                 "is_result": variant is result,
-                "became": steps.shown_by(report, variant),
+                "became": steps.variant_outcome(report, variant),
             }
             for index, variant in enumerate(report.variants)
         ],
@@ -308,16 +308,16 @@ def _choices(report: Report) -> list[dict[str, Any]]:
 
 def _samples(report: Report, result: Variant | None) -> dict[str, Any]:
     first = report.variants[0]
-    shown = [first] if result is None or result is first else [first, result]
+    displayed = [first] if result is None or result is first else [first, result]
     pieces: list[dict[str, str]] = []
-    for variant in shown:
+    for variant in displayed:
         text = variant.measured.sample
         cut = common_start(first.measured.sample, text) if variant is not first else len(text)
         pieces.append({"name": variant.name, "same": text[:cut], "other": text[cut:]})
     return {
         "shown": pieces,
-        "equal": len(shown) == 2 and first.measured.sample == shown[1].measured.sample,
-        "others": [variant for variant in report.variants if variant not in shown],
+        "equal": len(displayed) == 2 and first.measured.sample == displayed[1].measured.sample,
+        "others": [variant for variant in report.variants if variant not in displayed],
     }
 
 

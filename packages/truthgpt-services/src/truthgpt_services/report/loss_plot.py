@@ -32,9 +32,9 @@ def loss_plot(rows: Iterable[Mapping[str, Any]]) -> str:
     Args:
         rows: as `read_metrics` returns them.
     """
-    kept = list(rows)
-    train = _thinned(_points(kept, "step"))
-    validation = _points(kept, "evaluation")
+    all_rows = list(rows)
+    train = _thinned(_points(all_rows, "step"))
+    validation = _points(all_rows, "evaluation")
     every = [*train, *validation]
     steps = nice_ticks(max((x for x, _ in every), default=1.0))
     heights = _heights([y for _, y in every])

@@ -1,7 +1,7 @@
 """Draws the report's plots as inline SVG.
 
 Each function takes plain values and returns markup that is safe to put in a page:
-every text is escaped. Colours come from the page's CSS classes. Nothing is told
+every text is escaped. Colors come from the page's CSS classes. Nothing is told
 by color alone: variants differ by the shape of their mark, bars by hatching.
 
 A plot is 360 units wide, which is a phone's width, so that its text keeps its size.
@@ -106,11 +106,11 @@ def decode_speed(variants: Sequence[Speeds]) -> Markup:
             _tag("circle", class_="dot", cx=across(value), cy=y + 28 + position * step, r=2.3)
             for position, value in enumerate(drawn)
         )
-    told = "; ".join(
+    description = "; ".join(
         f"{one.name}: {number(one.median)}, interval {interval(one.low, one.high)}"
         for one in variants
     )
-    return _figure("decode", bottom + 32, "Decode speed in tokens per second", told, parts)
+    return _figure("decode", bottom + 32, "Decode speed in tokens per second", description, parts)
 
 
 def memory(variants: Sequence[Memory]) -> Markup:
@@ -152,23 +152,23 @@ def memory(variants: Sequence[Memory]) -> Markup:
     for x, kind, label in ((left, "weights", "weights"), (120.0, "peak", "peak of the process")):
         parts.append(_tag("rect", class_=f"bar {kind}", x=x, y=bottom + 8, width=18, height=10))
         parts.append(_text(x + 24, bottom + 17, label, class_="tick"))
-    told = "; ".join(
+    description = "; ".join(
         f"{one.name}: weights {size(one.weights)}, peak {size(one.peak)}" for one in variants
     )
-    return _figure("memory", bottom + 26, "Memory of weights and at the peak", told, parts)
+    return _figure("memory", bottom + 26, "Memory of weights and at the peak", description, parts)
 
 
 def speed_against_kl(variants: Sequence[Tradeoff], bound: float) -> Markup:
     """Draw each variant by its divergence and speed, with the bound as a dashed line."""
-    shown = [
+    finite = [
         (index, one)
         for index, one in enumerate(variants)
         if math.isfinite(one.kl) and math.isfinite(one.speed)
     ]
-    reach = _reach(one.kl + _error(one) for _, one in shown)
+    reach = _reach(one.kl + _error(one) for _, one in finite)
     with_bound = 0 < bound < math.inf and (reach == 0 or bound <= 4 * reach)
     across_ticks = nice_ticks(max(reach, bound) if with_bound else reach)
-    up_ticks = nice_ticks(_reach(v for _, one in shown for v in (one.speed, _finite(one.high))))
+    up_ticks = nice_ticks(_reach(v for _, one in finite for v in (one.speed, _finite(one.high))))
     left, right, above, below = 40.0, WIDTH - 14.0, 24.0, 204.0
 
     def across(value: float) -> float:
@@ -199,7 +199,7 @@ def speed_against_kl(variants: Sequence[Tradeoff], bound: float) -> Markup:
     elif 0 < bound < math.inf:
         beyond = f"bound {bound_text(bound)} \N{RIGHTWARDS ARROW}"
         parts.append(_text(right, above - 8, beyond, class_="tick", anchor="end"))
-    for index, one in shown:
+    for index, one in finite:
         x, y = across(one.kl), up(one.speed)
         if math.isfinite(one.low) and math.isfinite(one.high):
             parts.append(
@@ -212,16 +212,16 @@ def speed_against_kl(variants: Sequence[Tradeoff], bound: float) -> Markup:
     bottom = below + 44
     for index, one in enumerate(variants):
         place = f"KL {number(one.kl)}"
-        if not any(index == position for position, _ in shown):
+        if not any(index == position for position, _ in finite):
             place += ", not drawn"
         parts.append(_row_head(index, bottom, one.name, place, marked=one.marked))
         bottom += 20
-    told = "; ".join(
+    description = "; ".join(
         f"{one.name}: KL {number(one.kl)}, {number(one.speed)} tok/s" for one in variants
     )
     if not with_bound:
-        told += f"; the bound of {bound_text(bound)} is further right than the plot reaches"
-    return _figure("tradeoff", bottom + 6, "Speed against divergence", told, parts)
+        description += f"; the bound of {bound_text(bound)} is further right than the plot reaches"
+    return _figure("tradeoff", bottom + 6, "Speed against divergence", description, parts)
 
 
 def layers(variants: Sequence[Layers]) -> Markup:
@@ -251,16 +251,16 @@ def layers(variants: Sequence[Layers]) -> Markup:
     )
     parts.append(_text(right, below + 28, "layer", class_="tick", anchor="end"))
     for one in variants:
-        shown = [
+        finite = [
             (layer, across(layer), up(value))
             for layer, value in enumerate(one.values, start=1)
             if math.isfinite(value)
         ]
-        points = " ".join(f"{x:.1f},{y:.1f}" for _, x, y in shown)
+        points = " ".join(f"{x:.1f},{y:.1f}" for _, x, y in finite)
         parts.append(_tag("polyline", class_="line", points=points))
         parts.extend(
             marker(one.index, x, y, 4, marked=one.marked)
-            for layer, x, y in shown
+            for layer, x, y in finite
             if (layer - 1) % step == 0 or layer == len(one.values)
         )
     bottom = below + 44
@@ -268,10 +268,10 @@ def layers(variants: Sequence[Layers]) -> Markup:
         last = f"last layer {number(one.values[-1])}" if one.values else ""
         parts.append(_row_head(one.index, bottom, one.name, last, marked=one.marked))
         bottom += 20
-    told = "; ".join(
+    description = "; ".join(
         f"{one.name}: {', '.join(number(value) for value in one.values)}" for one in variants
     )
-    return _figure("layers", bottom + 6, "Divergence after each layer", told, parts)
+    return _figure("layers", bottom + 6, "Divergence after each layer", description, parts)
 
 
 def choices(layers: Sequence[tuple[str, float]]) -> Markup:
@@ -300,8 +300,8 @@ def choices(layers: Sequence[tuple[str, float]]) -> Markup:
         count = sum(choice == kind for choice, _ in layers)
         parts.append(_row_head(index, bottom, kind, f"{count} layers", marked=False))
         bottom += 20
-    told = "; ".join(f"{choice} {number(value)}" for choice, value in layers)
-    return _figure("choices", bottom + 6, "What was chosen for each layer", told, parts)
+    description = "; ".join(f"{choice} {number(value)}" for choice, value in layers)
+    return _figure("choices", bottom + 6, "What was chosen for each layer", description, parts)
 
 
 def marker(index: int, x: float, y: float, radius: float, *, marked: bool = False) -> Markup:

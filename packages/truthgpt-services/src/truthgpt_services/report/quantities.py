@@ -419,8 +419,8 @@ def _perplexity(report: Report, variant: Variant, path: str) -> Cell:
         remark = NOT_FINITE
     _, noise = _field(variant, f"{path}perplexity_ratio")
     ends = f"{PLUS_MINUS} {number(noise, 2)}" if noise else ""
-    told = ratio(over, 3) if reference else ""
-    return replace(cell, ratio=told, ratio_interval=ends, remark=remark)
+    ratio_text = ratio(over, 3) if reference else ""
+    return replace(cell, ratio=ratio_text, ratio_interval=ends, remark=remark)
 
 
 def _sizes(report: Report, of: Callable[[Measurements], int]) -> list[Cell]:

@@ -15,7 +15,7 @@ SHOWN_ITEMS = 8
 """Of an option that is a list; report.json has them all."""
 
 
-def shown_by(report: Report, variant: Variant) -> str:
+def variant_outcome(report: Report, variant: Variant) -> str:
     """Say in a word or two what became of a variant; empty if nothing did."""
     if variant.name == report.result.variant:
         return "result"
@@ -27,8 +27,8 @@ def took(report: Report, step: Step) -> str:
     """Say how long a step took, and how long its first use did; empty if it was not applied."""
     if not step.seconds:
         return ""
-    shown = find_variant(report, step.variant)
-    first = f", then {seconds(shown.measured.warmup_seconds)} of first use" if shown else ""
+    variant = find_variant(report, step.variant)
+    first = f", then {seconds(variant.measured.warmup_seconds)} of first use" if variant else ""
     return f"{seconds(step.seconds)}{first}"
 
 
@@ -112,9 +112,9 @@ def option_text(value: Any) -> str:
 
 def _json_like(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        shown = [option_text(item) for item in value[:SHOWN_ITEMS]]
-        more = len(value) - len(shown)
-        return ", ".join([*shown, *([f"and {more} more"] if more else [])]) or "none"
+        items = [option_text(item) for item in value[:SHOWN_ITEMS]]
+        more = len(value) - len(items)
+        return ", ".join([*items, *([f"and {more} more"] if more else [])]) or "none"
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else str(value)

@@ -188,18 +188,18 @@ class _Printer:
                 self.console.print(grid)
 
     def _step(self, step: Step) -> Text:
-        told = self._text(step.name, "bold")
-        told.append_text(self._text(f"  {step.distribution}\n", "dim"))
-        told.append_text(self._text(step.reason))
+        text = self._text(step.name, "bold")
+        text.append_text(self._text(f"  {step.distribution}\n", "dim"))
+        text.append_text(self._text(step.reason))
         ratios = steps.judged(self.report, step)
         if ratios:
             judged = ", ".join(f"{name} {_ratio(cell)}" for name, cell in ratios)
-            told.append_text(self._text(f"\nagainst {step.against}: {judged}"))
+            text.append_text(self._text(f"\nagainst {step.against}: {judged}"))
         if step.costs:
-            told.append_text(self._text(f"\ncost: {'; '.join(step.costs)}", "yellow"))
+            text.append_text(self._text(f"\ncost: {'; '.join(step.costs)}", "yellow"))
         for line in self._details(step):
-            told.append_text(self._text(f"\n{line}", "dim"))
-        return told
+            text.append_text(self._text(f"\n{line}", "dim"))
+        return text
 
     def _details(self, step: Step) -> list[str]:
         lines = []
@@ -284,7 +284,7 @@ class _Printer:
 
     def _header(self, column: int) -> Text:
         variant = self.report.variants[column]
-        became = steps.shown_by(self.report, variant)
+        became = steps.variant_outcome(self.report, variant)
         return self._text(f"{variant.name}\n({became})" if became else variant.name)
 
     def _line(self, text: str, style: str = "") -> None:

@@ -134,13 +134,13 @@ def _validated(data: dict[str, Any], file: Path) -> Report:
                 holder = holder[key]
             del holder[field]
         return _validated(data, file)
-    said = [
+    messages = [
         f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
         for problem in problems[:_PROBLEMS_SHOWN]
     ]
     if len(problems) > _PROBLEMS_SHOWN:
-        said.append(f"and {len(problems) - _PROBLEMS_SHOWN} more")
-    raise ReportError(f"{file} is not a report of version {SCHEMA_VERSION}: {'; '.join(said)}")
+        messages.append(f"and {len(problems) - _PROBLEMS_SHOWN} more")
+    raise ReportError(f"{file} is not a report of version {SCHEMA_VERSION}: {'; '.join(messages)}")
 
 
 def _without_non_finite(value: Any) -> Any:

@@ -159,7 +159,7 @@ class Quality(_Record):
 
     @property
     def is_finite(self) -> bool:
-        """False if the model predicts what is no number, or rules out what is true."""
+        """False if the model predicts what is not finite, or rules out what is true."""
         return all(map(math.isfinite, (self.perplexity, self.kl_mean, self.decode_kl_mean)))
 
 

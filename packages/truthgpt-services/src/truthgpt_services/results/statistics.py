@@ -154,7 +154,7 @@ def unpaired_ratio(
 def blocks(windows: Sequence[Sequence[float]]) -> list[list[float]]:
     """Cut the values of consecutive tokens into blocks, none of them across two windows.
 
-    Neighbouring tokens are hard or easy together, so an error that takes each for
+    Neighboring tokens are hard or easy together, so an error that takes each for
     itself is too small. Blocks are taken as independent of each other instead.
 
     Args:

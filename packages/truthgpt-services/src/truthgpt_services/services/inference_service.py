@@ -152,7 +152,7 @@ class InferenceService:
             return "".join(self.stream(cast(Conversation, prompt), options))
         request = self._request(options)
         prompts = self._prompts(prompt, request)
-        with _told(self._events) as tally:
+        with _call_events(self._events) as tally:
             return self._answer_all(prompts, request, tally)
 
     def stream(
@@ -248,7 +248,7 @@ class InferenceService:
 
         def pieces() -> Generator[str]:
             began = perf_counter()
-            with _told(self._events) as tally, request.engine.session():
+            with _call_events(self._events) as tally, request.engine.session():
                 made = iter(request.engine.generate(prompt, request.params))
                 while True:
                     try:
@@ -294,7 +294,7 @@ class InferenceService:
     def _answer(self, stream: TextStream, answer: AnswerText, request: _Request) -> Generator[str]:
         tokens = stream.prompt.tokens
         began = perf_counter()
-        with _told(self._events) as tally:
+        with _call_events(self._events) as tally:
             key = self._key(tokens, request) if tokens else None
             known = self._known(key, request)
             if known is not None:
@@ -402,21 +402,21 @@ class InferenceService:
         found: list[int] = []
         vocabulary = request.engine.vocabulary_size
 
-        def usable(kept: str) -> bool:
-            tokens = request.tokens_of(kept, vocabulary)
+        def usable(entry: str) -> bool:
+            tokens = request.tokens_of(entry, vocabulary)
             if tokens is None:
                 return False
             answer = AnswerText(self._tokenizer, request.params.stop)
             # Where the tokenizer is another one, the stop string may not be there.
             _whole(answer, tokens)
             found[:] = tokens
-            return kept == request.kept(answer)
+            return entry == request.cache_entry(answer)
 
         return found if self._answers.get(key, usable) is not None else None
 
     def _keep(self, key: str | None, answer: AnswerText, request: _Request) -> None:
         if self._answers is not None and key is not None:
-            self._answers.put(key, request.kept(answer))
+            self._answers.put(key, request.cache_entry(answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,14 +441,14 @@ class _Request:
             return "stop_sequence"
         return "length" if len(answer.tokens) >= self.params.max_new_tokens else "eos_token"
 
-    def kept(self, answer: AnswerText) -> str:
+    def cache_entry(self, answer: AnswerText) -> str:
         """Return what the cache keeps of an answer."""
         return json.dumps({"tokens": answer.tokens, "finish_reason": self.reason(answer)})
 
-    def tokens_of(self, kept: str, vocabulary: int | None) -> list[int] | None:
-        """Return the tokens of what `kept` returned; None for anything else."""
+    def tokens_of(self, entry: str, vocabulary: int | None) -> list[int] | None:
+        """Return the tokens of what `cache_entry` returned; None for anything else."""
         try:
-            found = json.loads(kept)["tokens"]
+            found = json.loads(entry)["tokens"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
         if not isinstance(found, list) or len(found) > self.params.max_new_tokens:
@@ -477,7 +477,7 @@ def _whole(answer: AnswerText, tokens: Sequence[int]) -> str:
 
 
 @contextmanager
-def _told(events: EventEmitter) -> Iterator[_Tally]:
+def _call_events(events: EventEmitter) -> Iterator[_Tally]:
     """Tell as events that a call begins, and how it ends."""
     events.emit(InferenceStarted())
     began, tally = perf_counter(), _Tally()

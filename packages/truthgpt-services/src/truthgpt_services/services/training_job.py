@@ -119,8 +119,8 @@ class TrainingJob:
         pick_device(device)
         for kind in ("optimizer", "scheduler"):
             _refuse_unknown_options(config, plugins, kind)
-        texts, kept = _texts(config, plugins)
-        note = _recognized(texts, kept)
+        texts, validation_texts = _texts(config, plugins)
+        note = _recognized(texts, validation_texts)
         seed_all(config.seed)
         progress("Loading the model", 0, 0)
         models.progress = progress
@@ -130,7 +130,9 @@ class TrainingJob:
             model = _model(config, models, tokenizer, device)
             refuse_unknown_tokens(model, tokenizer)
             progress("Preparing the texts", 0, 0)
-            train_loader, val_loader = _loaders(config, texts, kept, model, tokenizer, progress)
+            train_loader, val_loader = _loaders(
+                config, texts, validation_texts, model, tokenizer, progress
+            )
         optimizers = plugins.factories["optimizer_factory"]
         groups = parameter_groups(model, training.weight_decay)
         chosen = optimizers.get_class(training.optimizer)
@@ -202,7 +204,7 @@ def make_scheduler(
         total: steps of the run, if that is known.
 
     Raises:
-        TrainingError: it has to know how many steps there are, and nobody does.
+        TrainingError: it needs the number of steps, which is not known.
         FactoryError: there is none of that name, or its options are wrong.
     """
     training: TrainingSection = config.training
@@ -357,7 +359,7 @@ def _texts(config: ConfigManager, plugins: PluginManager) -> tuple[TextSource, T
     """Return the texts to train on and those to validate with."""
     data: DataSection = config.data
     own = data.validation_dataset
-    texts, kept = DatasetManager.stream_dataset(
+    texts, validation_texts = DatasetManager.stream_dataset(
         data.source,
         data.dataset,
         validation_fraction=data.validation_fraction if own is None else 0.0,
@@ -366,7 +368,7 @@ def _texts(config: ConfigManager, plugins: PluginManager) -> tuple[TextSource, T
         **data.options,
     )
     if own is not None:
-        kept, _ = DatasetManager.stream_dataset(
+        validation_texts, _ = DatasetManager.stream_dataset(
             data.source,
             own,
             validation_fraction=0.0,
@@ -374,7 +376,7 @@ def _texts(config: ConfigManager, plugins: PluginManager) -> tuple[TextSource, T
             plugins=plugins,
             **data.options,
         )
-    return texts, kept
+    return texts, validation_texts
 
 
 def _recognized(*sources: TextSource | None) -> str | None:
@@ -388,7 +390,7 @@ def _recognized(*sources: TextSource | None) -> str | None:
 def _loaders(
     config: ConfigManager,
     texts: TextSource,
-    kept: TextSource | None,
+    validation_texts: TextSource | None,
     model: Any,
     tokenizer: Any,
     progress: Progress,
@@ -414,11 +416,11 @@ def _loaders(
         drop_last=data.drop_last,
         **common,
     )
-    if kept is None:
+    if validation_texts is None:
         return train_loader, None
     try:
         val_loader = DataLoaderFactory.create_val_loader(
-            texts=kept, batch_size=training.eval_batch_size, **common
+            texts=validation_texts, batch_size=training.eval_batch_size, **common
         )
     except TruthGPTError as error:
         raise DataError(

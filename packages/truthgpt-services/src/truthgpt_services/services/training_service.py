@@ -37,7 +37,7 @@ from truthgpt_services.training.errors import CheckpointError, TrainingError, Tr
 from truthgpt_services.training.evaluation import EvaluationInterrupted, evaluate
 from truthgpt_services.training.guards import StepGuard
 from truthgpt_services.training.loop import train
-from truthgpt_services.training.memory import kept_memory
+from truthgpt_services.training.memory import retain_freed_memory
 from truthgpt_services.training.precision import choose_precision, make_scaler
 from truthgpt_services.training.processes import Processes
 from truthgpt_services.training.run import Run
@@ -77,8 +77,8 @@ class TrainingService:
         self._run: Run | None = None
         self._config: Mapping[str, Any] = {}
         self._has_whole_config = False
-        self._told_start = False
-        self._told_end = False
+        self._started_emitted = False
+        self._ended_emitted = False
         self._done_epochs = 0
 
     def configure(
@@ -158,7 +158,7 @@ class TrainingService:
         known = {"training": settings.model_dump(mode="json"), **(whole_config or {})}
         self._config = {**known, "output_dir": str(output_dir)}
         self._has_whole_config = whole_config is not None
-        self._told_start = self._told_end = False
+        self._started_emitted = self._ended_emitted = False
         self._done_epochs = 0
 
     @property
@@ -173,7 +173,7 @@ class TrainingService:
     def open(self) -> None:
         """Take the output directory, before anything else is written there.
 
-        `run` and `train_epoch` do it where nobody has.
+        `run` and `train_epoch` do it if it was not called.
 
         Raises:
             TrainingError: the service is not configured.
@@ -377,13 +377,13 @@ class TrainingService:
         """
         event_type = event.event_type if isinstance(event, EventPayload) else event
         if event_type is EventType.TRAINING_STARTED:
-            if self._told_start:
+            if self._started_emitted:
                 return
-            self._told_start = True
+            self._started_emitted = True
         if event_type in (EventType.TRAINING_FINISHED, EventType.TRAINING_FAILED):
-            if self._told_end:
+            if self._ended_emitted:
                 return
-            self._told_end = True
+            self._ended_emitted = True
         if self._run is not None and not self._run.backend.is_main:
             return
         if isinstance(event, EventPayload):
@@ -401,7 +401,7 @@ class TrainingService:
         """
         run = self._configured()
         run.checkpoints.close()
-        if self._told_start:
+        if self._started_emitted:
             progress = run.state.progress
             self.emit(
                 TrainingFinished(step=progress.step, epoch=progress.epoch, tokens=progress.tokens)
@@ -422,7 +422,7 @@ class TrainingService:
             )
         )
         try:
-            with self.signals, kept_memory(run.device):
+            with self.signals, retain_freed_memory(run.device):
                 self.open()
                 if first_and_last and began == 0:
                     self._evaluate_besides(run)
@@ -441,15 +441,15 @@ class TrainingService:
         except TrainingInterrupted as error:
             raise self._interrupted(error) from None
         except BaseException as failure:
-            told = failure
+            explained = failure
             if isinstance(failure, Exception):
-                told = run.backend.explain(failure) or explain_lost_worker(failure) or failure
+                explained = run.backend.explain(failure) or explain_lost_worker(failure) or failure
                 # What is being written is waited for; that it fails too is no news any more.
                 with suppress(CheckpointError):
                     run.checkpoints.close()
-            self.emit(TrainingFailed(step=progress.step, reason=in_one_line(told)))
-            if told is not failure:
-                raise told from failure
+            self.emit(TrainingFailed(step=progress.step, reason=in_one_line(explained)))
+            if explained is not failure:
+                raise explained from failure
             raise
         return self._metrics(run, reason)
 

@@ -1,7 +1,7 @@
 """Directories that are whole or not there, whenever a process is killed.
 
 Everything is written into a hidden directory beside the target, which takes the target's name
-only when all of it is on the disk. Under the target's name nobody ever sees a part of it. What a
+only when all of it is on the disk. Under the target's name a part of it is never seen. What a
 killed process leaves has a hidden name and no lock, by which the next one removes it.
 """
 
@@ -21,11 +21,11 @@ from typing import Any
 
 from truthgpt_core.paths import (
     UnusableFileError,
+    display_path,
     expanded,
     flush_to_disk,
     open_regular,
     read_json,
-    shown_path,
 )
 from truthgpt_services.errors import OutputError
 from truthgpt_services.storage.locks import try_alone, wait_alone
@@ -100,7 +100,7 @@ def publish(directory: Path, target: Path, *, replace: bool = False) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory, of which nobody sees a part under its name.
+    """Remove a directory, of which a part is never seen under its name.
 
     Raises:
         OSError: it is not there, cannot be removed, or is something else.
@@ -113,7 +113,7 @@ def remove(directory: Path) -> None:
 
 
 def remove_unheld(manifest: Path) -> bool:
-    """Remove the directory of a manifest, unless somebody holds it; see `locks.hold`.
+    """Remove the directory of a manifest, unless a process holds it; see `locks.hold`.
 
     Returns:
         Whether it was removed.
@@ -303,7 +303,7 @@ def _as_typed(target: Path) -> Path:
         return expanded(target)
     except UnusableFileError as error:
         raise OutputError(
-            f"{shown_path(target)} cannot be an output: {error.strerror}",
+            f"{display_path(target)} cannot be an output: {error.strerror}",
             hint="Name another --output.",
         ) from None
 

@@ -1,6 +1,6 @@
 """Locks on files and directories, where the system has them; elsewhere each of these succeeds.
 
-A process that is killed gives up its locks, so what nobody has locked is nobody's.
+A process that is killed gives up its locks, so what is not locked is not in use.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def hold(path: Path) -> BufferedReader:
 
 
 def wait_alone(file: IO[Any] | int) -> None:
-    """Wait for a lock that nobody shares, until the file (or descriptor) is closed."""
+    """Wait for an exclusive lock, until the file (or descriptor) is closed."""
     _lock(file)
 
 
 def try_alone(file: IO[Any] | int) -> bool:
-    """Take a lock that nobody shares, until the file is closed; return whether it was free."""
+    """Take an exclusive lock, until the file is closed; return whether it was free."""
     try:
         _lock(file, wait=False)
     except OSError:

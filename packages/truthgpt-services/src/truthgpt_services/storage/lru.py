@@ -26,7 +26,7 @@ _BLOCK = 4096
 # Each time this part of the limit was written, the directory is looked through, and as much
 # is made free. Then one process never goes beyond the limit, and few are looked through often.
 _PART = 16
-# After so many seconds nobody is still writing a file.
+# After so many seconds no process is still writing a file.
 _ABANDONED = 3600.0
 
 

@@ -10,7 +10,7 @@ import torch
 
 from truthgpt_core.errors import did_you_mean
 from truthgpt_services.training.errors import TrainingError
-from truthgpt_services.training.rng import kept_random_state
+from truthgpt_services.training.rng import preserved_random_state
 from truthgpt_services.training.state import Position, ResumableLoader
 
 Batch = Mapping[str, torch.Tensor]
@@ -67,7 +67,7 @@ def groups(loader: Iterable[Batch], size: int, position: Position | None) -> Ite
 
     def take() -> Batch | None:
         nonlocal iterator, taken
-        with kept_random_state() if resumable else nullcontext():
+        with preserved_random_state() if resumable else nullcontext():
             if iterator is None:
                 iterator = iter(loader)
             batch = next(iterator, None)

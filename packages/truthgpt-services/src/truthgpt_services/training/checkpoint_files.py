@@ -137,7 +137,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> Contents:
-    """Read a checkpoint, and check it; nobody removes it meanwhile.
+    """Read a checkpoint, and check it; no process removes it meanwhile.
 
     Raises:
         CheckpointError: it is not whole.

@@ -113,7 +113,7 @@ class CheckpointStore:
         step, it stays as it is, unless its metric was not known yet.
 
         Args:
-            contents: of it; nobody need leave its tensors unchanged afterwards.
+            contents: of it; its tensors may be changed afterwards.
 
         Returns:
             Where it is, or will be when `finished` or `wait` returned it.
@@ -137,7 +137,7 @@ class CheckpointStore:
             written = self._write(path, replace(contents, model=model, training=training))
             self._writing = _done(written)
             return path
-        # Not in place: whoever asked may go on with what was passed.
+        # Not in place: the caller may go on with what was passed.
         contents = replace(
             contents,
             model=self._copied("model", contents.model),
@@ -228,7 +228,7 @@ class CheckpointStore:
         """Remove what need not be kept. What is not a whole checkpoint does not count as kept.
 
         Those of later steps than the one just written are left alone: training went back behind
-        them because they are damaged, or because somebody wanted it to.
+        them because they are damaged, or because the user wanted it to.
         """
         metrics: dict[Path, float | None] = {}
         for path in self.all():

@@ -61,8 +61,8 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
         model: or what a training backend has put around it.
 
     Returns:
-        They, in order; none if they are of several classes, if somebody has replaced what one of
-        them does, or if they are run again in the backward pass (activation checkpointing), which
+        They, in order; none if they are of several classes, if what one of them does has been
+        replaced, or if they are run again in the backward pass (activation checkpointing), which
         has to do what the forward pass did.
     """
     if any(getattr(each, "gradient_checkpointing", False) for each in model.modules()):

@@ -30,14 +30,14 @@ from truthgpt_services.training.compiled_loss import (
 from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.flops import count_flops
 from truthgpt_services.training.loss import summed_loss
-from truthgpt_services.training.rng import kept_random_state
+from truthgpt_services.training.rng import preserved_random_state
 from truthgpt_services.training.state import Compiled
 
 if TYPE_CHECKING:
     from truthgpt_services.training.run import Run
 
-REPAID: Mapping[str, float] = {"cpu": 6e13, "cuda": 3e16}
-"""For each type of device, of how many operations a run has to be for compiling to repay itself.
+BREAK_EVEN_FLOPS: Mapping[str, float] = {"cpu": 6e13, "cuda": 3e16}
+"""For each type of device, how many operations a run needs before compiling saves time.
 
 It is the time that compiling takes, some half a minute, times the operations that the device does
 in a second, over the part of the time that compiled code saves: with 3e11 of them and a fifth on
@@ -135,8 +135,8 @@ class BatchLoss:
         # Else torch goes on uncompiled where blocks differ too often.
         strict = config.patch(fail_on_recompile_limit_hit=True)
         try:
-            with kept_random_state(), strict, warnings.catch_warnings():
-                # What torch looks at while it compiles is no affair of whoever trains.
+            with preserved_random_state(), strict, warnings.catch_warnings():
+                # What torch looks at while it compiles is no concern of the user's.
                 warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
                 self._loss_of(batch).backward()
         except Exception as error:  # noqa: BLE001 - it is told, or another way tried
@@ -154,16 +154,16 @@ def decide(run: Run, batch: Tensors) -> Compiled:
         run: whose settings are asked first, then the checkpoint that it resumes from.
         batch: one of the run.
     """
-    asked, kept = run.settings.compile, run.state.compiled
-    if asked is False:
+    requested, resumed = run.settings.compile, run.state.compiled
+    if requested is False:
         return False
-    if kept or (kept is False and asked == "auto"):
-        return kept
+    if resumed or (resumed is False and requested == "auto"):
+        return resumed
     padded = "attention_mask" in batch
-    if asked is True:
+    if requested is True:
         return "padded" if padded else tuple(batch["input_ids"].shape)
     flops = count_flops(run.state.model)
-    least = REPAID.get(run.device.type)
+    least = BREAK_EVEN_FLOPS.get(run.device.type)
     if padded or flops is None or least is None or run.total_steps is None:
         return False
     if run.backend.processes > 1 or not has_compiler(run.device):

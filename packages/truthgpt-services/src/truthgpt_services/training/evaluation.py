@@ -13,7 +13,7 @@ from truthgpt_services.training.errors import TrainingError
 from truthgpt_services.training.loss import summed_loss
 from truthgpt_services.training.precision import autocast
 from truthgpt_services.training.processes import Processes
-from truthgpt_services.training.rng import kept_random_state
+from truthgpt_services.training.rng import preserved_random_state
 
 
 class EvaluationInterrupted(Exception):  # noqa: N818 - nothing has failed
@@ -48,7 +48,7 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        with kept_random_state(), torch.no_grad():
+        with preserved_random_state(), torch.no_grad():
             for batch in loader:
                 with autocast(precision, device):
                     loss = summed_loss(model, processes.share(batch, device))

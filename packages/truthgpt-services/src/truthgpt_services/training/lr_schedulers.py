@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # Two of transformers' names are left out, `reduce_lr_on_plateau` and `greedy`: they are
-# stepped with a metric, so whoever steps the others could not step them.
+# stepped with a metric, so the code that steps the others could not step them.
 SCHEDULERS: Mapping[str, str] = {
     "constant": "transformers.optimization:get_constant_schedule",
     "constant_with_warmup": "transformers.optimization:get_constant_schedule_with_warmup",

@@ -18,7 +18,7 @@ SETTLED = {M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
 
 
 @contextmanager
-def kept_memory(device: torch.device) -> Iterator[None]:
+def retain_freed_memory(device: torch.device) -> Iterator[None]:
     """Keep memory that is freed, for as long as a run trains on a CPU.
 
     A step allocates the same gigabytes as the one before. glibc maps large tensors anew each

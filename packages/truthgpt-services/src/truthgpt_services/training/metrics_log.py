@@ -27,7 +27,7 @@ from truthgpt_services.measuring.memory import peak
 from truthgpt_services.models.loading import quiet
 from truthgpt_services.training.flops import matmul_rate
 from truthgpt_services.training.precision import TYPES, choose_precision
-from truthgpt_services.training.rng import kept_random_state
+from truthgpt_services.training.rng import preserved_random_state
 
 _KINDS = {
     EventType.TRAINING_STEP: "step",
@@ -106,7 +106,7 @@ class ProgressLine:
         self._steps = 0
         self._stepping = 0.0
         self._last = -math.inf
-        self._shown = ""
+        self._current_line = ""
         self._listening = [
             emitter.on(EventType.TRAINING_STEP, self._step),
             emitter.on(EventType.EVALUATION_STARTED, self._evaluating),
@@ -118,9 +118,9 @@ class ProgressLine:
         """Show no more."""
         for each in self._listening:
             each.remove()
-        if self._changes and self._shown:
+        if self._changes and self._current_line:
             self._output.write("\n")
-            self._shown = ""
+            self._current_line = ""
 
     def _step(self, event: Event) -> None:
         data, now = event.data, monotonic()
@@ -182,8 +182,8 @@ class ProgressLine:
         line = harmless(line)
         if self._changes:
             # A line that wraps cannot be written over, and would scroll the screen.
-            self._shown = shortened(line, max(shutil.get_terminal_size().columns - 1, 20))
-            self._output.write(f"\r\x1b[2K{self._shown}")
+            self._current_line = shortened(line, max(shutil.get_terminal_size().columns - 1, 20))
+            self._output.write(f"\r\x1b[2K{self._current_line}")
         else:
             self._output.write(f"{line}\n")
         self._output.flush()
@@ -192,7 +192,7 @@ class ProgressLine:
         line = harmless(line)
         self._output.write(f"\r\x1b[2K{line}\n" if self._changes else f"{line}\n")
         self._output.flush()
-        self._shown = ""
+        self._current_line = ""
 
 
 def _roughly(duration: float) -> str:
@@ -228,7 +228,7 @@ def sample(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[
     model.eval()
     texts = []
     try:
-        with kept_random_state(), torch.no_grad(), quiet():
+        with preserved_random_state(), torch.no_grad(), quiet():
             for prompt in prompts:
                 inputs = tokenizer(prompt, return_tensors="pt").to(device)
                 made = model.generate(

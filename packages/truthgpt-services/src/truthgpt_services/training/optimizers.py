@@ -100,7 +100,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ParameterError(
-            f"The weight decay {weight_decay} is negative or no number", hint="Give 0.0 or more."
+            f"The weight decay {weight_decay} is negative or not finite", hint="Give 0.0 or more."
         )
     # By identity: tensors compare element by element.
     embeddings = {

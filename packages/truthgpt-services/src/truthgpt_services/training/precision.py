@@ -10,16 +10,16 @@ import torch
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_precision(asked: str, device: torch.device) -> str:
+def choose_precision(requested: str, device: torch.device) -> str:
     """Return the precision to train in.
 
     Args:
-        asked: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where the device has
+        requested: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where the device has
             instructions for it, else float32.
         device: where it is computed.
     """
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device.type == "cpu":

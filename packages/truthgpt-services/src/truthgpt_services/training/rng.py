@@ -53,7 +53,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
+def preserved_random_state() -> Iterator[None]:
     """Leave the generators as they were, whatever the block draws from them."""
     python, numpy = random.getstate(), np.random.get_state()
     cpu = torch.get_rng_state()

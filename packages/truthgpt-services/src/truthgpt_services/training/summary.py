@@ -64,9 +64,9 @@ def print_result(rows: Rows, console: Console) -> None:
     from rich import box
     from rich.table import Table
 
-    kept = list(rows)
-    steps = [row for row in kept if row["kind"] == "step"]
-    evaluations = [row for row in kept if row["kind"] == "evaluation" and _has_loss(row)]
+    all_rows = list(rows)
+    steps = [row for row in all_rows if row["kind"] == "step"]
+    evaluations = [row for row in all_rows if row["kind"] == "evaluation" and _has_loss(row)]
     losses = [row["loss"] for row in steps if _has_loss(row)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("")
@@ -101,12 +101,14 @@ def print_result(rows: Rows, console: Console) -> None:
 
 
 def _data(loader: BatchLoader) -> str:
-    told = loader.summary
+    summary = loader.summary
     text = (
-        f"{told.documents:,}, {told.tokens:,} tokens in {told.rows:,} rows that are "
-        f"{share(told.efficiency)} full"
+        f"{summary.documents:,}, {summary.tokens:,} tokens in {summary.rows:,} rows that are "
+        f"{share(summary.efficiency)} full"
     )
-    return f"{text}; {told.left_out:,} left out, with nothing to learn" if told.left_out else text
+    if summary.left_out:
+        text += f"; {summary.left_out:,} left out, with nothing to learn"
+    return text
 
 
 def _figure(value: float | None) -> str:

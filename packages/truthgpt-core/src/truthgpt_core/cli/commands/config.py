@@ -57,7 +57,7 @@ def show(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
         found = [{**row._asdict(), "value": _finite(row.value)} for row in rows]
         click.echo(json.dumps(found, indent=2))
         return
-    for line in columns((row.path, _shown(row.value), row.origin) for row in rows):
+    for line in columns((row.path, _format_value(row.value), row.origin) for row in rows):
         click.echo(line)
 
 
@@ -112,7 +112,7 @@ def _finite(value: object) -> object:
     return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     finite = _finite(value)
     return json.dumps(value, ensure_ascii=False) if finite is value else str(finite)
 

@@ -87,8 +87,8 @@ def show(name: str, as_json: bool, load: bool) -> None:
             click.echo()
         for key, value in _in_full(row, rows).items():
             if value not in (None, "", []):
-                shown = ", ".join(value) if isinstance(value, list) else value
-                click.echo(harmless(f"{key.replace('_', ' '):<14} {shown}"))
+                text = ", ".join(value) if isinstance(value, list) else value
+                click.echo(harmless(f"{key.replace('_', ' '):<14} {text}"))
         _print_options(row)
 
 

@@ -57,8 +57,8 @@ def services(as_json: bool, health: bool) -> None:
 def _print_health(found: Mapping[str, ServiceHealth]) -> None:
     rows = [("service", "lifetime", "built", "health")] if found else []
     for name, one in found.items():
-        said = "" if not one.built else "well" if one.ok else "not well"
-        message = f"{said}: {one.message}" if one.message else said
+        state = "" if not one.built else "well" if one.ok else "not well"
+        message = f"{state}: {one.message}" if one.message else state
         rows.append((name, one.lifetime, "yes" if one.built else "no", message))
     for line in columns(rows):
         click.echo(line)

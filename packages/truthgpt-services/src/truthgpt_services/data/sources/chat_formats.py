@@ -98,18 +98,18 @@ def _is_sharegpt(messages: object) -> bool:
 def _sharegpt(messages: Any, where: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
-        said = message["from"]
-        role = _SHAREGPT_ROLES.get(said) if isinstance(said, str) else None
+        sender = message["from"]
+        role = _SHAREGPT_ROLES.get(sender) if isinstance(sender, str) else None
         if role is None:
             known = f"Known: {', '.join(sorted(_SHAREGPT_ROLES))}."
             raise DataError(
-                f'{where}: message {number} is from "{said!s:.60}", which is not a known role',
-                hint=meant_or_known(str(said)[:60], _SHAREGPT_ROLES, known),
+                f'{where}: message {number} is from "{sender!s:.60}", which is not a known role',
+                hint=meant_or_known(str(sender)[:60], _SHAREGPT_ROLES, known),
             )
         if not isinstance(message.get("value"), str):
             raise DataError(f'{where}: message {number} has no text as "value"')
-        asked = any(each["role"] == "user" for each in found)
-        if role != "assistant" or asked:
+        has_user_turn = any(each["role"] == "user" for each in found)
+        if role != "assistant" or has_user_turn:
             found.append({"role": role, "content": message["value"]})
     return found
 
@@ -122,15 +122,15 @@ def _alpaca(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         ):
             raise DataError(f'{where}: "history" is not a list of pairs of texts')
         messages += _exchange(*pair)
-    asked = _text(row, "instruction", where)
+    instruction = _text(row, "instruction", where)
     # Empty in many data sets: the instruction is all that is asked.
     given = _text(row, "input", where) if row.get("input") else ""
     answer = _text(row, "output", where)
-    return [*messages, *_exchange(f"{asked}\n\n{given}" if given else asked, answer)]
+    return [*messages, *_exchange(f"{instruction}\n\n{given}" if given else instruction, answer)]
 
 
-def _exchange(asked: str, answered: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+def _exchange(question: str, answer: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _system(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:

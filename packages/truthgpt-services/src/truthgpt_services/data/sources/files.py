@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from truthgpt_core.errors import did_you_mean
-from truthgpt_core.paths import expanded, open_regular, shown_path
+from truthgpt_core.paths import display_path, expanded, open_regular
 from truthgpt_services.errors import DataError
 
 # File systems keep time in steps, some of two seconds.
@@ -40,8 +40,8 @@ def find_files(dataset: str, suffix: str) -> list[Path]:
             return [path]
         found = _below(path, suffix)
     except OSError as error:
-        shown = shown_path(dataset)
-        raise DataError(f'"{shown}" cannot be read: {error.strerror}') from error
+        path_text = display_path(dataset)
+        raise DataError(f'"{path_text}" cannot be read: {error.strerror}') from error
     if not found:
         raise DataError(f"The directory {path} has no {suffix} file in it")
     return found

@@ -14,7 +14,7 @@ from train_common import in_turns, make_model, middle, ratio, timed
 from train_others import CPU, batches_of
 
 from truthgpt_services.training.loss import summed_loss
-from truthgpt_services.training.memory import kept_memory
+from truthgpt_services.training.memory import retain_freed_memory
 
 HEADING = """\
 | memory that a step frees | a step | × given back (middle half) | new pages in it |
@@ -33,7 +33,7 @@ def table(model_name: str, rounds: int) -> Iterator[str]:
     batch = batches_of(model_name, packing=True)[0]
     contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {
         "given back": nullcontext,
-        "**kept**": partial(kept_memory, CPU),
+        "**kept**": partial(retain_freed_memory, CPU),
     }
     pages: dict[str, list[int]] = {name: [] for name in contexts}
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent
 PACKAGES = ROOT / "packages"
 CORE = PACKAGES / "truthgpt-core"
 SERVICES = PACKAGES / "truthgpt-services"
+NATIVE = PACKAGES / "truthgpt-plugin-native"
 QUANTIZE = PACKAGES / "truthgpt-plugin-quantize"
 COMPILE = PACKAGES / "truthgpt-plugin-compile"
 ACCELERATE = PACKAGES / "truthgpt-plugin-accelerate"
@@ -28,7 +29,7 @@ TRACKERS = tuple(
     PACKAGES / f"truthgpt-plugin-{name}" for name in ("tensorboard", "wandb", "mlflow", "trackio")
 )
 # One after the other in one environment: those that need less go first.
-COMPUTING = (QUANTIZE, COMPILE, ACCELERATE)
+COMPUTING = (NATIVE, QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)
 WHEELS = ROOT / ".nox" / "wheels"
 DIST = ROOT / "dist"

@@ -11,6 +11,10 @@ import pytest
 
 from truthgpt_services.testing import write_tiny_model
 
+# What these tests say of steps and their speed holds for PyTorch's engine; `test_native.py` lets
+# the other one in.
+os.environ["TRUTHGPT_PLUGINS_BLOCK"] = "native"
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("core", "services", "plugin-quantize", "plugin-compile")
+NAMES = ("core", "services", "plugin-native", "plugin-quantize", "plugin-compile")
 QUANTIZE = "truthgpt-plugin-quantize"
 
 
@@ -149,6 +149,7 @@ ENTRY_POINTS = {
             *("compare", "convert", "eval", "export", "generate", "optimize", "train"),
         ],
     },
+    "plugin-native": {"truthgpt.plugins": ["native"]},
     "plugin-quantize": {"truthgpt.plugins": ["quantize"], "truthgpt.optimizations": ["quantize"]},
     "plugin-compile": {
         "truthgpt.plugins": ["torch_compile"],

@@ -109,15 +109,19 @@ class EngineOptions:
     Attributes:
         device: in torch's notation, or "auto".
         dtype: of the weights, such as "float32"; None for that of the stored model.
+        engine: the name of the one that the user wants; None for any. Where it is another's, an
+            engine leaves the model to others.
         given: the options that the user gave by name and that are no `SamplingParams`; an engine
             takes those that it knows out of it.
         load: loads the model with PyTorch, with the optimizations that are stored with it. It
-            takes seconds; an engine that loads the model itself does not call it.
+            takes seconds the first time, and returns the same model after that; an engine that
+            loads the model itself does not call it.
         hooks: the hooks of the application.
     """
 
     device: str = "auto"
     dtype: str | None = None
+    engine: str | None = None
     given: dict[str, Any] = field(default_factory=dict)
     load: Callable[[], Any] | None = None
     hooks: Any = None

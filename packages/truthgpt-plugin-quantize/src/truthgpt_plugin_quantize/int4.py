@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from truthgpt_core.optimization import StoredMatrix
 from truthgpt_plugin_quantize import kernels
 from truthgpt_plugin_quantize.quantized import QuantizedLinear, in_chunks
 from truthgpt_plugin_quantize.schemes import INT4_GROUPS
@@ -140,6 +141,10 @@ class Int4Linear(QuantizedLinear):
         grouped = unpack(packed).view(*scales.shape, -1).float()
         exact = torch.addcmul(minima.float().unsqueeze(-1), grouped, scales.float().unsqueeze(-1))
         return exact.view(-1, self.in_features)
+
+    def stored_matrix(self) -> StoredMatrix:
+        """Return weights as they are stored."""
+        return StoredMatrix(self.qweight, self.scales, self.minima)
 
     def convert(self, dtype: torch.dtype) -> Tensor:
         """Return weights in a floating-point dtype, of shape (out, in)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from truthgpt_core.optimization import StoredMatrix
 from truthgpt_plugin_quantize import kernels
 from truthgpt_plugin_quantize.quantized import (
     QuantizedLinear,
@@ -100,6 +101,10 @@ class Int8Linear(QuantizedLinear):
         scales = self.scales if rows is None else self.scales[rows]
         grouped = integers.view(*scales.shape, -1)
         return (grouped * scales.unsqueeze(-1)).view(integers.shape)
+
+    def stored_matrix(self) -> StoredMatrix:
+        """Return weights as they are stored."""
+        return StoredMatrix(self.qweight, self.scales)
 
     def convert(self, dtype: torch.dtype) -> Tensor:
         """Return weights in a floating-point dtype, of shape (out, in)."""

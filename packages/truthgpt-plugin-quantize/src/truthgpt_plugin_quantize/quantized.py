@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from truthgpt_core.optimization import StoredMatrix
 from truthgpt_plugin_quantize import kernels
 from truthgpt_plugin_quantize.layers import is_transposed, matrix
 
@@ -112,6 +113,10 @@ class QuantizedLinear(nn.Module, ABC):
         plain = {"weight": weight.t() if self.is_transposed else weight}
         return plain if self.bias is None else plain | {"bias": self.bias}
 
+    def stored_matrix(self) -> StoredMatrix | None:
+        """Return weights as they are stored; None if they are not integers."""
+        return None
+
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply up to `FEW_ROWS` rows on a CPU by the weights as they are stored.
 
@@ -197,6 +202,10 @@ class QuantizedEmbedding(nn.Module):
     def num_embeddings(self) -> int:
         """How many tokens it knows."""
         return self.source.out_features
+
+    def stored_matrix(self) -> StoredMatrix | None:
+        """Return the weights of the output embedding as they are stored."""
+        return self.source.stored_matrix()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the rows of tokens, int64 of any shape, in one more dimension."""

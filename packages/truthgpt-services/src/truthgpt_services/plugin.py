@@ -112,7 +112,7 @@ class ServicesPlugin(Plugin):
     @hookimpl(trylast=True)
     def make_engine(self, source: ResolvedModel, options: EngineOptions) -> Engine | None:
         """Run a model that is on this machine with PyTorch."""
-        if options.load is None:
+        if options.load is None or options.engine not in (None, "torch"):
             return None
         from truthgpt_services.inference.engine import TorchEngine
 

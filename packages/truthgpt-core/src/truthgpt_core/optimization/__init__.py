@@ -28,6 +28,7 @@ from truthgpt_core.optimization.contract import (
 )
 from truthgpt_core.optimization.errors import OptimizationError
 from truthgpt_core.optimization.options import Options
+from truthgpt_core.optimization.stored_weights import StoredMatrix, StoresMatrix
 
 __all__ = [
     "Applied",
@@ -42,6 +43,8 @@ __all__ = [
     "Progress",
     "SourceModel",
     "Stage",
+    "StoredMatrix",
+    "StoresMatrix",
     "Verdict",
     "help_requests",
     "in_order",

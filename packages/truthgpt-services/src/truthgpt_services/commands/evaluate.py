@@ -17,6 +17,7 @@ from truthgpt_services.commands.values import metric_option
 @click.argument("model")
 @click.option("--text", help="Text file to measure quality on [default: Python's own help topics].")
 @click.option("--device", help="Where to run: auto (default), cpu, cuda, cuda:1, ...")
+@click.option("--engine", help="What runs the model: torch, native, ... [default: any].")
 @click.option("--dtype", help="dtype of the weights: auto (as stored, the default), bfloat16, ...")
 @click.option("--rounds", type=int, help="How many times it is timed in each launch.")
 @click.option("--launches", type=int, help="How many processes time it, one after the other.")

@@ -66,6 +66,7 @@ class _Number(click.FloatRange):
     help="An option of a plugin's engine, decoder or logits processor; can be repeated.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--engine", help="What runs the model: torch, native, ... [default: any].")
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and timings as JSON.")
 def generate(
     model: str,
@@ -74,6 +75,7 @@ def generate(
     system: str | None,
     raw: bool,
     device: str,
+    engine: str | None,
     as_json: bool,
     others: tuple[str, ...],
     **options: Any,
@@ -130,14 +132,14 @@ def generate(
             )
             check_length(read, load_config(directory), options["max_new_tokens"])
 
-        engine = models.make_engine(
-            source, {"device": device}, given=given, before_loading=check_prompt
+        made = models.make_engine(
+            source, {"device": device}, engine=engine, given=given, before_loading=check_prompt
         )
     if read is None:
-        read = _prompt_for(engine, prompt_text, system, raw=raw)
+        read = _prompt_for(made, prompt_text, system, raw=raw)
     options["stop"] = list(options["stop"])
     options |= given
-    service.configure(engine, tokenizer)
+    service.configure(made, tokenizer)
     loading = perf_counter() - began
     stream = service.stream(read, options)
     if as_json:

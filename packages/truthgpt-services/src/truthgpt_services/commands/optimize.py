@@ -30,6 +30,7 @@ from truthgpt_services.commands.values import fraction, metric_option
     help="YAML file with the same keys; what the command line says goes before it.",
 )
 @click.option("--device", help="Where to run: auto (default), cpu, cuda, cuda:1, ...")
+@click.option("--engine", help="What runs the models: torch, native, ... [default: any].")
 @click.option("--dtype", help="dtype of the baseline: auto (as stored, the default), bfloat16, ...")
 @click.option("--text", help="Text file to measure quality on [default: Python's own help topics].")
 @click.option("--rounds", type=int, help="How many times the models of a launch take turns.")

@@ -48,7 +48,7 @@ class Bench(BenchRequests):
         """Say what the model is made of, and begin to watch its memory."""
         memory.reset_peak(self._device)
         facts = {"parameters": 0, "dtype": "", "weights_bytes": 0, **self.engine.describe()}
-        return Opened(load_seconds=load_seconds, **facts)
+        return Opened(load_seconds=load_seconds, engine=self.engine.name, **facts)
 
     def tokenize(self, text: str, limit: int) -> list[int]:
         """The first tokens of a text, `limit` at most."""

@@ -90,6 +90,7 @@ class Contestant:
         ]
         prefill = [[prompt_tokens / seconds for seconds in launch] for launch in first]
         return Measurements(
+            engine=self.opened.engine,
             load_seconds=self.opened.load_seconds,
             warmup_seconds=self.warmup_seconds,
             decode_tokens_per_second=_samples(decode, plan),

@@ -92,6 +92,7 @@ class Opened:
     parameters: int
     dtype: str
     weights_bytes: int
+    engine: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,9 @@ class ModelRequests(Requests):
         """Load a model, apply steps to it and save the result."""
 
     @request
-    def open(self, directory: str, dtype: str | None, device: str) -> Opened:
+    def open(
+        self, directory: str, dtype: str | None, device: str, engine: str | None = None
+    ) -> Opened:
         """Load the model to be measured."""
 
     @request

@@ -167,18 +167,21 @@ class Worker(ModelRequests):
         self._service.save_model(model, tokenizer, Path(output), source=source, steps=saved)
         return Built(done, memory.peak(place))
 
-    def open(self, directory: str, dtype: str | None, device: str) -> Opened:
+    def open(
+        self, directory: str, dtype: str | None, device: str, engine: str | None = None
+    ) -> Opened:
         """Load the model to be measured."""
         from truthgpt_services.measuring.bench import Bench
         from truthgpt_services.models.recipe import is_saved, read_recipe
 
         began = time.perf_counter()
         source = ResolvedModel(directory, "directory", Path(directory), 0)
-        engine = self._service.make_engine(source, {"dtype": dtype, "device": device})
-        tokenizer = engine.tokenizer or self._service.load_tokenizer(directory)
+        how = {"dtype": dtype, "device": device}
+        made = self._service.make_engine(source, how, engine=engine)
+        tokenizer = made.tokenizer or self._service.load_tokenizer(directory)
         seconds = time.perf_counter() - began
-        self._bench = Bench(engine, tokenizer)
-        self._inference.configure(engine, tokenizer)
+        self._bench = Bench(made, tokenizer)
+        self._inference.configure(made, tokenizer)
         steps = read_recipe(Path(directory)).steps if is_saved(Path(directory)) else ()
         self._unproven = set()
         for step in steps:

@@ -86,7 +86,7 @@ class ModelMaker:
         """Let a worker load a model, the baseline in the type that was asked for."""
         self._progress(f"Loading {name}", 0, 0)
         dtype = self._request.dtype if name == BASELINE else None
-        opened = worker.open(str(directory), dtype, self._request.device)
+        opened = worker.open(str(directory), dtype, self._request.device, self._request.engine)
         return Contestant(name, worker, opened, str(directory), dtype)
 
     def open_again(self, made: MadeVariant) -> None:

@@ -99,6 +99,7 @@ class OptimizeFile(BaseModel):
     apply: list[Annotated[Applying, BeforeValidator(_applying)]] = []
     output: Path | None = None
     device: str = "auto"
+    engine: str | None = None
     dtype: Dtype = "auto"
     text: Path | None = None
     seed: int = 0

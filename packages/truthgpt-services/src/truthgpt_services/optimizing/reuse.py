@@ -167,6 +167,7 @@ class EarlierRun:
             self._models.start(name),
             replace(
                 baseline.contestant.opened,
+                engine=measured.engine,
                 load_seconds=measured.load_seconds,
                 weights_bytes=measured.weights_bytes,
             ),

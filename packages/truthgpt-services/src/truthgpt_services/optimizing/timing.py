@@ -21,6 +21,7 @@ class Timing:
     Args:
         plan: how much is measured.
         device: where the models are.
+        engine: the name of what runs them; None for whichever does.
         start: starts a worker process of a name.
         progress: told about work that takes seconds.
 
@@ -29,10 +30,16 @@ class Timing:
     """
 
     def __init__(
-        self, plan: Plan, device: str, start: Callable[[str], WorkerProcess], progress: Progress
+        self,
+        plan: Plan,
+        device: str,
+        engine: str | None,
+        start: Callable[[str], WorkerProcess],
+        progress: Progress,
     ) -> None:
         self._plan = plan
         self._device = device
+        self._engine = engine
         self._start = start
         self._progress = progress
         self._launches = 0
@@ -44,7 +51,7 @@ class Timing:
         if available is not None and available < baseline.opened.weights_bytes + SPARE:
             return None
         worker = self._start("control")
-        opened = worker.open(baseline.directory, baseline.dtype, self._device)
+        opened = worker.open(baseline.directory, baseline.dtype, self._device, self._engine)
         control = Contestant("control", worker, opened, baseline.directory, baseline.dtype)
         warm_up(control, ids, self._plan)
         return control
@@ -100,7 +107,9 @@ class Timing:
             each.worker.end(at_once=True)
             each.worker = self._start(each.name)
         opening = [
-            each.worker.begin(each.worker.open, each.directory, each.dtype, self._device)
+            each.worker.begin(
+                each.worker.open, each.directory, each.dtype, self._device, self._engine
+            )
             for each in contestants
         ]
         for opened in opening:

@@ -9,6 +9,7 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
+from truthgpt_services.report import noise
 from truthgpt_services.results.schema import Report, Samples, Variant
 from truthgpt_services.results.statistics import unpaired_ratio
 
@@ -110,6 +111,8 @@ def _warnings(a: Report, b: Report) -> list[str]:
         found.append(
             "The baselines differ in dtype: KL, agreement and flips refer to different models."
         )
+    if noise.engines(a) != noise.engines(b):
+        found.append("The engines differ: so do speeds, whatever was done to the models.")
     if a.text != b.text:
         found.append("The texts differ: no figure of quality can be compared.")
     if a.machine != b.machine:

@@ -333,6 +333,7 @@ def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("Architecture", source.architecture),
                 ("Parameters", f"{source.parameters:,}"),
                 ("Source file", size(source.file_bytes)),
+                ("Engine", noise.engines(report)),
                 (
                     "Baseline dtype",
                     source.dtype

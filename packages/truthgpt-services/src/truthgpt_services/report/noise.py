@@ -157,3 +157,13 @@ def has_launches(report: Report) -> bool:
         variant.decode_ratio.launches or variant.prefill_ratio.launches
         for variant in report.variants[1:]
     )
+
+
+def engines(report: Report) -> str:
+    """Say what ran the models: one name, or which variants ran on which."""
+    variants: dict[str, list[str]] = {}
+    for each in report.variants:
+        variants.setdefault(each.measured.engine, []).append(each.name)
+    if len(variants) == 1:
+        return next(iter(variants))
+    return "; ".join(f"{engine}: {', '.join(names)}" for engine, names in variants.items())

@@ -28,7 +28,8 @@ _AGAINST_BASELINE = ("KL mean", "KL 99.9th percentile", "Top-1 agreement", "Flip
 def print_evaluation(report: Report, console: Console) -> None:
     """Print what was measured of a model alone: figures, and what it writes."""
     source, machine = report.source, report.machine
-    _line(console, f"{source.spec} as {source.dtype} on {machine.device} ({machine.cpu})", "bold")
+    where = f"{machine.device} ({machine.cpu}), engine {noise.engines(report)}"
+    _line(console, f"{source.spec} as {source.dtype} on {where}", "bold")
     _line(
         console,
         f"{source.architecture}, {source.parameters:,} parameters; "

@@ -130,7 +130,7 @@ class _Printer:
         self.print_headline()
         self._line(
             f"{report.source.spec} as {report.source.dtype} on {machine.device} ({machine.cpu}), "
-            f"{noise.turns(report)}",
+            f"engine {noise.engines(report)}, {noise.turns(report)}",
             "dim",
         )
         if report.load is not None:

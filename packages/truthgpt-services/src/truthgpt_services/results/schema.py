@@ -178,6 +178,7 @@ class MetricValue(_Record):
 class Measurements(_Record):
     """Everything measured of one variant in its own process."""
 
+    engine: str = Field("torch", description="what ran it")
     load_seconds: float
     warmup_seconds: float = Field(description="first prompt and tokens, compiling included")
     decode_tokens_per_second: Samples

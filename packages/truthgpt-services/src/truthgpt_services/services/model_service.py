@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +218,7 @@ class ModelService:
         source: ResolvedModel,
         options: Mapping[str, Any] | None = None,
         *,
+        engine: str | None = None,
         given: dict[str, Any] | None = None,
         before_loading: Callable[[Path], None] = lambda directory: None,
     ) -> Engine:
@@ -226,15 +227,18 @@ class ModelService:
         Args:
             source: what `resolve` returned.
             options: as for `load_model`.
+            engine: the name of the one that is wanted; None for whichever runs the model.
             given: further options, by name; an engine takes those that it knows out of it.
             before_loading: called with the directory of the model before PyTorch loads it.
 
         Raises:
-            ModelError: it cannot be loaded, or an option is wrong.
+            ModelError: it cannot be loaded, an option is wrong, or the engine that is wanted does
+                not run it.
         """
         options = options or {}
         how = read_load_options(options)
 
+        @cache  # for the next plugin, if one that has looked at the model leaves it
         def load() -> Any:
             directory = as_directory(source, self.progress)
             before_loading(directory)
@@ -242,19 +246,28 @@ class ModelService:
 
         dtype = options.get("dtype") or options.get("torch_dtype")
         named = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
-        engine = self.hooks.make_engine(
+        made = self.hooks.make_engine(
             source=source,
             options=EngineOptions(
                 device=str(how.device),
                 dtype=named,
+                engine=engine,
                 given={} if given is None else given,
                 load=load,
                 hooks=self.hooks,
             ),
         )
-        if engine is None:
-            raise ModelError(f"No engine runs {source.spec}")
-        return engine
+        # An engine that does not know of the option may have come in between.
+        if made is None or engine not in (None, made.name):
+            wanted = "" if engine is None else f' named "{engine}"'
+            raise ModelError(
+                f"No engine{wanted} runs {source.spec}",
+                hint=None
+                if engine is None
+                else "PyTorch's is named torch. `truthgpt plugins` "
+                "lists what is installed, and an engine leaves models that it does not know.",
+            )
+        return made
 
     def load_tokenizer(self, name: str) -> Any:
         """Load the tokenizer of a model, named as for `load_model`.

@@ -1,0 +1,1 @@
+"""TruthGPT inference engine: compiled code for CPUs."""

@@ -1,0 +1,206 @@
+// Keys and values of sequences, and attending to them a segment of positions at a time.
+//
+// A segment is the same positions however a prompt is cut up: what is attended to comes to the same
+// bits. Several threads may each take a segment of one query, as one may take them all.
+#pragma once
+
+#include <cstdlib>
+#include <new>
+
+#include "matrix.hpp"
+
+namespace {
+
+constexpr int64_t SEGMENT = 128;
+constexpr int MOST_QUERIES = 4;  // that share what is read
+
+inline void put(float value, float* to) { *to = value; }
+inline void put(float value, uint16_t* to) { *to = to_bfloat16(value); }
+
+// Of one sequence, all layers: keys as (layer, head, position / LANES, dimension, position % LANES),
+// so that a vector has one dimension of several positions; values as (layer, head, position,
+// dimension). Memory that no position has filled is not touched.
+class Sequence {
+   public:
+    Sequence(int32_t layers, int32_t heads, int32_t width, int64_t positions, bool halves)
+        : heads_(heads),
+          width_(width),
+          size_(halves ? 2 : 4),
+          capacity_((positions + SEGMENT - 1) / SEGMENT * SEGMENT),
+          half_(size_t(layers) * heads * capacity_ * width * size_),
+          memory_(static_cast<uint8_t*>(std::calloc(2 * half_, 1))) {
+        if (memory_ == nullptr) throw std::bad_alloc();
+    }
+    ~Sequence() { std::free(memory_); }
+    Sequence(const Sequence&) = delete;
+    Sequence& operator=(const Sequence&) = delete;
+
+    int64_t capacity() const { return capacity_; }
+
+    template <typename Stored>
+    Stored* keys(int32_t layer, int32_t head) {
+        return reinterpret_cast<Stored*>(memory_ + of(layer, head));
+    }
+
+    template <typename Stored>
+    Stored* values(int32_t layer, int32_t head) {
+        return reinterpret_cast<Stored*>(memory_ + half_ + of(layer, head));
+    }
+
+    // Write the key and value of a position, each of `dimensions` numbers.
+    template <typename Stored>
+    void write(int32_t layer, int32_t head, int64_t position, const float* key, const float* value,
+               int32_t dimensions) {
+        Stored* to = keys<Stored>(layer, head) + position / LANES * LANES * width_ + position % LANES;
+        for (int32_t i = 0; i < dimensions; ++i) put(key[i], to + i * LANES);
+        to = values<Stored>(layer, head) + position * width_;
+        for (int32_t i = 0; i < dimensions; ++i) put(value[i], to + i);
+    }
+
+    int64_t length = 0;
+
+   private:
+    size_t of(int32_t layer, int32_t head) const {
+        return size_t(int64_t(layer) * heads_ + head) * capacity_ * width_ * size_;
+    }
+
+    const int32_t heads_, width_, size_;
+    const int64_t capacity_;
+    const size_t half_;
+    uint8_t* const memory_;
+};
+
+// What attending to some positions has come to: the weighted sum of their values, not yet divided.
+struct Partial {
+    float largest, sum;
+    float* values;
+};
+
+// N queries times the keys of B vectors of positions.
+template <typename Stored, int N, int B>
+void scores_of(const Stored* keys, const float* const* queries, int32_t width, float* const* scores) {
+    Lanes sums[N][B] = {};
+    for (int32_t i = 0; i < width; ++i) {
+        Lanes each[B];
+        for (int b = 0; b < B; ++b) each[b] = load(keys + (b * width + i) * LANES);
+        for (int n = 0; n < N; ++n) {
+            const Lanes query = same(queries[n][i]);
+            for (int b = 0; b < B; ++b) sums[n][b] = fused(query, each[b], sums[n][b]);
+        }
+    }
+    for (int n = 0; n < N; ++n) std::memcpy(scores[n], sums[n], sizeof sums[n]);
+}
+
+// Positions [first, last) of the values, D vectors of each, weighted by N queries and added.
+template <typename Stored, int N, int D>
+void weigh(const Stored* values, const float* const* weights, int64_t first, int64_t last,
+           int32_t width, float* const* sums) {
+    Lanes found[N][D];
+    for (int n = 0; n < N; ++n) std::memcpy(found[n], sums[n], sizeof found[n]);
+    for (int64_t p = first; p < last; ++p) {
+        Lanes each[D];
+        for (int d = 0; d < D; ++d) each[d] = load(values + p * width + d * LANES);
+        for (int n = 0; n < N; ++n) {
+            const Lanes weight = same(weights[n][p]);
+            for (int d = 0; d < D; ++d) found[n][d] = fused(weight, each[d], found[n][d]);
+        }
+    }
+    for (int n = 0; n < N; ++n) std::memcpy(sums[n], found[n], sizeof found[n]);
+}
+
+template <typename Stored, int N>
+void weigh_all(const Stored* values, const float* const* weights, int64_t first, int64_t last,
+               int32_t width, float* const* sums) {
+    if (first >= last) return;
+    float* to[N];
+    int32_t d = 0;
+    for (; d + 4 * LANES <= width; d += 4 * LANES) {
+        for (int n = 0; n < N; ++n) to[n] = sums[n] + d;
+        weigh<Stored, N, 4>(values + d, weights, first, last, width, to);
+    }
+    for (; d < width; d += LANES) {
+        for (int n = 0; n < N; ++n) to[n] = sums[n] + d;
+        weigh<Stored, N, 1>(values + d, weights, first, last, width, to);
+    }
+}
+
+// One query, and where it may look: the positions [first, last).
+struct Query {
+    const float* numbers;
+    int64_t first, last;
+};
+
+// Let N queries attend to the positions of one segment, from `begin` on. `scores` has room for
+// N * SEGMENT numbers.
+template <typename Stored, int N>
+void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, float scale,
+               int32_t width, float* scores, Partial* found) {
+    const float* numbers[N];
+    float *rows[N], *sums[N];
+    const float* weights[N];
+    int64_t first[N], last[N], common = SEGMENT, latest = 0, end = 0;
+    for (int n = 0; n < N; ++n) {
+        numbers[n] = queries[n].numbers;
+        first[n] = std::clamp<int64_t>(queries[n].first - begin, 0, SEGMENT);
+        last[n] = std::clamp<int64_t>(queries[n].last - begin, 0, SEGMENT);
+        common = std::min(common, last[n]);
+        latest = std::max(latest, first[n]);
+        end = std::max(end, last[n]);
+        weights[n] = scores + n * SEGMENT;
+        sums[n] = found[n].values;
+    }
+    constexpr int AT_ONCE = N < 4 ? 4 : 2;
+    for (int64_t p = 0; p < end; p += AT_ONCE * LANES) {
+        for (int n = 0; n < N; ++n) rows[n] = scores + n * SEGMENT + p;
+        scores_of<Stored, N, AT_ONCE>(keys + p * width, numbers, width, rows);
+    }
+    for (int n = 0; n < N; ++n) {
+        float* row = scores + n * SEGMENT;
+        float largest = -INFINITY;
+        for (int64_t p = first[n]; p < last[n]; ++p) largest = row[p] > largest ? row[p] : largest;
+        std::fill(row, row + first[n], 0.0f);
+        for (int64_t p = first[n]; p < last[n]; ++p) row[p] = exponential((row[p] - largest) * scale);
+        std::fill(row + last[n], row + SEGMENT, 0.0f);
+        Lanes sum = {};
+        for (int64_t p = 0; p < last[n]; p += LANES) sum += load(row + p);
+        found[n].largest = largest;
+        found[n].sum = total(sum);
+        std::fill_n(sums[n], width, 0.0f);
+    }
+    // What one query may not look at is not even multiplied by zero: it may be NaN.
+    if (latest < common) {
+        for (int n = 0; n < N; ++n)
+            weigh_all<Stored, 1>(values, weights + n, first[n], latest, width, sums + n);
+        weigh_all<Stored, N>(values, weights, latest, common, width, sums);
+        for (int n = 0; n < N; ++n)
+            weigh_all<Stored, 1>(values, weights + n, common, last[n], width, sums + n);
+    } else {
+        for (int n = 0; n < N; ++n)
+            weigh_all<Stored, 1>(values, weights + n, first[n], last[n], width, sums + n);
+    }
+}
+
+template <typename Stored>
+void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, int count,
+               float scale, int32_t width, float* scores, Partial* found) {
+    const Stored* k = keys + begin * width;
+    const Stored* v = values + begin * width;
+    switch (count) {
+        case 1: return attend_to<Stored, 1>(k, v, begin, queries, scale, width, scores, found);
+        case 2: return attend_to<Stored, 2>(k, v, begin, queries, scale, width, scores, found);
+        case 3: return attend_to<Stored, 3>(k, v, begin, queries, scale, width, scores, found);
+        default: return attend_to<Stored, 4>(k, v, begin, queries, scale, width, scores, found);
+    }
+}
+
+// Add what a later segment came to.
+void merge(Partial& all, const Partial& next, float scale, int32_t width) {
+    const float largest = next.largest > all.largest ? next.largest : all.largest;
+    const float before = exponential((all.largest - largest) * scale);
+    const float after = exponential((next.largest - largest) * scale);
+    all.sum = all.sum * before + next.sum * after;
+    for (int32_t i = 0; i < width; ++i) all.values[i] = all.values[i] * before + next.values[i] * after;
+    all.largest = largest;
+}
+
+}  // namespace

@@ -1,0 +1,570 @@
+// Decoders of the Llama family, for any number of sequences at different positions at once.
+//
+// Every token has the same bits whether it comes alone, in a prompt or beside other sequences: what
+// is computed of it is summed in one order, and nothing is shared but what is read.
+//
+// Nothing here owns a weight: all pointers are into tensors that the caller keeps alive.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "attention.hpp"
+#include "matrix.hpp"
+#include "team.hpp"
+
+extern "C" {
+
+enum Activation : int32_t { SILU = 0, GELU_TANH = 1 };
+
+struct Layer {
+    const float *attention_norm, *mlp_norm;
+    const float *q_norm, *k_norm;  // null if there are none
+    Matrix q, k, v, o, gate, up, down;
+    int64_t window;  // how many positions a token attends to; 0: all
+};
+
+struct Shape {
+    int32_t hidden, intermediate, heads, kv_heads, head_dim, rotary_dim, layers, vocabulary;
+    int32_t activation, halves;  // halves: keys and values are kept in bfloat16
+    float epsilon, attention_scale, embedding_scale;
+};
+
+}  // extern "C"
+
+namespace {
+
+constexpr int64_t MOST_TOKENS = 256;  // that are taken through the layers together
+constexpr int64_t MOST_ALONE = 2;     // up to which each thread prepares rows for itself
+constexpr int32_t MOST_ROWS = 64;     // of a matrix that a thread multiplies at a time
+constexpr int64_t TOKENS_AT_ONCE = 16;  // of a prompt that one thread attends with
+
+int32_t padded(int32_t numbers) { return (numbers + LANES - 1) / LANES * LANES; }
+
+float sum_of_squares(const float* x, int32_t length) {
+    Lanes sums = {};
+    int32_t i = 0;
+    for (; i + LANES <= length; i += LANES) sums = fused(load(x + i), load(x + i), sums);
+    float sum = total(sums);
+    for (; i < length; ++i) sum += x[i] * x[i];
+    return sum;
+}
+
+void normalize_row(const float* x, const float* weight, int32_t length, float epsilon, float* out) {
+    const float factor = 1.0f / std::sqrt(sum_of_squares(x, length) / float(length) + epsilon);
+    for (int32_t i = 0; i < length; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+// What a thread writes that no other reads.
+struct Scratch {
+    Rows alone;
+    std::vector<float> outs, queries, scores, sums, key;
+
+    Scratch(const Shape& s, int32_t longest)
+        : alone(MOST_ALONE, longest),
+          queries(TOKENS_AT_ONCE * s.heads * padded(s.head_dim)),
+          scores(MOST_QUERIES * SEGMENT),
+          sums(2 * MOST_QUERIES * padded(s.head_dim)),
+          key(padded(s.head_dim)) {}
+};
+
+// One token of a pass.
+struct Token {
+    int64_t id, position;
+    Sequence* sequence;
+    float* logits;  // where those after it go; null if nobody asks
+};
+
+int64_t segments(int64_t position) { return position / SEGMENT + 1; }
+
+// What a thread attends to at a time.
+struct Piece {
+    int64_t token;
+    int32_t head;
+    int64_t what;  // of a single token the segment; else how many tokens
+};
+
+// Tokens that are taken through the layers together.
+struct Pass {
+    const std::vector<Token> tokens;
+    const int64_t count;
+    const bool alone;   // each thread prepares rows for itself, which takes less than waiting
+    bool single = true;  // one token of each sequence, which takes a thread for each segment
+    int64_t most_segments = 0;
+    std::vector<int64_t> asked;  // the tokens that logits are asked after
+    std::vector<Piece> pieces;
+
+    Pass(std::vector<Token> given, const Shape& s)
+        : tokens(std::move(given)), count(int64_t(tokens.size())), alone(count <= MOST_ALONE) {
+        for (int64_t n = 0; n < count; ++n) {
+            if (n > 0 && tokens[n].sequence == tokens[n - 1].sequence) single = false;
+            if (tokens[n].logits != nullptr) asked.push_back(n);
+            most_segments = std::max(most_segments, segments(tokens[n].position));
+        }
+        for (int64_t n = 0; n < count;) {
+            int64_t end = n + 1;
+            while (!single && end < count && end < n + TOKENS_AT_ONCE &&
+                   tokens[end].sequence == tokens[n].sequence)
+                ++end;
+            const int64_t first = single ? 0 : end - n;
+            const int64_t last = single ? segments(tokens[n].position) - 1 : first;
+            for (int64_t what = first; what <= last; ++what)
+                for (int32_t head = 0; head < s.kv_heads; ++head) pieces.push_back({n, head, what});
+            n = end;
+        }
+    }
+};
+
+class Engine : public std::enable_shared_from_this<Engine> {
+   public:
+    Engine(Team& team, const Shape& shape, const Layer* layers, const float* norm, const Matrix& head,
+           const Matrix& embedding)
+        : team_(team),
+          s(shape),
+          width_(padded(shape.head_dim)),
+          layers_(layers, layers + shape.layers),
+          norm_(norm),
+          head_(head),
+          embedding_(embedding),
+          longest_(std::max({shape.hidden, shape.intermediate, shape.heads * shape.head_dim})) {
+        for (int32_t t = 0; t < team.threads(); ++t) scratch_.emplace_back(s, longest_);
+    }
+
+    Sequence* open(int64_t positions) const {
+        return new Sequence(s.layers, s.kv_heads, width_, positions, s.halves != 0);
+    }
+
+    void angles(const float* cosines, const float* sines) {
+        std::lock_guard<std::mutex> one_at_a_time(passing_);
+        cosines_ = cosines;
+        sines_ = sines;
+    }
+
+    // Append tokens to sequences, in passes of so many.
+    void forward(const std::vector<Token>& tokens) {
+        // Two threads of Python may use one model.
+        std::lock_guard<std::mutex> one_at_a_time(passing_);
+        for (size_t first = 0; first < tokens.size(); first += MOST_TOKENS) {
+            const size_t last = std::min(tokens.size(), first + size_t(MOST_TOKENS));
+            auto pass = std::make_shared<const Pass>(
+                std::vector<Token>(tokens.begin() + first, tokens.begin() + last), s);
+            reserve(*pass);
+            // A thread that is late may still be in it when the engine is freed.
+            team_.run([self = shared_from_this(), pass](Worker& worker) { self->run(*pass, worker); });
+            for (const Token& token : pass->tokens) token.sequence->length = token.position + 1;
+        }
+    }
+
+   private:
+    // Memory for a pass: a thread that finds none in the middle of it could not go on.
+    void reserve(const Pass& pass) {
+        const int64_t rows = (pass.count + 15) / 16 * 16;
+        const size_t partials = pass.single ? size_t(s.heads) * pass.count * pass.most_segments : 0;
+        partials_.resize(std::max(partials_.size(), partials));
+        partial_values_.resize(std::max(partial_values_.size(), partials * width_));
+        if (rows <= reserved_) return;
+        stream_.resize(rows * s.hidden);
+        q_.resize(rows * s.heads * s.head_dim);
+        k_.resize(rows * s.kv_heads * s.head_dim);
+        v_.resize(rows * s.kv_heads * s.head_dim);
+        attended_.resize(rows * s.heads * width_);
+        gated_.resize(rows * s.intermediate);
+        x_ = std::make_unique<Rows>(int32_t(rows), longest_);
+        for (Scratch& each : scratch_) each.outs.resize(size_t(rows) * 2 * MOST_ROWS);
+        reserved_ = rows;
+    }
+    // How many rows of a matrix a thread multiplies at a time: enough pieces for all threads, each
+    // of whole cache lines of results.
+    int32_t rows_at_once(int64_t rows) const {
+        const int64_t fair = rows / (8 * team_.threads());
+        return int32_t(std::clamp<int64_t>(fair / 16 * 16, 16, MOST_ROWS));
+    }
+
+    // Multiply rows of activations by matrices that share them. `prepare(row, rows, n)` fills the
+    // row for token n; `take(matrix, n, first, count, numbers)` gets what came out.
+    template <typename Prepare, typename Take>
+    void multiply_all(const Pass& pass, Worker& worker, const std::vector<const Matrix*>& matrices, int64_t count,
+                      Prepare prepare, Take take) {
+        if (!pass.alone)
+            worker.phase(count, [&](int64_t n) { prepare(*x_, n); });
+        int64_t rows = 0;
+        for (const Matrix* m : matrices) rows += m->rows;
+        const int32_t each = rows_at_once(rows);
+        int64_t pieces = 0;
+        for (const Matrix* m : matrices) pieces += (m->rows + each - 1) / each;
+        Scratch& own = scratch_[worker.thread()];
+        worker.phase(
+            pieces,
+            [&] {
+                if (pass.alone)
+                    for (int64_t n = 0; n < count; ++n) prepare(own.alone, n);
+            },
+            [&](int64_t piece) {
+                size_t at = 0;
+                for (; piece >= (matrices[at]->rows + each - 1) / each; ++at)
+                    piece -= (matrices[at]->rows + each - 1) / each;
+                const Matrix& m = *matrices[at];
+                const int32_t first = int32_t(piece) * each, last = std::min(m.rows, first + each);
+                const Rows& x = pass.alone ? own.alone : *x_;
+                multiply(m, x, first, last, count, own.outs.data(), each);
+                for (int64_t n = 0; n < count; ++n)
+                    take(int(at), n, first, last - first, own.outs.data() + n * each);
+            });
+    }
+
+    void run(const Pass& pass, Worker& worker) {
+        worker.phase(pass.count, [&](int64_t n) {
+            float* row = stream_.data() + n * s.hidden;
+            read_row(embedding_, pass.tokens[n].id, row);
+            for (int32_t i = 0; i < s.hidden; ++i) row[i] *= s.embedding_scale;
+        });
+        for (int32_t index = 0; index < s.layers; ++index) {
+            const Layer& layer = layers_[index];
+            normalized(pass, worker, layer.attention_norm, {&layer.q, &layer.k, &layer.v},
+                       [&](int m, int64_t n, int32_t first, int32_t count, const float* numbers) {
+                           std::vector<float>& to = m == 0 ? q_ : m == 1 ? k_ : v_;
+                           const int64_t step = int64_t(m == 0 ? s.heads : s.kv_heads) * s.head_dim;
+                           std::copy_n(numbers, count, to.data() + n * step + first);
+                       });
+            if (s.halves) attend<uint16_t>(pass, worker, layer, index);
+            else attend<float>(pass, worker, layer, index);
+            multiply_all(
+                pass, worker, {&layer.o}, pass.count,
+                [&](Rows& rows, int64_t n) { gather(pass, rows, n); },
+                [&](int, int64_t n, int32_t first, int32_t count, const float* numbers) {
+                    add(n, first, count, numbers);
+                });
+            mlp(pass, worker, layer);
+        }
+        if (pass.asked.empty()) return;
+        multiply_all(
+            pass, worker, {&head_}, int64_t(pass.asked.size()),
+            [&](Rows& rows, int64_t n) { normalize_into(rows, n, pass.asked[n], norm_); },
+            [&](int, int64_t n, int32_t first, int32_t count, const float* numbers) {
+                std::copy_n(numbers, count, pass.tokens[pass.asked[n]].logits + first);
+            });
+    }
+
+    template <typename Take>
+    void normalized(const Pass& pass, Worker& worker, const float* norm, const std::vector<const Matrix*>& matrices,
+                    Take take) {
+        multiply_all(
+            pass, worker, matrices, pass.count,
+            [&](Rows& rows, int64_t n) { normalize_into(rows, n, n, norm); }, take);
+    }
+
+    void normalize_into(Rows& rows, int64_t row, int64_t n, const float* norm) {
+        normalize_row(stream_.data() + n * s.hidden, norm, s.hidden, s.epsilon, rows.exact(row));
+        clear(rows, row, s.hidden);
+        rows.round(row, s.hidden);
+    }
+
+    // Rows are used for what is longer, too, and vectors read up to LANES - 1 numbers beyond.
+    static void clear(Rows& rows, int64_t row, int32_t length) {
+        std::fill(rows.exact(row) + length, rows.exact(row) + padded(length), 0.0f);
+    }
+
+    void add(int64_t n, int32_t first, int32_t count, const float* numbers) {
+        float* to = stream_.data() + n * s.hidden + first;
+        for (int32_t i = 0; i < count; ++i) to[i] += numbers[i];
+    }
+
+    void rotate(float* x, int64_t position) const {
+        const float* cosines = cosines_ + position * s.rotary_dim;
+        const float* sines = sines_ + position * s.rotary_dim;
+        const int32_t half = s.rotary_dim / 2;
+        for (int32_t i = 0; i < half; ++i) {
+            const float a = x[i], b = x[i + half];
+            x[i] = a * cosines[i] - b * sines[i];
+            x[i + half] = b * cosines[i + half] + a * sines[i + half];
+        }
+    }
+
+    void query_of(const Pass& pass, const Layer& layer, int64_t n, int32_t head, float* to) const {
+        std::copy_n(q_.data() + (n * s.heads + head) * s.head_dim, s.head_dim, to);
+        std::fill(to + s.head_dim, to + width_, 0.0f);
+        if (layer.q_norm != nullptr) normalize_row(to, layer.q_norm, s.head_dim, s.epsilon, to);
+        rotate(to, pass.tokens[n].position);
+    }
+
+    template <typename Stored>
+    void write(const Pass& pass, const Layer& layer, int32_t index, int64_t n, int32_t head, float* key) const {
+        const int64_t at = (n * s.kv_heads + head) * s.head_dim;
+        std::copy_n(k_.data() + at, s.head_dim, key);
+        if (layer.k_norm != nullptr) normalize_row(key, layer.k_norm, s.head_dim, s.epsilon, key);
+        rotate(key, pass.tokens[n].position);
+        pass.tokens[n].sequence->template write<Stored>(index, head, pass.tokens[n].position, key,
+                                                    v_.data() + at, s.head_dim);
+    }
+
+    template <typename Stored>
+    void attend(const Pass& pass, Worker& worker, const Layer& layer, int32_t index) {
+        Scratch& own = scratch_[worker.thread()];
+        if (!pass.single)
+            worker.phase(pass.count, [&](int64_t n) {
+                for (int32_t head = 0; head < s.kv_heads; ++head)
+                    write<Stored>(pass, layer, index, n, head, own.key.data());
+            });
+        worker.phase(int64_t(pass.pieces.size()), [&](int64_t at) {
+            const Piece& piece = pass.pieces[at];
+            if (pass.single) attend_alone<Stored>(pass, layer, index, piece, own);
+            else attend_together<Stored>(pass, layer, index, piece, own);
+        });
+    }
+
+    int64_t first_seen(const Layer& layer, int64_t position) const {
+        return layer.window > 0 ? std::max<int64_t>(0, position + 1 - layer.window) : 0;
+    }
+
+    // The query heads of one token that share a key head, and one segment.
+    template <typename Stored>
+    void attend_alone(const Pass& pass, const Layer& layer, int32_t index, const Piece& piece, Scratch& own) {
+        const int32_t shared = s.heads / s.kv_heads;
+        const Token& token = pass.tokens[piece.token];
+        const int64_t begin = piece.what * SEGMENT, end = std::min(begin + SEGMENT, token.position + 1);
+        const int64_t first = first_seen(layer, token.position);
+        if (end == token.position + 1) write<Stored>(pass, layer, index, piece.token, piece.head, own.key.data());
+        const int64_t at = (piece.what * pass.count + piece.token) * s.heads + piece.head * shared;
+        Partial* found = partials_.data() + at;
+        for (int32_t h = 0; h < shared; ++h)
+            found[h] = {-INFINITY, 0.0f, partial_values_.data() + (at + h) * width_};
+        if (first >= end) return;
+        const Stored* keys = token.sequence->keys<Stored>(index, piece.head);
+        const Stored* values = token.sequence->values<Stored>(index, piece.head);
+        for (int32_t head = 0; head < shared; head += MOST_QUERIES) {
+            const int count = std::min<int32_t>(MOST_QUERIES, shared - head);
+            Query queries[MOST_QUERIES];
+            for (int i = 0; i < count; ++i) {
+                float* query = own.queries.data() + i * width_;
+                query_of(pass, layer, piece.token, piece.head * shared + head + i, query);
+                queries[i] = {query, first, end};
+            }
+            attend_to(keys, values, begin, queries, count, s.attention_scale, width_, own.scores.data(),
+                      found + head);
+        }
+    }
+
+    // All query heads that share a key head, of some tokens of one sequence, and all segments.
+    template <typename Stored>
+    void attend_together(const Pass& pass, const Layer& layer, int32_t index, const Piece& piece, Scratch& own) {
+        const int32_t shared = s.heads / s.kv_heads;
+        Sequence& sequence = *pass.tokens[piece.token].sequence;
+        const Stored* keys = sequence.keys<Stored>(index, piece.head);
+        const Stored* values = sequence.values<Stored>(index, piece.head);
+        const int64_t total = piece.what * shared;
+        for (int64_t row = 0; row < total; ++row)
+            query_of(pass, layer, piece.token + row / shared, piece.head * shared + int32_t(row % shared),
+                     own.queries.data() + row * width_);
+        for (int64_t row = 0; row < total; row += MOST_QUERIES) {
+            const int count = int(std::min<int64_t>(MOST_QUERIES, total - row));
+            Query queries[MOST_QUERIES];
+            Partial all[MOST_QUERIES], next[MOST_QUERIES];
+            int64_t first = INT64_MAX, last = 0;
+            for (int i = 0; i < count; ++i) {
+                const int64_t n = piece.token + (row + i) / shared, position = pass.tokens[n].position;
+                queries[i] = {own.queries.data() + (row + i) * width_, first_seen(layer, position),
+                              position + 1};
+                first = std::min(first, queries[i].first);
+                last = std::max(last, queries[i].last);
+                const int64_t head = piece.head * shared + (row + i) % shared;
+                all[i] = {-INFINITY, 0.0f, attended_.data() + (n * s.heads + head) * width_};
+                next[i].values = own.sums.data() + i * width_;
+            }
+            for (int64_t begin = first / SEGMENT * SEGMENT; begin < last; begin += SEGMENT) {
+                attend_to(keys, values, begin, queries, count, s.attention_scale, width_,
+                          own.scores.data(), next);
+                for (int i = 0; i < count; ++i) take(queries[i], begin, all[i], next[i]);
+            }
+            for (int i = 0; i < count; ++i) divide(all[i], all[i].values);
+        }
+    }
+
+    // Add a segment, if the query looks at any of it; the first one is taken as it is.
+    void take(const Query& query, int64_t begin, Partial& all, const Partial& next) const {
+        if (std::max(query.first, begin) >= std::min(query.last, begin + SEGMENT)) return;
+        if (query.first >= begin) {
+            all.largest = next.largest;
+            all.sum = next.sum;
+            std::copy_n(next.values, width_, all.values);
+        } else {
+            merge(all, next, s.attention_scale, width_);
+        }
+    }
+
+    void divide(const Partial& all, float* out) const {
+        const float inverse = 1.0f / all.sum;
+        for (int32_t i = 0; i < width_; ++i) out[i] = all.values[i] * inverse;
+    }
+
+    // Put what the heads of a token attended to side by side.
+    void gather(const Pass& pass, Rows& rows, int64_t n) {
+        float* to = rows.exact(n);
+        float whole[1024];
+        std::vector<float> longer(width_ > 1024 ? width_ : 0);
+        for (int32_t head = 0; head < s.heads; ++head) {
+            const float* from = attended_.data() + (n * s.heads + head) * width_;
+            if (pass.single) {
+                float* values = longer.empty() ? whole : longer.data();
+                const int64_t position = pass.tokens[n].position;
+                Partial all{-INFINITY, 0.0f, values};
+                bool any = false;
+                for (int64_t g = 0; g < segments(position); ++g) {
+                    const Partial& next = partials_[(g * pass.count + n) * s.heads + head];
+                    // Of one that was not looked at, nothing is there.
+                    if (next.sum == 0.0f && next.largest == -INFINITY) continue;
+                    if (any) {
+                        merge(all, next, s.attention_scale, width_);
+                    } else {
+                        all.largest = next.largest;
+                        all.sum = next.sum;
+                        std::copy_n(next.values, width_, values);
+                    }
+                    any = true;
+                }
+                divide(all, values);
+                from = values;
+            }
+            std::copy_n(from, s.head_dim, to + head * s.head_dim);
+        }
+        clear(rows, n, s.heads * s.head_dim);
+        rows.round(n, s.heads * s.head_dim);
+    }
+
+    float activated(float g) const {
+        if (s.activation == SILU) return g / (1.0f + exponential(-g));
+        const float inner = 1.5957691216057308f * (g + 0.044715f * g * g * g);
+        return g / (1.0f + exponential(-inner));
+    }
+
+    void mlp(const Pass& pass, Worker& worker, const Layer& layer) {
+        Scratch& own = scratch_[worker.thread()];
+        if (!pass.alone)
+            worker.phase(pass.count, [&](int64_t n) { normalize_into(*x_, n, n, layer.mlp_norm); });
+        const int32_t each = rows_at_once(s.intermediate);
+        worker.phase(
+            (s.intermediate + each - 1) / each,
+            [&] {
+                if (pass.alone)
+                    for (int64_t n = 0; n < pass.count; ++n) normalize_into(own.alone, n, n, layer.mlp_norm);
+            },
+            [&](int64_t piece) {
+                const Rows& x = pass.alone ? own.alone : *x_;
+                const int32_t first = int32_t(piece) * each, last = std::min(s.intermediate, first + each);
+                float *gates = own.outs.data(), *ups = gates + pass.count * each;
+                multiply(layer.gate, x, first, last, pass.count, gates, each);
+                multiply(layer.up, x, first, last, pass.count, ups, each);
+                for (int64_t n = 0; n < pass.count; ++n) {
+                    float* to = gated_.data() + n * s.intermediate + first;
+                    for (int32_t i = 0; i < last - first; ++i)
+                        to[i] = activated(gates[n * each + i]) * ups[n * each + i];
+                }
+            });
+        multiply_all(
+            pass, worker, {&layer.down}, pass.count,
+            [&](Rows& rows, int64_t n) {
+                std::copy_n(gated_.data() + n * s.intermediate, s.intermediate, rows.exact(n));
+                clear(rows, n, s.intermediate);
+                rows.round(n, s.intermediate);
+            },
+            [&](int, int64_t n, int32_t first, int32_t count, const float* numbers) {
+                add(n, first, count, numbers);
+            });
+    }
+
+    Team& team_;
+    const Shape s;
+    const int32_t width_;
+    const std::vector<Layer> layers_;
+    const float* norm_;
+    const Matrix head_, embedding_;
+    const int32_t longest_;
+    const float *cosines_ = nullptr, *sines_ = nullptr;
+    std::vector<Scratch> scratch_;
+    std::mutex passing_;
+
+    // Written by the pass under way, each number by one piece of a phase.
+    int64_t reserved_ = 0;
+    std::vector<Partial> partials_;
+    std::vector<float> partial_values_;
+    std::vector<float> stream_, q_, k_, v_, attended_, gated_;
+    std::unique_ptr<Rows> x_;
+};
+
+Engine& of(void* engine) { return **static_cast<std::shared_ptr<Engine>*>(engine); }
+
+}  // namespace
+
+extern "C" {
+
+// Null if the threads cannot be started.
+void* team_new(int32_t threads) {
+    try {
+        Team* team = new Team(threads);
+        team->start();  // if it fails half-way, those that run go on waiting in what is kept
+        return team;
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
+void* engine_new(void* team, const Shape* shape, const Layer* layers, const float* norm,
+                 const Matrix* head, const Matrix* embedding) {
+    try {
+        return new std::shared_ptr<Engine>(std::make_shared<Engine>(
+            *static_cast<Team*>(team), *shape, layers, norm, *head, *embedding));
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
+void engine_free(void* engine) { delete static_cast<std::shared_ptr<Engine>*>(engine); }
+
+void engine_angles(void* engine, const float* cosines, const float* sines) {
+    of(engine).angles(cosines, sines);
+}
+
+void* sequence_new(void* engine, int64_t positions) {
+    try {
+        return of(engine).open(positions);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
+void sequence_free(void* sequence) { delete static_cast<Sequence*>(sequence); }
+
+void sequence_crop(void* sequence, int64_t length) { static_cast<Sequence*>(sequence)->length = length; }
+
+// Append `counts[i]` of the tokens to each of `sequences`, all tokens one after the other. Logits go
+// into `logits`, of every token if `all`, else of the last of each sequence. Returns 0 if there is no
+// memory for it; the sequences are then as long as before.
+int32_t engine_forward(void* engine, int64_t sequences, void* const* which, const int64_t* counts,
+                       const int64_t* ids, int32_t all, int64_t vocabulary, float* logits) {
+    std::vector<std::pair<Sequence*, int64_t>> before;
+    try {
+        std::vector<Token> tokens;
+        for (int64_t i = 0; i < sequences; ++i) {
+            Sequence* sequence = static_cast<Sequence*>(which[i]);
+            before.emplace_back(sequence, sequence->length);
+            for (int64_t n = 0; n < counts[i]; ++n) {
+                float* to = nullptr;
+                if (all || n + 1 == counts[i]) {
+                    to = logits;
+                    logits += vocabulary;
+                }
+                tokens.push_back({*ids++, sequence->length + n, sequence, to});
+            }
+        }
+        of(engine).forward(tokens);
+    } catch (const std::exception&) {
+        for (auto& [sequence, length] : before) sequence->length = length;
+        return 0;
+    }
+    return 1;
+}
+
+}  // extern "C"

@@ -1,0 +1,244 @@
+"""The engine: sequences of one model, computed by compiled code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from ctypes import byref, c_int64, c_void_p
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from truthgpt_core.decoding import (
+    Capabilities,
+    Engine,
+    GenerationError,
+    SequenceState,
+    refuse_unknown_tokens,
+)
+from truthgpt_core.optimization import StoresMatrix
+from truthgpt_plugin_native import library
+from truthgpt_plugin_native.reading import Weights, why_not
+
+logger = logging.getLogger(__name__)
+
+LARGEST_DIVERGENCE = 0.1
+"""Nats from the model's own logits, from which on the compiled code is not used. Rounding
+activations to 8 bits takes some 0.001; what is computed wrongly takes whole nats."""
+
+_CHECKED = 8
+"""Tokens of the text that the first logits are compared on."""
+
+
+class NativeEngine(Engine):
+    """Runs a decoder of the Llama family on a CPU.
+
+    Sequences are independent of each other: a token has the same logits, in every bit, alone, among
+    others, and whatever parts its prompt is given in.
+
+    Args:
+        model: one that `reading.why_not` has nothing against. Its tensors are used as they are, and
+            must not be changed while the engine lives.
+        dtype: of keys and values: float32 or bfloat16.
+
+    Attributes:
+        model: the model.
+
+    Raises:
+        NativeError: the code cannot be compiled, its threads cannot be started, or there is too
+            little memory.
+    """
+
+    name: ClassVar[str] = "native"
+    capabilities = Capabilities(hidden_cache=True)
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self.model = model
+        self._library = library.load()
+        self._process = os.getpid()
+        team = library.team(torch.get_num_threads(), self._process)
+        self._weights = Weights(model, halves=dtype == torch.bfloat16)
+        config = model.config.get_text_config()
+        self.context_length: int | None = getattr(config, "max_position_embeddings", None)
+        self.vocabulary_size: int = model.get_input_embeddings().num_embeddings
+        declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        listed = declared if isinstance(declared, list) else [declared]
+        self.end_tokens = frozenset(each for each in listed if isinstance(each, int))
+        self._about = {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "weights_bytes": self._weights.bytes,
+        }
+        self._engine = self._library.engine_new(
+            team,
+            byref(self._weights.shape),
+            self._weights.layers,
+            self._weights.norm,
+            byref(self._weights.head),
+            byref(self._weights.embedding),
+        )
+        if not self._engine:
+            raise library.NativeError("There is no memory to compute in")
+        weakref.finalize(self, self._library.engine_free, self._engine)
+        self._angles: tuple[Tensor, Tensor] | None = None
+
+    def open(self, positions: int, count: int = 1) -> list[SequenceState]:
+        """Begin sequences; memory is taken as they are filled."""
+        self._refuse_fork()
+        if self.context_length is not None and positions > self.context_length:
+            raise GenerationError(
+                f"Prompt and answer have {positions} tokens, and the model holds "
+                f"{self.context_length}",
+                hint="Shorten the prompt, or ask for fewer tokens.",
+            )
+        self._reach(positions)
+        return [_State(self, positions) for _ in range(count)]
+
+    def forward(
+        self,
+        states: Sequence[SequenceState],
+        tokens: Sequence[Sequence[int]],
+        *,
+        all_logits: bool = False,
+    ) -> list[Tensor]:
+        """Append tokens to sequences, all of them in one pass."""
+        self._refuse_fork()
+        rows = [self._own(state) for state in states]
+        if len({id(row) for row in rows}) < len(rows):
+            raise GenerationError("A sequence is given twice")
+        for row, each in zip(rows, tokens, strict=True):
+            if not each:
+                raise GenerationError("The prompt is empty")
+            refuse_unknown_tokens(each, self.vocabulary_size)
+            if row.length + len(each) > row.positions:
+                raise GenerationError(
+                    f"The sequence has {row.positions} positions, and "
+                    f"{row.length + len(each)} are needed",
+                    hint="Open the sequences with more positions.",
+                )
+        counts = [len(each) for each in tokens]
+        outs = counts if all_logits else [1] * len(counts)
+        vocabulary = self._weights.shape.vocabulary
+        logits = torch.empty(sum(outs), vocabulary, dtype=torch.float32)
+        ids = [token for each in tokens for token in each]
+        done = self._library.engine_forward(
+            self._engine,
+            len(rows),
+            (c_void_p * len(rows))(*(row.address for row in rows)),
+            (c_int64 * len(rows))(*counts),
+            (c_int64 * len(ids))(*ids),
+            int(all_logits),
+            vocabulary,
+            logits.data_ptr(),
+        )
+        if not done:
+            raise GenerationError("There is no memory to compute in")
+        for row, count in zip(rows, counts, strict=True):
+            row.length += count
+        return list(logits.split(outs))
+
+    def crop(self, state: SequenceState, length: int) -> None:
+        """Take back the last tokens of a sequence."""
+        row = self._own(state)
+        if not 0 <= length <= row.length:
+            raise GenerationError(f"A sequence of {row.length} tokens cannot keep {length}")
+        row.length = length
+        self._library.sequence_crop(row.address, length)
+
+    def close(self, states: Sequence[SequenceState]) -> None:
+        """Free keys and values."""
+        for state in states:
+            row = self._own(state)
+            row.address = None
+            row.free()
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the size of the model and the dtype of most of it."""
+        return self._about
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._process:
+            raise GenerationError(
+                "The process was forked, and the engine's threads are not in it",
+                hint="Make the engine anew in the fork.",
+            )
+
+    def _own(self, state: SequenceState) -> _State:
+        if not isinstance(state, _State) or state.engine is not self:
+            raise GenerationError("The sequence was opened by another engine")
+        if state.address is None:
+            raise GenerationError("The sequence is closed")
+        return state
+
+    def _reach(self, positions: int) -> None:
+        """Have the angles of so many positions."""
+        have = 0 if self._angles is None else len(self._angles[0])
+        if positions > have:
+            longest = max(positions, 2 * have, 512)
+            angles = self._weights.angles(longest)
+            self._library.engine_angles(self._engine, *(each.data_ptr() for each in angles))
+            # Only now may those before be freed: another thread may have computed with them.
+            self._angles = angles
+
+
+class _State(SequenceState):
+    """One sequence."""
+
+    def __init__(self, engine: NativeEngine, positions: int) -> None:
+        self.engine = engine
+        self.positions = positions
+        self.length = 0
+        address: int | None = engine._library.sequence_new(engine._engine, positions)
+        if not address:
+            raise GenerationError(f"There is no memory for a sequence of {positions} tokens")
+        self.address: int | None = address
+        self.free = weakref.finalize(self, engine._library.sequence_free, address)
+        self.free.atexit = False
+
+
+def make_engine(model: Any) -> NativeEngine | None:
+    """Return an engine for a model; None if the compiled code cannot run it as it runs itself.
+
+    Keys and values are kept in bfloat16 where weights are in bfloat16 or quantized.
+
+    Args:
+        model: a causal language model of transformers.
+    """
+    if reason := why_not(model):
+        logger.info("The model runs on PyTorch: %s", reason)
+        return None
+    exact = model.dtype == torch.float32 and not any(
+        isinstance(module, StoresMatrix) for module in model.modules()
+    )
+    try:
+        engine = NativeEngine(model, torch.float32 if exact else torch.bfloat16)
+        divergence = _divergence(engine, model)
+    except library.NativeError as error:
+        logger.warning("The model runs on PyTorch: %s", error)
+        return None
+    if divergence > LARGEST_DIVERGENCE:
+        logger.warning(
+            "The model runs on PyTorch: the first logits of compiled code differ by %.3g nats",
+            divergence,
+        )
+        return None
+    return engine
+
+
+def _divergence(engine: NativeEngine, model: Any) -> float:
+    """Return how far logits of a few tokens are from the model's own, in nats.
+
+    Infinite if the model's own are not finite: what is broken is left to PyTorch, too.
+    """
+    step = max(1, engine.vocabulary_size // _CHECKED)
+    count = min(_CHECKED, engine.context_length or _CHECKED)
+    tokens = [number * step % engine.vocabulary_size for number in range(count)]
+    with torch.inference_mode():
+        own = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float()
+    own, given = own.log_softmax(-1), engine.prompt_logits(tokens).log_softmax(-1)
+    if not bool(torch.isfinite(own).all() and torch.isfinite(given).all()):
+        return float("inf")
+    return float((own.exp() * (own - given)).sum(-1).mean())

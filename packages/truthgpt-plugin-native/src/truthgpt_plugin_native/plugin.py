@@ -1,0 +1,39 @@
+"""What `truthgpt` activates; it imports nothing heavy."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from truthgpt_core.decoding import Engine, EngineOptions
+from truthgpt_core.hookspecs import hookimpl
+from truthgpt_core.plugin_system import Plugin
+from truthgpt_core.sources import ResolvedModel
+
+
+class NativePlugin(Plugin):
+    """Brings the engine `native`."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return "native"
+
+    @property
+    def version(self) -> str:
+        """The version of its distribution."""
+        return version("truthgpt-plugin-native")
+
+    @hookimpl
+    def make_engine(self, source: ResolvedModel, options: EngineOptions) -> Engine | None:
+        """Run models of the Llama family on a CPU with compiled code."""
+        if options.load is None or options.engine not in (None, "native"):
+            return None
+        if options.device not in ("auto", "cpu"):
+            return None
+        import torch
+
+        from truthgpt_plugin_native.engine import make_engine
+
+        if options.device == "auto" and torch.cuda.is_available():
+            return None
+        return make_engine(options.load())

@@ -1,0 +1,76 @@
+"""The engine `native`, beside the services and `quantize`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from truthgpt_plugin_native.engine import make_engine
+from truthgpt_services import ModelService
+
+from .conftest import Run
+
+WITH_NATIVE = {"TRUTHGPT_PLUGINS_BLOCK": ""}
+
+
+SCHEMES = {
+    "int8": {"scheme": "int8"},
+    "int8 in groups": {"scheme": "int8", "group_size": 32},
+    "int4": {"scheme": "int4"},
+    "a mix": {"scheme": "int8", "layers": ["*down_proj=int4"]},
+}
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_what_quantize_stores_is_run_as_it_is(tiny_model: Path, kind: str) -> None:
+    """Logits are within rounding of activations of those that PyTorch computes."""
+    models = ModelService()
+    model = models.load_model(str(tiny_model), {"device": "cpu"})
+    model = models.optimize_model(model, [models.make_optimization("quantize", SCHEMES[kind])])
+    ids = list(range(3, 90))
+    engine = make_engine(model)
+    assert engine is not None
+    given = engine.prompt_logits(ids).log_softmax(-1)
+    with torch.inference_mode():
+        own = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    assert float((own.exp() * (own - given)).sum(-1).mean()) < 0.005
+
+
+def test_generate_writes_the_same_text(tiny_model: Path, truthgpt: Run) -> None:
+    """Greedily, with weights in float32."""
+    texts = []
+    for environment in ({}, WITH_NATIVE):
+        arguments = ("The quick", "--max-new-tokens", "24", "--json", "--device", "cpu")
+        done = truthgpt("generate", tiny_model, *arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        texts.append(json.loads(done.stdout)["text"])
+    assert texts[0] == texts[1]
+
+
+def test_optimize_measures_both_models_on_it(
+    tiny_model: Path, truthgpt: Run, tmp_path: Path
+) -> None:
+    """The baseline and what quantize made of it, and the quality of each."""
+    arguments = ("--apply", "quantize", "--quick", "--keep-all", "--device", "cpu")
+    done = truthgpt("optimize", tiny_model, *arguments, "-o", tmp_path / "out", **WITH_NATIVE)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [each["measured"]["engine"] for each in report["variants"]] == ["native", "native"]
+
+
+def test_an_engine_can_be_asked_for(tiny_model: Path, truthgpt: Run, tmp_path: Path) -> None:
+    """`--engine torch` is what runs where `native` would."""
+    done = truthgpt("eval", tiny_model, "--quick", "--json", "--engine", "torch", **WITH_NATIVE)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["variants"][0]["measured"]["engine"] == "torch"
+
+
+def test_an_engine_that_is_not_there_is_named(tiny_model: Path, truthgpt: Run) -> None:
+    """One line says which there are."""
+    done = truthgpt("generate", tiny_model, "The", "--engine", "nativ", **WITH_NATIVE)
+    assert done.returncode != 0
+    assert 'No engine named "nativ" runs' in done.stderr
+    assert "Traceback" not in done.stderr

@@ -211,5 +211,5 @@ def workspace(session: nox.Session) -> None:
 @nox.session(python=PYTHON, default=False)
 def soak(session: nox.Session) -> None:
     """Long campaigns, of which the tests hold a little each; options after `--` go to soak.py."""
-    install(session, CORE, SERVICES, QUANTIZE, tests_of=(CORE, SERVICES))
+    install(session, CORE, SERVICES, NATIVE, QUANTIZE, tests_of=(CORE, SERVICES))
     session.run("python", str(ROOT / "benchmarks" / "soak.py"), *session.posargs)

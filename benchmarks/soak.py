@@ -25,7 +25,12 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-PACKAGES = ("truthgpt-core", "truthgpt-services", "truthgpt-plugin-quantize")
+PACKAGES = (
+    "truthgpt-core",
+    "truthgpt-services",
+    "truthgpt-plugin-native",
+    "truthgpt-plugin-quantize",
+)
 HEADING = """\
 | campaign | what | cases | failed | minutes |
 |---|---|---:|---:|---:|"""
@@ -94,6 +99,23 @@ def kills(given: argparse.Namespace) -> Found:
     return Found(given.kills, failed)
 
 
+def native(given: argparse.Namespace) -> Found:
+    """Take random models random ways through the compiled engine, under sanitizers."""
+    tests = ROOT / "packages" / "truthgpt-plugin-native" / "tests"
+    models, failed = 50 * given.factor, []
+    with tempfile.TemporaryDirectory() as folder:
+        for sanitizer in ("address,undefined", "thread"):
+            program = str(Path(folder) / "fuzz")
+            flags = ("-O1", "-std=c++17", "-pthread", "-Wno-psabi", "-ffp-contract=off")
+            options = (*flags, "-march=native", f"-fsanitize={sanitizer}", "-o", program)
+            subprocess.run(["g++", *options, str(tests / "fuzz_engine.cpp")], check=True)
+            command = [program, str(given.seed), str(models)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                failed.append(f"fuzz_engine {sanitizer}: {done.stdout}{done.stderr[-4000:]}")
+    return Found(2 * models, failed)
+
+
 CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.Namespace], Found]]] = {
     "properties": (
         "examples of property tests, of parsers, ordering, kernels, storage",
@@ -101,6 +123,7 @@ CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.Namespace], Found]]] = {
     ),
     "faults": ("kills, signals, damaged files and full disks, in training and data", faults),
     "threads": ("tests of threads and processes at once", threads),
+    "native": ("random models taken random ways through the engine, under sanitizers", native),
     "kills": ("training killed at a random moment and resumed, ending with the same bits", kills),
 }
 

@@ -1,0 +1,184 @@
+// Random models, and random ways through them, for AddressSanitizer, UBSan and ThreadSanitizer.
+//
+//     fuzz_engine SEED COUNT
+//
+// Every model reads a text whole, then in parts beside other sequences; every logit has to have the
+// same bits. All memory is as large as it has to be and no larger.
+
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "../src/truthgpt_plugin_native/cpp/engine.cpp"
+
+namespace {
+
+std::mt19937 chance;
+
+int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(chance); }
+
+// Blocks of exactly so many bytes, freed at the end.
+struct Memory {
+    std::vector<void*> blocks;
+    ~Memory() {
+        for (void* each : blocks) std::free(each);
+    }
+    template <typename T>
+    T* of(size_t count) {
+        blocks.push_back(std::malloc(count * sizeof(T)));
+        return static_cast<T*>(blocks.back());
+    }
+    float* floats(size_t count, float scale = 1.0f, float middle = 0.0f) {
+        float* made = of<float>(count);
+        std::normal_distribution<float> normal(middle, scale);
+        for (size_t i = 0; i < count; ++i) made[i] = normal(chance);
+        return made;
+    }
+};
+
+uint16_t half_of(float value) {
+    // Good enough for numbers between 2 ** -14 and 2 ** 15.
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return uint16_t((bits >> 16 & 0x8000) | ((((bits >> 23) & 255) - 112) << 10) | (bits >> 13 & 1023));
+}
+
+Matrix matrix(Memory& memory, int rows, int columns, int kind) {
+    if (columns % 32 != 0 && kind >= INT8) kind = FLOAT32;
+    if (columns % 64 != 0 && kind == INT4) kind = INT8;
+    Matrix m{};
+    m.rows = rows, m.columns = columns, m.kind = kind, m.group = columns;
+    const size_t count = size_t(rows) * columns;
+    m.bias = pick(0, 1) ? memory.floats(rows, 0.1f) : nullptr;
+    if (kind == FLOAT32) {
+        m.weight = memory.floats(count, 0.2f);
+    } else if (kind == BFLOAT16) {
+        uint16_t* made = memory.of<uint16_t>(count);
+        for (size_t i = 0; i < count; ++i) made[i] = to_bfloat16(std::normal_distribution<float>(0, 0.2f)(chance));
+        m.weight = made;
+    } else {
+        uint8_t* made = memory.of<uint8_t>(kind == INT8 ? count : count / 2);
+        for (size_t i = 0; i < (kind == INT8 ? count : count / 2); ++i) {
+            made[i] = uint8_t(pick(0, 255));
+            if (kind == INT8 && made[i] == 128) made[i] = 0;
+        }
+        m.weight = made;
+        if (kind == INT4 || pick(0, 1))
+            for (int group = 32; group <= 128; group *= 2)
+                if (columns % group == 0 && (kind == INT8 || group >= 32) && pick(0, 1)) m.group = group;
+        if (kind == INT4 && m.group == columns) m.group = 32;
+        const size_t groups = count / m.group;
+        if (kind == INT8) {
+            m.scales = memory.floats(groups, 0.0001f, 0.002f);
+        } else {
+            uint16_t *scales = memory.of<uint16_t>(groups), *minima = memory.of<uint16_t>(groups);
+            for (size_t i = 0; i < groups; ++i) {
+                scales[i] = half_of(0.01f + 0.01f * float(pick(0, 9)));
+                minima[i] = half_of(-0.1f - 0.01f * float(pick(0, 9)));
+            }
+            m.scales = scales, m.minima = minima;
+        }
+    }
+    return m;
+}
+
+bool run(unsigned seed) {
+    chance.seed(seed);
+    Memory memory;
+    Shape s{};
+    s.kv_heads = pick(1, 3), s.heads = s.kv_heads * pick(1, 5);
+    s.head_dim = 2 * pick(1, 20), s.rotary_dim = s.head_dim;
+    s.hidden = pick(0, 1) ? 64 * pick(1, 3) : 4 * pick(4, 40);
+    s.intermediate = pick(0, 1) ? 64 * pick(1, 4) : pick(9, 200);
+    s.layers = pick(1, 3), s.vocabulary = pick(5, 150);
+    s.activation = pick(0, 1), s.halves = pick(0, 1);
+    s.epsilon = 1e-5f, s.attention_scale = 0.3f, s.embedding_scale = 1.5f;
+    const int positions = pick(2, 400), q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
+    std::vector<Layer> layers;
+    for (int i = 0; i < s.layers; ++i) {
+        Layer layer{};
+        layer.attention_norm = memory.floats(s.hidden, 0.1f, 1.0f);
+        layer.mlp_norm = memory.floats(s.hidden, 0.1f, 1.0f);
+        if (pick(0, 1)) layer.q_norm = memory.floats(s.head_dim, 0.1f, 1.0f);
+        if (pick(0, 1)) layer.k_norm = memory.floats(s.head_dim, 0.1f, 1.0f);
+        layer.q = matrix(memory, q, s.hidden, pick(0, 3));
+        layer.k = matrix(memory, kv, s.hidden, pick(0, 3));
+        layer.v = matrix(memory, kv, s.hidden, pick(0, 3));
+        layer.o = matrix(memory, s.hidden, q, pick(0, 3));
+        layer.gate = matrix(memory, s.intermediate, s.hidden, pick(0, 3));
+        layer.up = matrix(memory, s.intermediate, s.hidden, pick(0, 3));
+        layer.down = matrix(memory, s.hidden, s.intermediate, pick(0, 3));
+        layer.window = pick(0, 1) ? pick(1, positions) : 0;
+        layers.push_back(layer);
+    }
+    const Matrix embedding = matrix(memory, s.vocabulary, s.hidden, pick(0, 3));
+    const Matrix head = matrix(memory, s.vocabulary, s.hidden, pick(0, 3));
+    static void* const teams[] = {team_new(1), team_new(2), team_new(4)};
+    void* engine = engine_new(teams[pick(0, 2)], &s, layers.data(), memory.floats(s.hidden, 0.1f, 1.0f), &head, &embedding);
+    engine_angles(engine, memory.floats(size_t(positions) * s.rotary_dim), memory.floats(size_t(positions) * s.rotary_dim));
+
+    // What is broken has no defined bits, and still must not break anything else.
+    const bool broken = pick(0, 9) == 0;
+    if (broken) {
+        const float extremes[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-45f};
+        Layer& layer = layers[pick(0, s.layers - 1)];
+        const float* norm = pick(0, 1) ? layer.attention_norm : layer.mlp_norm;
+        const_cast<float*>(norm)[pick(0, s.hidden - 1)] = extremes[pick(0, 5)];
+    }
+
+    std::vector<int64_t> ids(positions);
+    for (auto& id : ids) id = pick(0, s.vocabulary - 1);
+    const size_t all = size_t(positions) * s.vocabulary;
+    std::vector<float> whole(all);
+    void* one = sequence_new(engine, positions);
+    const int64_t length = positions;
+    engine_forward(engine, 1, &one, &length, ids.data(), 1, s.vocabulary, whole.data());
+    sequence_free(one);
+
+    bool same = true;
+    const int count = pick(1, 6);
+    std::vector<void*> sequences;
+    for (int i = 0; i < count; ++i) sequences.push_back(sequence_new(engine, positions));
+    std::vector<int64_t> done(count);
+    for (bool more = true; more;) {
+        std::vector<void*> which;
+        std::vector<int64_t> counts, given;
+        std::vector<std::pair<int, int64_t>> expected;
+        more = false;
+        for (int i = 0; i < count; ++i) {
+            if (done[i] == positions) continue;
+            more = true;
+            if (pick(0, 3) == 0) continue;
+            if (done[i] > 3 && pick(0, 9) == 0) sequence_crop(sequences[i], done[i] -= 2);
+            const int64_t next = std::min<int64_t>(positions - done[i], pick(0, 2) ? 1 : pick(1, 150));
+            which.push_back(sequences[i]), counts.push_back(next);
+            for (int64_t n = 0; n < next; ++n) {
+                given.push_back(ids[done[i] + n]);
+                expected.emplace_back(i, done[i] + n);
+            }
+            done[i] += next;
+        }
+        if (which.empty()) continue;
+        std::vector<float> logits(given.size() * s.vocabulary);
+        engine_forward(engine, int64_t(which.size()), which.data(), counts.data(), given.data(), 1, s.vocabulary, logits.data());
+        for (size_t n = 0; n < expected.size(); ++n)
+            same = same && std::memcmp(logits.data() + n * s.vocabulary, whole.data() + expected[n].second * s.vocabulary,
+                                       s.vocabulary * sizeof(float)) == 0;
+    }
+    for (void* each : sequences) sequence_free(each);
+    engine_free(engine);
+    return same || broken;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const unsigned first = count > 1 ? unsigned(std::atoi(arguments[1])) : 0;
+    const unsigned models = count > 2 ? unsigned(std::atoi(arguments[2])) : 20;
+    for (unsigned seed = first; seed < first + models; ++seed)
+        if (!run(seed)) {
+            std::printf("other bits with seed %u\n", seed);
+            return 1;
+        }
+    std::printf("%u models\n", models);
+}

@@ -41,8 +41,15 @@ OURS: dict[str, list[str]] = {
     "ours, int8 by channel, aten's kernel": ["quantize:kernel=packed-bfloat16,group_size=0"],
     "ours, int4": ["quantize:scheme=int4"],
     "ours, int4, its head too": ["quantize:scheme=int4,layers=lm_head=int4"],
+    "native, float32": [],
+    "native, bfloat16": [],
+    "native, int8 (the default)": ["quantize"],
+    "native, int8 by channel": ["quantize:group_size=0"],
+    "native, int4": ["quantize:scheme=int4"],
 }
-DTYPES = {"ours, bfloat16": "bfloat16"}
+DTYPES = {"ours, bfloat16": "bfloat16", "native, bfloat16": "bfloat16"}
+NATIVE = "native, "
+"""What the names of contenders begin with that the engine `native` runs, where it is installed."""
 GENERATE = "transformers generate, float32"
 LLAMA = {
     "llama.cpp, F32": "F32",
@@ -67,7 +74,9 @@ def main() -> None:
     if given.worker:
         work(given.worker)
         return
-    names = [GENERATE, *OURS, *(LLAMA if find_spec("llama_cpp") else ())]
+    native = find_spec("truthgpt_plugin_native") is not None
+    ours = [name for name in OURS if native or not name.startswith(NATIVE)]
+    names = [GENERATE, *ours, *(LLAMA if find_spec("llama_cpp") else ())]
     if given.only:
         chosen = [name for name in names if any(part in name for part in given.only)]
         names = list(dict.fromkeys([REFERENCE, *chosen]))
@@ -170,7 +179,12 @@ class Torch:
         for step, options in parse_applied(OURS.get(name, [])):
             optimization = get_plugin_manager().make_optimization(step, options)
             self.model = service.apply(optimization, self.model).model
-        self.engine = TorchEngine(self.model, service.hooks)
+        self.engine: Any = TorchEngine(self.model, service.hooks)
+        if name.startswith(NATIVE):
+            from truthgpt_plugin_native.engine import make_engine
+
+            self.engine = make_engine(self.model)
+            assert self.engine is not None, "it has nothing against this model"
         self.generates = name == GENERATE
 
     def sequence(self, ids: list[int]) -> tuple[Any, Any]:

@@ -35,11 +35,13 @@ float from_float16(uint16_t bits) {
     return value;
 }
 
-uint32_t is_not_finite(float value) {
+inline uint32_t bits_of(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    return (bits & 0x7f800000) == 0x7f800000;
+    return bits;
 }
+
+bool is_not_finite(float value) { return (bits_of(value) & 0x7f800000) == 0x7f800000; }
 
 // The compiler makes vectors of loops over this one, and none of loops over std::exp.
 inline float exponential(float exact) {

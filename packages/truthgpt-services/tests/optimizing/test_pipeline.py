@@ -237,6 +237,7 @@ def test_the_command_shows_what_it_does_and_what_came_of_it(optimized):
     assert "Traceback" not in progress
 
 
+@pytest.mark.new_process
 def test_the_result_generates_in_a_new_process(
     optimized, truthgpt, example_installed, plugins, tokenizer
 ):
@@ -458,6 +459,7 @@ def test_a_text_that_is_too_short_says_how_much_is_needed(
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
 
 
+@pytest.mark.new_process
 @pytest.mark.parametrize(
     "modules",
     [

@@ -291,8 +291,8 @@ def optimized(
     """One run of `truthgpt optimize` with all that can become of a step; started once.
 
     In the directory are `out`, what the command said as `stdout`, `stderr` and `code`,
-    and a cache. All processes are new ones. Speed decides nothing here: a gain of 30 % is asked for, which `halve`
-    reaches by its size, and the noise of nine rounds does not reach.
+    and a cache. Its processes are new ones. Speed decides nothing here: a gain of 30 % is asked
+    for, which `halve` reaches by its size, and the noise of nine rounds does not reach.
     """
 
     def fill(directory: Path) -> None:

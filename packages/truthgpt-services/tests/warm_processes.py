@@ -10,43 +10,25 @@ What a fork could do otherwise than a new process is started as ever: other prog
 variables that are read when a process starts, and a path on which there is another copy of
 something that the stem has imported.
 
-Run as a program this module is the stem: `python -P warm_processes.py DESCRIPTOR`.
+`warm_stem.py` is the stem, and what its forks do.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import ctypes
-import gc
-import io
 import json
 import os
 import resource
-import runpy
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
-import types
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module, invalidate_caches
-from importlib.machinery import BuiltinImporter, SourceFileLoader
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-IMPORTED = (
-    *("torch", "transformers", "transformers.optimization", "numpy.random", "safetensors.torch"),
-    *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
-    *("transformers.models.llama.modeling_llama", "transformers.generation"),
-    *("transformers.integrations.accelerate", "torch.utils.data", "torch.profiler"),
-    *("click", "pluggy", "yaml", "pydantic.main", "pydantic.type_adapter"),
-    *("rich.console", "rich.table", "rich.progress", "jinja2", "platformdirs", "packaging.version"),
-    *("peft", "gguf", "importlib.metadata", "runpy", "multiprocessing.util", "json", "html"),
-)
 READ_AT_THE_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "HOME", "TZ", "XDG_", "MALLOC_", "GLIBC_", "COV_"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ATEN_", "CUDA_", "NVIDIA_"),
@@ -56,12 +38,7 @@ READ_AT_THE_START = (
 """How variables begin that Python or one of those libraries reads once."""
 
 SIZE = struct.Struct("=q")
-# Of Linux: the parent of the new process is that of the one which forks.
-CLONE, CLONE_PARENT, CLONE_CHILD_SETTID = 56, 0x8000, 0x0100_0000
-ID_OF_THREAD = 720
-"""Where glibc on x86-64 keeps the id of a thread, in what `pthread_self` points to."""
-DIE_WITH_PARENT = 1
-HERE = str(Path(__file__).resolve())
+STEM = str(Path(__file__).with_name("warm_stem.py").resolve())
 
 
 class Program(NamedTuple):
@@ -119,6 +96,12 @@ def read_at_the_start(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def search_path(environment: Mapping[str, str]) -> list[str]:
+    """Where modules are found before all else; an empty one is the current directory."""
+    given = environment.get("PYTHONPATH")
+    return given.split(os.pathsep) if given else []
+
+
 class Stem:
     """The other end of a process that forks; for the process that the forks are children of.
 
@@ -143,7 +126,7 @@ class Stem:
             return False
         if read_at_the_start(environment) != read_at_the_start(self.environment):
             return False
-        places = [each for each in environment.get("PYTHONPATH", "").split(os.pathsep) if each]
+        places = search_path(environment)
         if not asked.safe:
             places.append(cwd if asked.kind else str(Path(cwd, asked.what).resolve().parent))
         for place in places:
@@ -226,6 +209,13 @@ def patched() -> Iterator[None]:
         ending.close()
 
 
+def use(stem: Stem) -> None:
+    """Let processes that this one starts begin warm, with a stem that there is already."""
+    global _stem
+    _stem = lambda: stem  # noqa: E731
+    subprocess.Popen._execute_child = execute_child  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def new_processes() -> Iterator[None]:
     """Let processes that are started be new ones, with all that starting means."""
@@ -246,7 +236,7 @@ def new_stem(environment: dict[str, str], ending: contextlib.ExitStack) -> Stem 
     variables = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
     with new_processes(), theirs:
         process = subprocess.Popen(
-            [sys.executable, "-P", HERE, str(theirs.fileno())],
+            [sys.executable, "-P", STEM, str(theirs.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=variables,
@@ -288,225 +278,3 @@ def execute_child(self: Any, *given: Any) -> None:
     self._child_created = True
     self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
     return None
-
-
-# What follows runs in the stem and in its forks.
-
-
-class Clean(NamedTuple):
-    """What a process that has only begun has, as the stem found it.
-
-    Attributes:
-        path: `sys.path` without what the environment adds.
-        filters: of warnings, those of Python; libraries have put theirs before them.
-        known: names of imported modules, without those inside of packages.
-    """
-
-    path: list[str]
-    filters: list[Any]
-    known: list[str]
-
-
-def main() -> None:
-    """Be the stem."""
-    gc.disable()
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    connection.set_inheritable(False)
-    path, filters = list(sys.path), list(warnings.filters)
-    with warnings.catch_warnings(record=True):
-        for name in IMPORTED:
-            # Not all of them are installed everywhere.
-            with contextlib.suppress(ImportError):
-                import_module(name)
-    known = sorted({name.partition(".")[0] for name in sys.modules} - {"__main__"})
-    assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208
-    assert ctypes.c_int.from_address(_thread_id_address()).value == os.getpid()
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    gc.collect()
-    gc.freeze()
-    gc.enable()
-    content = json.dumps(known).encode()
-    connection.sendall(SIZE.pack(len(content)) + content)
-    serve(connection, Clean(path, filters, known), may_have_stem=True)
-
-
-def serve(connection: socket.socket, clean: Clean, *, may_have_stem: bool) -> None:
-    """Fork until nobody can ask any more."""
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            head, streams, _, _ = socket.recv_fds(connection, SIZE.size, 3)
-            if len(head) < SIZE.size:
-                return
-            request = json.loads(received(connection, SIZE.unpack(head)[0]))
-            process = fork_for_the_parent()
-            if process == 0:
-                connection.close()
-                become(request, streams, clean, may_have_stem=may_have_stem)
-            for each in streams:
-                os.close(each)
-            connection.sendall(SIZE.pack(process))
-
-
-def _thread_id_address() -> int:
-    library = ctypes.CDLL(None)
-    library.pthread_self.restype = ctypes.c_size_t
-    return int(library.pthread_self()) + ID_OF_THREAD
-
-
-def fork_for_the_parent() -> int:
-    """Fork this process; the new one is a child of the process that this one is a child of."""
-    address, python = _thread_id_address(), ctypes.pythonapi
-    # Keeps Python's lock, as `os.fork` does.
-    call = ctypes.PyDLL(None).syscall
-    call.restype = ctypes.c_long
-    flags = CLONE_PARENT | CLONE_CHILD_SETTID | signal.SIGCHLD
-    given = [ctypes.c_long(each) for each in (CLONE, flags, 0, 0, address, 0)]
-    python.PyOS_BeforeFork()
-    process = call(*given)
-    if process == 0:
-        python.PyOS_AfterFork_Child()
-    else:
-        python.PyOS_AfterFork_Parent()
-    return int(process)
-
-
-def become(request: Any, streams: list[int], clean: Clean, *, may_have_stem: bool) -> NoReturn:
-    """Be the process that was asked for, from its beginning to its end."""
-    code = 1
-    try:
-        command, environment, cwd, session, ignored = request
-        asked = program(command)
-        assert asked is not None
-        if session:
-            os.setsid()
-        if may_have_stem:
-            _have_stem(clean, environment, streams)
-        _begin(environment, cwd, ignored, streams)
-        _reach(asked, environment, cwd, command, clean)
-        code = _until_its_end(asked)
-    finally:
-        os._exit(code)
-
-
-def _have_stem(clean: Clean, environment: dict[str, str], streams: list[int]) -> None:
-    """Have a fork that forks for this process, as long as it has not computed either."""
-    global _stem
-    ours, theirs = socket.socketpair()
-    parent = os.getpid()
-    if os.fork() == 0:
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-        ours.close()
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for standard in (*streams, 0, 1, 2):
-            os.dup2(nothing, standard, standard <= 2)
-        if os.getppid() == parent:
-            serve(theirs, clean, may_have_stem=False)
-        os._exit(0)
-    theirs.close()
-    stem = Stem(ours, set(clean.known), environment)
-    _stem = lambda: stem  # noqa: E731
-    subprocess.Popen._execute_child = execute_child  # type: ignore[attr-defined]
-
-
-def _begin(
-    environment: dict[str, str], cwd: str, ignored: list[int], streams: list[int]
-) -> None:
-    """Take over what the system gives a process."""
-    for each in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
-    for standard, each in enumerate(streams):
-        os.dup2(each, standard)
-        os.close(each)
-    # The objects stay: a handler of a log may have them. They have read and written nothing.
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-
-
-def _reach(
-    asked: Program, environment: dict[str, str], cwd: str, command: list[str], clean: Clean
-) -> None:
-    """Take over what Python makes of arguments and environment."""
-    import tempfile
-
-    import numpy as np
-
-    first = {"-c": "", "-m": cwd, "": os.path.dirname(os.path.realpath(asked.what))}  # noqa: PTH120
-    added = [os.path.abspath(each) for each in environment.get("PYTHONPATH", "").split(":") if each]  # noqa: PTH100
-    path = ([] if asked.safe else [first[asked.kind]]) + list(dict.fromkeys(added))
-    sys.path[:] = path + [each for each in clean.path if each not in added]
-    invalidate_caches()
-    sys.argv[:] = [asked.kind or asked.what, *asked.arguments]
-    sys.orig_argv[:] = command
-    sys.warnoptions.extend(asked.warn)
-    of_libraries = warnings.filters[: len(warnings.filters) - len(clean.filters)]
-    warnings.resetwarnings()
-    warnings.filters[:] = clean.filters
-    warnings._processoptions(asked.warn)  # type: ignore[attr-defined]
-    warnings.filters[:0] = of_libraries
-    warnings._filters_mutated()  # type: ignore[attr-defined]
-    tempfile.tempdir = None
-    np.random.seed()  # noqa: NPY002 - what a program that uses it would find
-
-
-def _until_its_end(asked: Program) -> int:
-    """Run the program, and do what Python does at its end; return the exit code."""
-    code = _finished(lambda: _run(asked))
-    code = _finished(threading._shutdown, code)  # type: ignore[attr-defined]
-    code = _finished(atexit._run_exitfuncs, code)  # type: ignore[attr-defined]
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        code = 120
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.flush()
-    if code == -signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    return code & 0xFF
-
-
-def _finished(do: Callable[[], None], code: int = 0) -> int:
-    """Do it; return that code, or the one for what it raised, which is shown."""
-    try:
-        do()
-    except SystemExit as ended:
-        if ended.code is None or isinstance(ended.code, int):
-            return ended.code or 0
-        print(ended.code, file=sys.stderr)
-        return 1
-    except BaseException as error:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == HERE:
-            trace = trace.tb_next
-        sys.excepthook(type(error), error.with_traceback(trace), trace)
-        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    return code
-
-
-def _run(asked: Program) -> None:
-    module = types.ModuleType("__main__")
-    module.__dict__.update(__annotations__={}, __builtins__=sys.modules["builtins"])
-    sys.modules["__main__"] = module
-    if asked.kind == "-m":
-        runpy._run_module_as_main(asked.what)  # type: ignore[attr-defined]
-        return
-    name = "<string>"
-    if asked.kind == "-c":
-        module.__loader__, code = BuiltinImporter, asked.what
-    else:
-        name = asked.what
-        module.__loader__ = SourceFileLoader("__main__", name)
-        module.__file__, module.__dict__["__cached__"] = name, None
-        with io.open_code(os.path.abspath(name)) as file:  # noqa: PTH100
-            code = file.read()
-    exec(compile(code, name, "exec"), module.__dict__)
-
-
-if __name__ == "__main__":
-    main()

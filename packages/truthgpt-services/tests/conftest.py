@@ -333,12 +333,11 @@ def optimized(
         return once("optimized", fill)
 
 
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Install one of `outside_plugins` for the processes that a test starts."""
+@pytest.fixture(scope="session")
+def distribute() -> Callable[[str, Path], None]:
+    """Make one of `outside_plugins` a distribution in a directory for PYTHONPATH."""
 
-    def run(name: str) -> None:
-        site = tmp_path / "site"
+    def run(name: str, site: Path) -> None:
         info = site / f"{name}-1.0.dist-info"
         info.mkdir(parents=True)
         shutil.copy(HERE / "outside_plugins" / f"{name}.py", site)
@@ -347,7 +346,19 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             "Requires-Dist: truthgpt-core>=0.1,<0.2\n"
         )
         (info / "entry_points.txt").write_text(f"[truthgpt.plugins]\n{name} = {name}\n")
-        monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+
+    return run
+
+
+@pytest.fixture
+def install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribute: Callable[[str, Path], None]
+) -> Callable[[str], None]:
+    """Install one of `outside_plugins` for the processes that a test starts."""
+
+    def run(name: str) -> None:
+        distribute(name, tmp_path / "site")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
 
     return run
 

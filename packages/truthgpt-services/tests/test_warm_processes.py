@@ -77,6 +77,7 @@ def test_what_is_read_when_a_process_starts_has_a_new_one(request, tmp_path, mon
     if request.config.getoption("--new-processes") or sys.platform != "linux":
         pytest.skip("no process begins warm here")
     assert is_warm()
+    assert is_warm(env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
     assert not is_warm(env=os.environ | {"OMP_NUM_THREADS": "3"})
     assert not is_warm(["-I"])
     (tmp_path / "gguf.py").touch()

@@ -36,6 +36,8 @@ READ_AT_THE_START = (
     *("USE_TORCH", "USE_TF", "USE_FLAX", "SAFETENSORS_", "NUMPY_", "NPY_"),
 )
 """How variables begin that Python or one of those libraries reads once."""
+READ_LATER = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
+"""Those of them that are passed on; torch sets the second where it compiles something."""
 
 SIZE = struct.Struct("=q")
 STEM = str(Path(__file__).with_name("warm_stem.py").resolve())
@@ -92,7 +94,7 @@ def read_at_the_start(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(READ_AT_THE_START) and name != "PYTHONPATH"
+        if name.startswith(READ_AT_THE_START) and name not in READ_LATER
     }
 
 

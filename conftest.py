@@ -9,7 +9,12 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that tries all cases."""
+    """Add the options that try all cases, and try them as slowly as a user does."""
+    parser.addoption(
+        "--new-processes",
+        action="store_true",
+        help="start every Python process anew, and fork none from one that has imported torch",
+    )
     parser.addoption(
         "--all-cases", action="store_true", help="try all cases of tests marked as campaigns"
     )

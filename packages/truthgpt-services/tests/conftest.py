@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +33,12 @@ settings.load_profile("services")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the marker of fault tests is."""
+    """Say what the markers of fault tests and of new processes are."""
+    config.addinivalue_line(
+        "markers",
+        "new_process: the test is about starting Python, so the processes that it starts "
+        "are new ones; those of other tests begin with torch imported",
+    )
     config.addinivalue_line(
         "markers",
         "fault(kind, cases=1): something goes wrong in the test, as a kind of fault that the table "
@@ -43,6 +49,35 @@ def pytest_configure(config: pytest.Config) -> None:
 HERE = Path(__file__).parent
 CONTEXT = 512
 OURS = {"truthgpt-core", "truthgpt-services"}
+
+
+def beside(name: str) -> ModuleType:
+    """Import a module of this directory, which is not one that modules are found in."""
+    full = f"truthgpt_services_tests_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, HERE / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    return sys.modules[full]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Let Python processes begin warm in this whole run, unless the command line says otherwise."""
+    module = beside("warm_processes")
+    new = request.config.getoption("--new-processes")
+    with nullcontext() if new else module.patched():
+        yield module
+
+
+@pytest.fixture(autouse=True)
+def new_process(request: pytest.FixtureRequest, warm_processes: ModuleType) -> Iterator[None]:
+    """Let those of tests that are marked so be new ones."""
+    marked = request.node.get_closest_marker("new_process") is not None
+    with warm_processes.new_processes() if marked else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -250,12 +285,14 @@ def truthgpt() -> Run:
 
 
 @pytest.fixture(scope="session")
-def optimized(once: Once, tiny: Path, example_distribution: Path, truthgpt: Run) -> Path:
+def optimized(
+    once: Once, tiny: Path, example_distribution: Path, truthgpt: Run, warm_processes: ModuleType
+) -> Path:
     """One run of `truthgpt optimize` with all that can become of a step; started once.
 
     In the directory are `out`, what the command said as `stdout`, `stderr` and `code`,
-    and a cache. Speed decides nothing here: a gain of 30 % is asked for, which `halve`
-    reaches by its size, and the noise of nine rounds does not reach.
+    and a cache. Its processes are new ones. Speed decides nothing here: a gain of 30 % is asked
+    for, which `halve` reaches by its size, and the noise of nine rounds does not reach.
     """
 
     def fill(directory: Path) -> None:
@@ -292,15 +329,15 @@ def optimized(once: Once, tiny: Path, example_distribution: Path, truthgpt: Run)
             (directory / name).write_text(getattr(done, name))
         (directory / "code").write_text(str(done.returncode))
 
-    return once("optimized", fill)
+    with warm_processes.new_processes():
+        return once("optimized", fill)
 
 
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Install one of `outside_plugins` for the processes that a test starts."""
+@pytest.fixture(scope="session")
+def distribute() -> Callable[[str, Path], None]:
+    """Make one of `outside_plugins` a distribution in a directory for PYTHONPATH."""
 
-    def run(name: str) -> None:
-        site = tmp_path / "site"
+    def run(name: str, site: Path) -> None:
         info = site / f"{name}-1.0.dist-info"
         info.mkdir(parents=True)
         shutil.copy(HERE / "outside_plugins" / f"{name}.py", site)
@@ -309,7 +346,19 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             "Requires-Dist: truthgpt-core>=0.1,<0.2\n"
         )
         (info / "entry_points.txt").write_text(f"[truthgpt.plugins]\n{name} = {name}\n")
-        monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+
+    return run
+
+
+@pytest.fixture
+def install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribute: Callable[[str, Path], None]
+) -> Callable[[str], None]:
+    """Install one of `outside_plugins` for the processes that a test starts."""
+
+    def run(name: str) -> None:
+        distribute(name, tmp_path / "site")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
 
     return run
 

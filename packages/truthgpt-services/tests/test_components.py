@@ -128,6 +128,7 @@ def test_a_plugin_that_takes_a_name_of_ours_is_refused_and_leaves_ours(tmp_path,
     assert "sign_sgd" not in bare_plugins.factories["optimizer_factory"]
 
 
+@pytest.mark.new_process
 def test_filling_the_factories_imports_nothing_heavy():
     """Whoever lists plugins does not wait for torch, nor for libraries that read data."""
     script = (

@@ -15,7 +15,8 @@ import torch
 from truthgpt_core.diagnosis import Status
 from truthgpt_services.plugin import ServicesPlugin
 
-pytestmark = pytest.mark.slow
+# What libraries are like is found out by processes that start.
+pytestmark = [pytest.mark.slow, pytest.mark.new_process]
 
 Findings = dict[tuple[str, str], dict[str, str]]
 

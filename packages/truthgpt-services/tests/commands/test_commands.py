@@ -56,7 +56,9 @@ def test_help_names_every_option(command, options):
         assert option in done.output
 
 
-@pytest.mark.parametrize("command", ["export", "convert"])
+@pytest.mark.parametrize(
+    "command", [pytest.param("export", marks=pytest.mark.new_process), "convert"]
+)
 def test_a_directory_is_written_and_generate_runs_it(tiny, tmp_path, truthgpt, command):
     """Two processes: one writes the model, the other streams text with it."""
     out = tmp_path / "out"

@@ -6,9 +6,12 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 FILE = "model: {name_or_path: m}\ndata: {source: jsonl, dataset: d}\ntraining: {epochs: 2}\n"
 
 
+@pytest.mark.new_process
 def test_show_has_every_key_of_training(truthgpt, tmp_path: Path) -> None:
     """What the file does not say is shown with its default."""
     file = tmp_path / "train.yaml"

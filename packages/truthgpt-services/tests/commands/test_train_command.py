@@ -85,6 +85,7 @@ def test_new_models_and_lora(truthgpt, config, tmp_path) -> None:
     assert (out / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.new_process
 def test_a_run_that_ends_between_evaluations_is_evaluated(truthgpt, config, tmp_path) -> None:
     """What is said of a model at the end is said of the one that was saved."""
     done = truthgpt("train", config, "--set", "training.max_steps=4")

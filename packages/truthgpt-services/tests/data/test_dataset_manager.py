@@ -34,6 +34,7 @@ def write(tmp_path):
     return write
 
 
+@pytest.mark.new_process
 def test_the_call_of_the_training_example_works(tmp_path):
     """A configuration's `data` section says all that it takes, and torch is not needed."""
     (tmp_path / "config.yaml").write_text(

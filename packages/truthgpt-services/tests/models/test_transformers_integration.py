@@ -160,6 +160,7 @@ def load_in_new_process(order, directory, example_distribution):
     )
 
 
+@pytest.mark.new_process
 @pytest.mark.parametrize("order", [each for each in ORDERS if each != "transformers alone"])
 def test_the_order_of_imports_does_not_matter(order, saved, tiny, example_distribution):
     """And importing our package alone imports neither torch nor transformers."""
@@ -169,6 +170,7 @@ def test_the_order_of_imports_does_not_matter(order, saved, tiny, example_distri
     assert torch.equal(torch.load(directory / "out"), logits(model))
 
 
+@pytest.mark.new_process
 def test_without_our_package_the_error_says_what_to_import(saved, tiny, example_distribution):
     """Transformers alone never fills an ordinary model with changed weights."""
     directory, _ = saved(tiny, "halve")

@@ -29,6 +29,7 @@ def evaluated(*arguments):
     )
 
 
+@pytest.mark.xdist_group("optimized")
 def test_what_was_optimized_is_measured_as_it_was_when_it_was_made(
     optimized, tmp_path, example_installed
 ):
@@ -47,6 +48,7 @@ def test_what_was_optimized_is_measured_as_it_was_when_it_was_made(
     assert len(alone.measured.decode_tokens_per_second.values) == 2
 
 
+@pytest.mark.xdist_group("optimized")
 def test_a_model_is_measured_as_the_baseline_of_a_run_is(tiny, optimized):
     """The command prints its speed, memory and perplexity, which are those of a whole run."""
     done = evaluated(tiny, "--quick", "--device", "cpu", "--dtype", "float32")
@@ -74,6 +76,7 @@ def test_wrong_input_is_refused_before_any_work(said, error, expected, bare_plug
         evaluate(request, bare_plugins, progress=no_progress)
 
 
+@pytest.mark.xdist_group("optimized")
 def test_an_optimized_model_keeps_its_dtypes(optimized, plugins, example_installed):
     """They are part of what was made; asking for others is refused."""
     request = read_measuring({"model": str(optimized / "out"), "dtype": "bfloat16"})

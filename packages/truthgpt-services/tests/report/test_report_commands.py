@@ -35,6 +35,7 @@ def noisy(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.new_process
 def test_eval_json_is_json_whatever_a_plugin_prints(tiny, noisy):
     """Another program can read standard output as it is; the greeting is on standard error."""
     path = os.pathsep.join([str(noisy), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])

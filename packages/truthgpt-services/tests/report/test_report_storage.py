@@ -161,6 +161,7 @@ def test_the_schema_needs_every_field_and_allows_new_ones():
     assert "schema_version" in report_schema()["required"]
 
 
+@pytest.mark.new_process
 def test_the_schema_alone_loads_no_drawing():
     """Reading a report's data costs neither jinja2 nor rich nor torch."""
     code = (

@@ -138,6 +138,7 @@ IMPORTS = {
 }
 
 
+@pytest.mark.new_process
 @pytest.mark.parametrize("order", IMPORTS)
 def test_an_import_makes_them_known(order: str) -> None:
     """After `import truthgpt_services`, in any order, files may have them; no plugin is active."""
@@ -151,6 +152,7 @@ print([name for name in ("torch", "transformers") if name in sys.modules])
     assert run(code) == f"output_dir seed {' '.join(SECTIONS)}\n[]"
 
 
+@pytest.mark.new_process
 def test_the_import_alone_imports_no_configuration() -> None:
     """Importing the package costs neither pydantic's import nor torch's."""
     code = """

@@ -81,7 +81,7 @@ def properties(given: argparse.Namespace) -> Found:
 
 def faults(given: argparse.Namespace) -> Found:
     """Try what goes wrong in training, in another order each time."""
-    return _again(given, ["-m", "fault or campaign", "--all-cases"], PACKAGES)
+    return _again(given, ["-m", "fault or campaign", "--all-cases", "--new-processes"], PACKAGES)
 
 
 def threads(given: argparse.Namespace) -> Found:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -20,10 +22,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _tries_all(config: pytest.Config) -> bool:
+    # Whatever is named on the command line is tried.
+    return config.getoption("--all-cases") or any("::" in each for each in config.args)
+
+
+@pytest.fixture
+def some(request: pytest.FixtureRequest) -> Callable[[Sequence[Any], int], list[Any]]:
+    """Choose so many of the cases that a test tries in a loop, as of a campaign's parameters."""
+
+    def choose(cases: Sequence[Any], count: int) -> list[Any]:
+        if _tries_all(request.config):
+            return list(cases)
+        chosen = random.Random(request.node.name).sample(range(len(cases)), count)  # noqa: S311
+        return [cases[each] for each in sorted(chosen)]
+
+    return choose
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave so many cases of each campaign as its marker says, picked by the test's name."""
-    # Whatever is named on the command line is tried.
-    if config.getoption("--all-cases") or any("::" in each for each in config.args):
+    if _tries_all(config):
         return
     campaigns: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:

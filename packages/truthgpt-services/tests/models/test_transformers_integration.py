@@ -161,6 +161,7 @@ def load_in_new_process(order, directory, example_distribution):
 
 
 @pytest.mark.new_process
+@pytest.mark.campaign(cases=1)
 @pytest.mark.parametrize("order", [each for each in ORDERS if each != "transformers alone"])
 def test_the_order_of_imports_does_not_matter(order, saved, tiny, example_distribution):
     """And importing our package alone imports neither torch nor transformers."""

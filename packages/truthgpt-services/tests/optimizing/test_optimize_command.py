@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,17 +96,20 @@ def interrupted(truthgpt, arguments, scratch, what):
     Returns the code it ended with, what it printed, and how many processes there were.
     """
     scratch.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [*truthgpt.command, "optimize", *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-        start_new_session=True,
-        env=os.environ | {"TMPDIR": str(scratch)},
-        # Tests that run in the background of a shell inherit that Ctrl-C is ignored.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    # Tests that run in the background of a shell inherit that Ctrl-C is ignored, as processes do.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*truthgpt.command, "optimize", *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+            env=os.environ | {"TMPDIR": str(scratch)},
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     seen = ""
     while what not in seen and (character := process.stderr.read(1)):
         seen += character
@@ -117,6 +119,8 @@ def interrupted(truthgpt, arguments, scratch, what):
     return process.returncode, said, seen + errors, count
 
 
+# A fork shows the variables of what it was forked from there.
+@pytest.mark.new_process
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_ctrl_c_ends_it_with_one_line_and_leaves_nothing(
     tiny, tmp_path, truthgpt, example_installed
@@ -137,7 +141,6 @@ def test_ctrl_c_ends_it_with_one_line_and_leaves_nothing(
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_after_ctrl_c_the_same_command_goes_on_with_what_was_finished(
     tiny, tmp_path, truthgpt, example_installed, cache
 ):

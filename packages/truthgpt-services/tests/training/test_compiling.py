@@ -234,6 +234,7 @@ def blocks_that_differ():
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.campaign(cases=1)
 @pytest.mark.parametrize(
     ("of", "least", "most"),
     [

@@ -18,6 +18,7 @@ def different(one, other) -> set[str]:
     return {name for name in one if one[name] != other[name]}
 
 
+@pytest.mark.campaign(cases=2)
 @pytest.mark.fault("a stop in epoch 2")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed-2-workers"])

@@ -334,8 +334,10 @@ class Pipeline:
 
     def _emit_end(self, step: RequestedStep, accepted: bool, reason: str) -> None:
         """Emit that a step was measured, and what the gate said of it."""
-        kind = OptimizationFinished if accepted else OptimizationReverted
-        self._events.emit(kind(optimization=step.name, reason=reason))
+        if accepted:
+            self._events.emit(OptimizationFinished(optimization=step.name, reason=reason))
+        else:
+            self._events.emit(OptimizationReverted(optimization=step.name, reason=reason))
 
 
 def _in_order(apply: Iterable[Applying], plugins: PluginManager) -> list[RequestedStep]:

@@ -276,9 +276,8 @@ def truthgpt() -> Run:
     """Run the `truthgpt` command as the user does, in a process of its own."""
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
-        )
+        options = {"capture_output": True, "text": True, "timeout": 300} | options
+        return subprocess.run([*COMMAND, *map(str, arguments)], **options)
 
     run.command = COMMAND  # type: ignore[attr-defined]
     return run
@@ -324,6 +323,7 @@ def optimized(
                 "PYTHONPATH": before_others(example_distribution),
                 "TRUTHGPT_CACHE": str(directory / "cache"),
             },
+            timeout=900,
         )
         for name in ("stdout", "stderr"):
             (directory / name).write_text(getattr(done, name))

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import truthgpt_core
 import truthgpt_services
-from truthgpt_core import plugin_system
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.recipe import SavedStep
@@ -128,7 +128,7 @@ def test_what_transformers_is_told_is_not_another_quantization(saved, service, t
 
 
 SOURCES = os.pathsep.join(
-    str(Path(each.__file__).parents[1]) for each in (truthgpt_services, plugin_system)
+    str(Path(each.__file__).parents[1]) for each in (truthgpt_services, truthgpt_core)
 )
 
 ORDERS = {

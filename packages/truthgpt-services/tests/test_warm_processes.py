@@ -109,7 +109,13 @@ def test_what_it_starts_begins_warm_and_is_its_child():
 
 def test_what_was_started_can_be_interrupted():
     """Ctrl-C ends it as it ends any, and leaves nothing of it."""
-    code = "import time; print('here', flush=True); time.sleep(60)"
+    code = (
+        "import signal, time\n"
+        # Tests that run in the background of a shell inherit that Ctrl-C is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "print('here', flush=True)\n"
+        "time.sleep(60)\n"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:

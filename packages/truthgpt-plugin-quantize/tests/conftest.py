@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from truthgpt_core.compiled_code import find_compiler
 from truthgpt_core.optimization import OptimizationContext
 from truthgpt_plugin_quantize.native import library
 
@@ -51,7 +52,7 @@ def compiler_without_simd(tmp_path: Path) -> str:
     """A C++ compiler that makes code for processors without AVX."""
     compiler = tmp_path / "compiler"
     flags = "-mno-avx" if platform.machine() == "x86_64" else ""
-    compiler.write_text(f'#!/bin/sh\nexec {library.find_compiler()} "$@" {flags}\n')
+    compiler.write_text(f'#!/bin/sh\nexec {find_compiler()} "$@" {flags}\n')
     compiler.chmod(0o755)
     return str(compiler)
 

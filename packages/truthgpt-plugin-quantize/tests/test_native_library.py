@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from truthgpt_core import compiled_code
+from truthgpt_core.compiled_code import NativeError, find_compiler
 from truthgpt_plugin_quantize.native import library
 
 LOAD = "from truthgpt_plugin_quantize.native import library; library.load()"
@@ -33,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with a line for each time that the compiler is called; it compiles fast."""
     log, compiler = tmp_path / "calls", tmp_path / "compiler"
-    real = library.find_compiler()
+    real = find_compiler()
     compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {real} "$@" -O0\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
@@ -67,7 +69,7 @@ def failing(tmp_path: Path, script: str) -> str:
 def test_a_compiler_that_there_is_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the variable that is wrong, and says what to install."""
     monkeypatch.setenv("CXX", "nothing-of-this-name")
-    with pytest.raises(library.NativeError, match="CXX=nothing-of-this-name is no C") as caught:
+    with pytest.raises(NativeError, match="CXX=nothing-of-this-name is no C") as caught:
         library.load()
     assert "apt install g++" in (caught.value.hint or "")
 
@@ -76,7 +78,7 @@ def test_no_compiler_at_all(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     """Without a compiler on the path the error says so."""
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(library.NativeError, match=r"There is no C\+\+ compiler"):
+    with pytest.raises(NativeError, match=r"There is no C\+\+ compiler"):
         library.load()
 
 
@@ -86,7 +88,7 @@ def test_a_compiler_that_fails(
     """The error has the first line of what the compiler said, and nothing is left behind."""
     script = '[ "$1" = --version ] && exit 0; echo "no such flag" >&2; echo more >&2; exit 3'
     monkeypatch.setenv("CXX", failing(tmp_path, script))
-    with pytest.raises(library.NativeError) as caught:
+    with pytest.raises(NativeError) as caught:
         library.load()
     assert caught.value.message.endswith("failed with exit code 3: no such flag")
     assert caught.value.hint == "Set CXX to another C++ compiler."
@@ -101,7 +103,7 @@ def test_a_compiler_that_cannot_be_run(
     compiler.write_bytes(b"\x7fELF")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    with pytest.raises(library.NativeError, match="cannot be run"):
+    with pytest.raises(NativeError, match="cannot be run"):
         library.load()
 
 
@@ -156,7 +158,7 @@ def test_what_is_verified_is_what_is_loaded(
     """A file that takes its name between the two is not loaded."""
     load_in_new_process()
     kept = kept_in(folder)
-    verify, evil = library._digest, folder.parent / "evil.so"
+    verify, evil = compiled_code._digest, folder.parent / "evil.so"
     evil.write_bytes(b"no library")
 
     def swap(code: bytes) -> bytes:
@@ -164,7 +166,7 @@ def test_what_is_verified_is_what_is_loaded(
             evil.replace(kept)
         return verify(code)
 
-    monkeypatch.setattr(library, "_digest", swap)
+    monkeypatch.setattr(compiled_code, "_digest", swap)
     assert library.load().pool_new
     assert kept.read_bytes() == b"no library", "nothing was swapped, so this shows nothing"
     assert compiled(calls) == 1
@@ -222,7 +224,7 @@ def test_extremes_are_defined_in_cpp(folder: Path, tmp_path: Path) -> None:
     """NaN, infinities and the ends of float32 do nothing that C++ leaves undefined."""
     compiler = tmp_path / "compiler"
     flags = "-O1 -fsanitize=undefined,float-cast-overflow -fno-sanitize-recover=all"
-    real = library.find_compiler()
+    real = find_compiler()
     compiler.write_text(f'#!/bin/sh\nexec {real} "$@" {flags}\n')
     compiler.chmod(0o755)
     probe = tmp_path / "probe.cpp"
@@ -275,7 +277,7 @@ def test_a_folder_that_cannot_be_written_to(
     """The error names the folder and the variable that moves it."""
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("TRUTHGPT_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(library.NativeError, match="cannot be kept in") as caught:
+    with pytest.raises(NativeError, match="cannot be kept in") as caught:
         library.load()
     assert str(tmp_path / "cache") in caught.value.message
     assert "TRUTHGPT_CACHE" in (caught.value.hint or "")
@@ -286,13 +288,14 @@ def test_threads_that_cannot_be_started_are_an_error() -> None:
     """Where memory does not suffice for that many threads, the process goes on without."""
     script = """
 import resource
+from truthgpt_core.compiled_code import NativeError
 from truthgpt_plugin_quantize.native import library
 library.load()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, -1))
 try:
     library.pool(1000, 0)
-except library.NativeError as error:
+except NativeError as error:
     print(error)
 """
     done = subprocess.run(

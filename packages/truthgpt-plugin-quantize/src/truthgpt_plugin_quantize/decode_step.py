@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from truthgpt_core.compiled_code import NativeError
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_plugin_quantize.native import library, rows
-from truthgpt_plugin_quantize.native.library import Cache, Layer, Linear, NativeError, Shape
+from truthgpt_plugin_quantize.native.library import Cache, Layer, Linear, Shape
 from truthgpt_plugin_quantize.quantized import QuantizedEmbedding, QuantizedLinear
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from truthgpt_core.compiled_code import NativeError
 from truthgpt_plugin_quantize.native import library, rows
 from truthgpt_plugin_quantize.native.rows import multiply_many
 
@@ -54,7 +55,7 @@ def choose_kernel() -> str:
     """Return the fastest kernel for this CPU: see `benchmarks/decode.py` and `int8_kernels.py`."""
     try:
         library.load()
-    except library.NativeError as error:
+    except NativeError as error:
         logger.info("quantize goes on without compiled code: %s", error)
     else:
         return "native"

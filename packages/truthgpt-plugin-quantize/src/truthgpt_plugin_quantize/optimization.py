@@ -221,11 +221,12 @@ def _with_group(rule: Rule, group_size: int | None) -> Rule:
 
 
 def _see_that_it_compiles() -> None:
+    from truthgpt_core.compiled_code import NativeError
     from truthgpt_plugin_quantize.native import library
 
     try:
         library.load()
-    except library.NativeError as error:
+    except NativeError as error:
         raise OptimizationError(
             f"The kernel native cannot be had: {error.message}",
             hint=f"{error.hint or ''} Or say kernel=auto.".strip(),

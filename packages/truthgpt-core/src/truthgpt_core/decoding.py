@@ -356,6 +356,30 @@ def refuse_unknown_tokens(
         )
 
 
+def refuse_too_long(positions: int, limit: int | None) -> None:
+    """Refuse a sequence that is longer than a model's context.
+
+    Args:
+        positions: of prompt and answer.
+        limit: how many the model holds; None if it does not say.
+
+    Raises:
+        GenerationError: it holds fewer.
+    """
+    if limit is not None and positions > limit:
+        raise GenerationError(
+            f"Prompt and answer have {positions} tokens, and the model holds {limit}",
+            hint="Shorten the prompt, or ask for fewer tokens.",
+        )
+
+
+def end_tokens_of(model: Any) -> frozenset[int]:
+    """Return the tokens that end a text, as the generation config of a model declares them."""
+    declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = declared if isinstance(declared, list) else [declared]
+    return frozenset(each for each in listed if isinstance(each, int))
+
+
 def require(engine: Engine, capability: str, feature: str) -> None:
     """Refuse a feature that needs a capability which an engine lacks.
 

@@ -17,6 +17,8 @@ from truthgpt_core.decoding import (
     GenerationError,
     KVCache,
     SequenceState,
+    end_tokens_of,
+    refuse_too_long,
     refuse_unknown_tokens,
 )
 from truthgpt_core.hookspecs import Hooks
@@ -53,9 +55,7 @@ class TorchEngine(Engine):
         known = getattr(model.get_input_embeddings(), "num_embeddings", None)
         known = known or getattr(config, "vocab_size", None)
         self.vocabulary_size: int | None = known if isinstance(known, int) else None
-        declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        listed = declared if isinstance(declared, list) else [declared]
-        self.end_tokens = frozenset(each for each in listed if isinstance(each, int))
+        self.end_tokens = end_tokens_of(model)
         self.capabilities = Capabilities(crop=_can_crop(model))
         self._hooks = hooks
         forward = inspect.signature(type(model).forward).parameters
@@ -305,11 +305,7 @@ def cache_length(positions: int, limit: int | None) -> int:
     Raises:
         GenerationError: the model cannot hold that many positions.
     """
-    if limit is not None and positions > limit:
-        raise GenerationError(
-            f"Prompt and answer have {positions} tokens, and the model holds {limit}",
-            hint="Shorten the prompt, or ask for fewer tokens.",
-        )
+    refuse_too_long(positions, limit)
     length = SMALLEST_CACHE
     while length < positions:
         length *= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -11,7 +12,7 @@ from truthgpt_core.optimization import Progress
 from truthgpt_core.sources import ResolvedModel
 from truthgpt_services.measuring.client import WorkerProcess
 from truthgpt_services.measuring.compare import Contestant
-from truthgpt_services.measuring.protocol import Built, Converted
+from truthgpt_services.measuring.protocol import Built, Converted, Opened
 from truthgpt_services.models.sources import files_of
 from truthgpt_services.optimizing.candidates import MadeVariant, RequestedStep
 from truthgpt_services.optimizing.phases import BASELINE
@@ -86,8 +87,15 @@ class ModelMaker:
         """Let a worker load a model, the baseline in the type that was asked for."""
         self._progress(f"Loading {name}", 0, 0)
         dtype = self._request.dtype if name == BASELINE else None
-        opened = worker.open(str(directory), dtype, self._request.device, self._request.engine)
+        opened = self.begin_loading(worker, str(directory), dtype)()
         return Contestant(name, worker, opened, str(directory), dtype)
+
+    def begin_loading(
+        self, worker: WorkerProcess, directory: str, dtype: str | None
+    ) -> Callable[[], Opened]:
+        """Let a worker load a model where and with what the request says; return what waits."""
+        request = self._request
+        return worker.begin(worker.open, directory, dtype, request.device, request.engine)
 
     def open_again(self, made: MadeVariant) -> None:
         """Load a variant that was measured in an earlier run."""

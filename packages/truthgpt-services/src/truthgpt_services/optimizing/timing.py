@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from truthgpt_core.optimization import Progress
-from truthgpt_services.measuring.client import WorkerProcess
 from truthgpt_services.measuring.compare import Contestant, take_turns, warm_up
 from truthgpt_services.measuring.machine_load import LoadMeter
 from truthgpt_services.measuring.speed import Launch, Plan
+from truthgpt_services.optimizing.model_maker import ModelMaker
 
 SPARE = 2**30
 """Bytes that a process takes beside the weights of its model."""
@@ -20,9 +20,7 @@ class Timing:
 
     Args:
         plan: how much is measured.
-        device: where the models are.
-        engine: the name of what runs them; None for whichever does.
-        start: starts a worker process of a name.
+        models: starts workers and lets them load.
         progress: told about work that takes seconds.
 
     Attributes:
@@ -32,15 +30,11 @@ class Timing:
     def __init__(
         self,
         plan: Plan,
-        device: str,
-        engine: str | None,
-        start: Callable[[str], WorkerProcess],
+        models: ModelMaker,
         progress: Progress,
     ) -> None:
         self._plan = plan
-        self._device = device
-        self._engine = engine
-        self._start = start
+        self._models = models
         self._progress = progress
         self._launches = 0
         self.meter = LoadMeter()
@@ -50,8 +44,8 @@ class Timing:
         available = baseline.worker.available_memory()
         if available is not None and available < baseline.opened.weights_bytes + SPARE:
             return None
-        worker = self._start("control")
-        opened = worker.open(baseline.directory, baseline.dtype, self._device, self._engine)
+        worker = self._models.start("control")
+        opened = self._models.begin_loading(worker, baseline.directory, baseline.dtype)()
         control = Contestant("control", worker, opened, baseline.directory, baseline.dtype)
         warm_up(control, ids, self._plan)
         return control
@@ -105,11 +99,9 @@ class Timing:
         """End the workers and start new ones, which load their models at the same time."""
         for each in contestants:
             each.worker.end(at_once=True)
-            each.worker = self._start(each.name)
+            each.worker = self._models.start(each.name)
         opening = [
-            each.worker.begin(
-                each.worker.open, each.directory, each.dtype, self._device, self._engine
-            )
+            self._models.begin_loading(each.worker, each.directory, each.dtype)
             for each in contestants
         ]
         for opened in opening:

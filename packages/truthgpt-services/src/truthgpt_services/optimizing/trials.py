@@ -52,7 +52,7 @@ class Trials:
         self._progress = progress
         self.control: Contestant | None = None
         self.ids: list[int] = []
-        self.timing = Timing(request.plan, request.device, request.engine, models.start, progress)
+        self.timing = Timing(request.plan, models, progress)
 
     def warm_up(self, contestant: Contestant, *, first_use: bool = False) -> None:
         """Let a model run untimed, and write a sample."""

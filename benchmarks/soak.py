@@ -101,19 +101,17 @@ def kills(given: argparse.Namespace) -> Found:
 
 def native(given: argparse.Namespace) -> Found:
     """Take random models random ways through the compiled engine, under sanitizers."""
-    tests = ROOT / "packages" / "truthgpt-plugin-native" / "tests"
+    sys.path.insert(0, str(ROOT / "packages" / "truthgpt-plugin-native" / "tests"))
+    from test_cpp import SANITIZERS, build
+
     models, failed = 50 * given.factor, []
     with tempfile.TemporaryDirectory() as folder:
-        for sanitizer in ("address,undefined", "thread"):
-            program = str(Path(folder) / "fuzz")
-            flags = ("-O1", "-std=c++17", "-pthread", "-Wno-psabi", "-ffp-contract=off")
-            options = (*flags, "-march=native", f"-fsanitize={sanitizer}", "-o", program)
-            subprocess.run(["g++", *options, str(tests / "fuzz_engine.cpp")], check=True)
-            command = [program, str(given.seed), str(models)]
+        for sanitizer in SANITIZERS:
+            command = [str(build(sanitizer, Path(folder))), str(given.seed), str(models)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 failed.append(f"fuzz_engine {sanitizer}: {done.stdout}{done.stderr[-4000:]}")
-    return Found(2 * models, failed)
+    return Found(len(SANITIZERS) * models, failed)
 
 
 CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.Namespace], Found]]] = {
@@ -183,18 +181,15 @@ def _described() -> str:
         text=True,
         check=False,
     ).stdout.strip()
-    cpu = next(
-        (
-            line.partition(": ")[2]
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
+    import torch
+
+    from truthgpt_services.measuring.machine import describe_machine
+
+    machine = describe_machine(torch.device("cpu"))
     used = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "hypothesis"))
     return (
-        f"commit {commit}; {cpu}, {os.cpu_count()} cores, {platform.system()} "
-        f"{platform.release()}; Python {platform.python_version()}, {used}"
+        f"commit {commit}; {machine.cpu}, {machine.cores} cores, {machine.cpu_capability}, "
+        f"{machine.system}; Python {platform.python_version()}, {used}"
     )
 
 

@@ -43,48 +43,53 @@ def make_model(family: str, **settings: Any) -> Any:
     return made
 
 
-class Int8(nn.Module):
-    """A linear layer of integers of 8 bits, with the computing of one of numbers."""
+class Integers(nn.Module):
+    """A linear layer of integers that computes with the numbers they stand for."""
+
+    def __init__(self, linear: nn.Linear, **tensors: Tensor) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.dequantize(), self.bias)
+
+
+class Int8(Integers):
+    """Of 8 bits, with a scale for each row or for each group in it."""
 
     weight: Tensor
     scales: Tensor
 
     @classmethod
     def of(cls, linear: nn.Linear, group: int = 0) -> Self:
-        layer = cls()
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.bias = linear.bias
         grouped = linear.weight.detach().view(linear.out_features, -1, group or linear.in_features)
         scales = grouped.abs().amax(-1) / 127
         integers = (grouped / scales.unsqueeze(-1)).round().to(torch.int8)
-        layer.register_buffer("weight", integers.view(linear.weight.shape))
-        layer.register_buffer("scales", scales if group else scales.view(-1))
-        return layer
+        stored = scales if group else scales.view(-1)
+        return cls(linear, weight=integers.view(linear.weight.shape), scales=stored)
 
     def dequantize(self) -> Tensor:
-        grouped = self.weight.view(*self.scales.view(self.out_features, -1).shape, -1).float()
-        exact = grouped * self.scales.view(self.out_features, -1, 1)
-        return exact.view(self.weight.shape)
+        scales = self.scales.view(self.out_features, -1, 1)
+        grouped = self.weight.view(*scales.shape[:2], -1).float()
+        return (grouped * scales).view(self.weight.shape)
 
     def stored_matrix(self) -> StoredMatrix | None:
         return StoredMatrix(self.weight, self.scales)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.dequantize(), self.bias)
 
-
-class Int4(nn.Module):
-    """The same of 4 bits, in groups."""
+class Int4(Integers):
+    """Of 4 bits, with a scale and a minimum for each group."""
 
     weight: Tensor
     scales: Tensor
     minima: Tensor
+    integers: Tensor
 
     @classmethod
     def of(cls, linear: nn.Linear, group: int = 32) -> Self:
-        layer = cls()
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.bias = linear.bias
         grouped = linear.weight.detach().view(linear.out_features, -1, group)
         low, high = grouped.amin(-1), grouped.amax(-1)
         scales, minima = ((high - low) / 15).half(), low.half()
@@ -92,23 +97,14 @@ class Int4(nn.Module):
         integers = steps.round().clamp(0, 15).to(torch.uint8)
         halves = integers.view(linear.out_features, -1, 2, 32)
         packed = (halves[:, :, 0] | halves[:, :, 1] << 4).view(linear.out_features, -1)
-        layer.register_buffer("weight", packed)
-        layer.register_buffer("scales", scales)
-        layer.register_buffer("minima", minima)
-        layer.integers = integers
-        return layer
+        return cls(linear, weight=packed, scales=scales, minima=minima, integers=integers)
 
     def dequantize(self) -> Tensor:
-        exact = self.integers * self.scales.float().unsqueeze(-1) + self.minima.float().unsqueeze(
-            -1
-        )
-        return exact.view(self.out_features, self.in_features)
+        scales, minima = (each.float().unsqueeze(-1) for each in (self.scales, self.minima))
+        return (self.integers * scales + minima).view(self.out_features, self.in_features)
 
     def stored_matrix(self) -> StoredMatrix | None:
         return StoredMatrix(self.weight, self.scales, self.minima)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.dequantize(), self.bias)
 
 
 def with_layers(model: Any, kind: type[Int8] | type[Int4], group: int = 0) -> Any:

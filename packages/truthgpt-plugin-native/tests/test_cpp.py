@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_plugin_native.library import find_compiler
+from truthgpt_core.compiled_code import find_compiler
 
 SOURCE = Path(__file__).with_name("fuzz_engine.cpp")
 ENGINE = SOURCE.parents[1] / "src" / "truthgpt_plugin_native" / "cpp" / "engine.cpp"
@@ -20,15 +20,21 @@ SANITIZERS = {
 }
 
 
+def build(sanitizer: str, folder: Path) -> Path:
+    """Compile the program; `benchmarks/soak.py` does so too."""
+    program = folder / "fuzz"
+    flags = (*COMMON, f"-fsanitize={sanitizer}", *SANITIZERS[sanitizer])
+    subprocess.run([find_compiler(), *flags, str(SOURCE), "-o", str(program)], check=True)
+    return program
+
+
 @pytest.mark.skipif(not ENGINE.exists(), reason="the sources are not beside the tests")
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_random_models_have_the_same_bits_and_no_undefined_behavior(
     sanitizer: str, tmp_path: Path
 ) -> None:
     """Twelve models of any shapes, kinds of weights, windows and threads; some are not finite."""
-    program = tmp_path / "fuzz"
-    flags = (*COMMON, f"-fsanitize={sanitizer}", *SANITIZERS[sanitizer])
-    subprocess.run([find_compiler(), *flags, str(SOURCE), "-o", str(program)], check=True)
+    program = build(sanitizer, tmp_path)
     done = subprocess.run([program, "1", "12"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout == "12 models\n"

@@ -12,11 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from truthgpt_core.compiled_code import NativeError
 from truthgpt_core.decoding import (
     Capabilities,
     Engine,
     GenerationError,
     SequenceState,
+    end_tokens_of,
+    refuse_too_long,
     refuse_unknown_tokens,
 )
 from truthgpt_core.optimization import StoresMatrix
@@ -64,9 +67,7 @@ class NativeEngine(Engine):
         config = model.config.get_text_config()
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
         self.vocabulary_size: int = model.get_input_embeddings().num_embeddings
-        declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        listed = declared if isinstance(declared, list) else [declared]
-        self.end_tokens = frozenset(each for each in listed if isinstance(each, int))
+        self.end_tokens = end_tokens_of(model)
         self._about = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -81,19 +82,14 @@ class NativeEngine(Engine):
             byref(self._weights.embedding),
         )
         if not self._engine:
-            raise library.NativeError("There is no memory to compute in")
+            raise NativeError("There is no memory to compute in")
         weakref.finalize(self, self._library.engine_free, self._engine)
         self._angles: tuple[Tensor, Tensor] | None = None
 
     def open(self, positions: int, count: int = 1) -> list[SequenceState]:
         """Begin sequences; memory is taken as they are filled."""
         self._refuse_fork()
-        if self.context_length is not None and positions > self.context_length:
-            raise GenerationError(
-                f"Prompt and answer have {positions} tokens, and the model holds "
-                f"{self.context_length}",
-                hint="Shorten the prompt, or ask for fewer tokens.",
-            )
+        refuse_too_long(positions, self.context_length)
         self._reach(positions)
         return [_State(self, positions) for _ in range(count)]
 
@@ -216,7 +212,7 @@ def make_engine(model: Any) -> NativeEngine | None:
     try:
         engine = NativeEngine(model, torch.float32 if exact else torch.bfloat16)
         divergence = _divergence(engine, model)
-    except library.NativeError as error:
+    except NativeError as error:
         logger.warning("The model runs on PyTorch: %s", error)
         return None
     if divergence > LARGEST_DIVERGENCE:

@@ -10,19 +10,14 @@ from torch import Tensor, nn
 
 from truthgpt_core.optimization import StoredMatrix, StoresMatrix
 from truthgpt_plugin_native.library import Layer, Matrix, Shape
+from truthgpt_plugin_native.matrices import columns_of, describe, group_of
 
 ARCHITECTURES = frozenset(
-    {
-        *("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"),
-        "GemmaForCausalLM",
-    }
+    f"{family}ForCausalLM" for family in ("Gemma", "Llama", "Mistral", "Qwen2", "Qwen3")
 )
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Those whose angles do not depend on how long the sequence is."""
-
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
-"""`Kind` of matrix.hpp, by the dtype of the weights."""
 
 FLOATS = (torch.float32, torch.bfloat16)
 BLOCK = 32
@@ -68,8 +63,7 @@ def _why_not_linear(module: Any) -> str:
     stored = _stored(module)
     if stored is None:
         return f"is a {type(module).__name__}"
-    columns = stored.weight.shape[1] * (2 if stored.minima is not None else 1)
-    group = columns // (stored.scales.shape[1] if stored.scales.dim() == 2 else 1)
+    columns, group = columns_of(stored.weight), group_of(stored.weight, stored.scales)
     whole = 2 * BLOCK if stored.minima is not None else BLOCK
     if columns % whole or group % BLOCK:
         return (
@@ -189,25 +183,19 @@ class Weights:
     def _norm(self, module: Any) -> int | None:
         if module is None:
             return None
-        weight = module.weight.detach().float()
-        return self._vector(1.0 + weight if self._gemma else weight)
+        weight = module.weight.detach()
+        return self._vector(1.0 + weight.float() if self._gemma else weight)
 
     def _matrix(self, module: Any) -> Matrix:
         stored = _stored(module) or StoredMatrix(module.weight.detach(), None)
-        weight, scales = stored.weight, stored.scales
-        columns = weight.shape[1] * (2 if stored.minima is not None else 1)
-        groups = scales.shape[1] if scales is not None and scales.dim() == 2 else 1
-        return Matrix(
-            *map(self._address, (weight, scales, stored.minima)),
-            self._vector(getattr(module, "bias", None)),
-            weight.shape[0],
-            columns,
-            KINDS[weight.dtype],
-            columns // groups,
+        weight, scales, minima = (
+            None if each is None else self._keep(each.contiguous())
+            for each in (stored.weight, stored.scales, stored.minima)
         )
-
-    def _address(self, tensor: Tensor | None) -> int | None:
-        return None if tensor is None else self._keep(tensor.contiguous()).data_ptr()
+        assert weight is not None
+        bias = getattr(module, "bias", None)
+        kept = None if bias is None else self._keep(bias.detach().float().contiguous())
+        return describe(weight, scales, minima, kept)
 
     def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp

@@ -71,9 +71,12 @@ class Sequence {
 };
 
 // What attending to some positions has come to: the weighted sum of their values, not yet divided.
+// Of no positions, `largest` and `sum` are what they are to begin with.
 struct Partial {
-    float largest, sum;
-    float* values;
+    float largest = -INFINITY, sum = 0.0f;
+    float* values = nullptr;
+
+    bool is_empty() const { return sum == 0.0f && largest == -INFINITY; }
 };
 
 // N queries times the keys of B vectors of positions.
@@ -193,14 +196,26 @@ void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Qu
     }
 }
 
-// Add what a later segment came to.
+// Add what a later segment came to, in the order of segments.
 void merge(Partial& all, const Partial& next, float scale, int32_t width) {
+    if (next.is_empty()) return;
+    if (all.is_empty()) {
+        all.largest = next.largest;
+        all.sum = next.sum;
+        std::copy_n(next.values, width, all.values);
+        return;
+    }
     const float largest = next.largest > all.largest ? next.largest : all.largest;
     const float before = exponential((all.largest - largest) * scale);
     const float after = exponential((next.largest - largest) * scale);
     all.sum = all.sum * before + next.sum * after;
     for (int32_t i = 0; i < width; ++i) all.values[i] = all.values[i] * before + next.values[i] * after;
     all.largest = largest;
+}
+
+void divide(const Partial& all, int32_t width) {
+    const float inverse = 1.0f / all.sum;
+    for (int32_t i = 0; i < width; ++i) all.values[i] *= inverse;
 }
 
 }  // namespace

@@ -15,33 +15,11 @@
 
 #include "attention.hpp"
 #include "matrix.hpp"
+#include "pass.hpp"
+#include "products.hpp"
 #include "team.hpp"
 
-extern "C" {
-
-enum Activation : int32_t { SILU = 0, GELU_TANH = 1 };
-
-struct Layer {
-    const float *attention_norm, *mlp_norm;
-    const float *q_norm, *k_norm;  // null if there are none
-    Matrix q, k, v, o, gate, up, down;
-    int64_t window;  // how many positions a token attends to; 0: all
-};
-
-struct Shape {
-    int32_t hidden, intermediate, heads, kv_heads, head_dim, rotary_dim, layers, vocabulary;
-    int32_t activation, halves;  // halves: keys and values are kept in bfloat16
-    float epsilon, attention_scale, embedding_scale;
-};
-
-}  // extern "C"
-
 namespace {
-
-constexpr int64_t MOST_TOKENS = 256;  // that are taken through the layers together
-constexpr int64_t MOST_ALONE = 2;     // up to which each thread prepares rows for itself
-constexpr int32_t MOST_ROWS = 64;     // of a matrix that a thread multiplies at a time
-constexpr int64_t TOKENS_AT_ONCE = 16;  // of a prompt that one thread attends with
 
 int32_t padded(int32_t numbers) { return (numbers + LANES - 1) / LANES * LANES; }
 
@@ -68,55 +46,8 @@ struct Scratch {
         : alone(MOST_ALONE, longest),
           queries(TOKENS_AT_ONCE * s.heads * padded(s.head_dim)),
           scores(MOST_QUERIES * SEGMENT),
-          sums(2 * MOST_QUERIES * padded(s.head_dim)),
+          sums(MOST_QUERIES * padded(s.head_dim)),
           key(padded(s.head_dim)) {}
-};
-
-// One token of a pass.
-struct Token {
-    int64_t id, position;
-    Sequence* sequence;
-    float* logits;  // where those after it go; null if nobody asks
-};
-
-int64_t segments(int64_t position) { return position / SEGMENT + 1; }
-
-// What a thread attends to at a time.
-struct Piece {
-    int64_t token;
-    int32_t head;
-    int64_t what;  // of a single token the segment; else how many tokens
-};
-
-// Tokens that are taken through the layers together.
-struct Pass {
-    const std::vector<Token> tokens;
-    const int64_t count;
-    const bool alone;   // each thread prepares rows for itself, which takes less than waiting
-    bool single = true;  // one token of each sequence, which takes a thread for each segment
-    int64_t most_segments = 0;
-    std::vector<int64_t> asked;  // the tokens that logits are asked after
-    std::vector<Piece> pieces;
-
-    Pass(std::vector<Token> given, const Shape& s)
-        : tokens(std::move(given)), count(int64_t(tokens.size())), alone(count <= MOST_ALONE) {
-        for (int64_t n = 0; n < count; ++n) {
-            if (n > 0 && tokens[n].sequence == tokens[n - 1].sequence) single = false;
-            if (tokens[n].logits != nullptr) asked.push_back(n);
-            most_segments = std::max(most_segments, segments(tokens[n].position));
-        }
-        for (int64_t n = 0; n < count;) {
-            int64_t end = n + 1;
-            while (!single && end < count && end < n + TOKENS_AT_ONCE &&
-                   tokens[end].sequence == tokens[n].sequence)
-                ++end;
-            const int64_t first = single ? 0 : end - n;
-            const int64_t last = single ? segments(tokens[n].position) - 1 : first;
-            for (int64_t what = first; what <= last; ++what)
-                for (int32_t head = 0; head < s.kv_heads; ++head) pieces.push_back({n, head, what});
-            n = end;
-        }
-    }
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -177,25 +108,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
         for (Scratch& each : scratch_) each.outs.resize(size_t(rows) * 2 * MOST_ROWS);
         reserved_ = rows;
     }
-    // How many rows of a matrix a thread multiplies at a time: enough pieces for all threads, each
-    // of whole cache lines of results.
-    int32_t rows_at_once(int64_t rows) const {
-        const int64_t fair = rows / (8 * team_.threads());
-        return int32_t(std::clamp<int64_t>(fair / 16 * 16, 16, MOST_ROWS));
-    }
 
-    // Multiply rows of activations by matrices that share them. `prepare(row, rows, n)` fills the
-    // row for token n; `take(matrix, n, first, count, numbers)` gets what came out.
-    template <typename Prepare, typename Take>
-    void multiply_all(const Pass& pass, Worker& worker, const std::vector<const Matrix*>& matrices, int64_t count,
-                      Prepare prepare, Take take) {
+    // Take pieces that read rows of activations. `prepare(rows, n)` fills row n, once for all threads
+    // or, where that takes less than waiting, once for each. `piece(at, rows, scratch)` reads them.
+    template <typename Prepare, typename Piece>
+    void with_rows(const Pass& pass, Worker& worker, int64_t count, int64_t pieces, Prepare prepare,
+                   Piece piece) {
         if (!pass.alone)
             worker.phase(count, [&](int64_t n) { prepare(*x_, n); });
-        int64_t rows = 0;
-        for (const Matrix* m : matrices) rows += m->rows;
-        const int32_t each = rows_at_once(rows);
-        int64_t pieces = 0;
-        for (const Matrix* m : matrices) pieces += (m->rows + each - 1) / each;
         Scratch& own = scratch_[worker.thread()];
         worker.phase(
             pieces,
@@ -203,17 +123,29 @@ class Engine : public std::enable_shared_from_this<Engine> {
                 if (pass.alone)
                     for (int64_t n = 0; n < count; ++n) prepare(own.alone, n);
             },
-            [&](int64_t piece) {
-                size_t at = 0;
-                for (; piece >= (matrices[at]->rows + each - 1) / each; ++at)
-                    piece -= (matrices[at]->rows + each - 1) / each;
-                const Matrix& m = *matrices[at];
-                const int32_t first = int32_t(piece) * each, last = std::min(m.rows, first + each);
-                const Rows& x = pass.alone ? own.alone : *x_;
-                multiply(m, x, first, last, count, own.outs.data(), each);
-                for (int64_t n = 0; n < count; ++n)
-                    take(int(at), n, first, last - first, own.outs.data() + n * each);
-            });
+            [&](int64_t at) { piece(at, pass.alone ? own.alone : *x_, own); });
+    }
+
+    // Multiply rows of activations by matrices that share them; `prepare` as for `with_rows`.
+    // `take(matrix, n, first, count, numbers)` gets what came out.
+    template <typename Prepare, typename Take>
+    void multiply_all(const Pass& pass, Worker& worker, const std::vector<const Matrix*>& matrices,
+                      int64_t count, Prepare prepare, Take take) {
+        int64_t rows = 0;
+        for (const Matrix* m : matrices) rows += m->rows;
+        const int32_t each = rows_at_once(rows, team_);
+        int64_t pieces = 0;
+        for (const Matrix* m : matrices) pieces += (m->rows + each - 1) / each;
+        with_rows(pass, worker, count, pieces, prepare, [&](int64_t piece, const Rows& x, Scratch& own) {
+            size_t at = 0;
+            for (; piece >= (matrices[at]->rows + each - 1) / each; ++at)
+                piece -= (matrices[at]->rows + each - 1) / each;
+            const Matrix& m = *matrices[at];
+            const int32_t first = int32_t(piece) * each, last = std::min(m.rows, first + each);
+            multiply(m, x, first, last, count, own.outs.data(), each);
+            for (int64_t n = 0; n < count; ++n)
+                take(int(at), n, first, last - first, own.outs.data() + n * each);
+        });
     }
 
     void run(const Pass& pass, Worker& worker) {
@@ -224,12 +156,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
         });
         for (int32_t index = 0; index < s.layers; ++index) {
             const Layer& layer = layers_[index];
-            normalized(pass, worker, layer.attention_norm, {&layer.q, &layer.k, &layer.v},
-                       [&](int m, int64_t n, int32_t first, int32_t count, const float* numbers) {
-                           std::vector<float>& to = m == 0 ? q_ : m == 1 ? k_ : v_;
-                           const int64_t step = int64_t(m == 0 ? s.heads : s.kv_heads) * s.head_dim;
-                           std::copy_n(numbers, count, to.data() + n * step + first);
-                       });
+            multiply_all(
+                pass, worker, {&layer.q, &layer.k, &layer.v}, pass.count,
+                [&](Rows& rows, int64_t n) { normalize_into(rows, n, n, layer.attention_norm); },
+                [&](int m, int64_t n, int32_t first, int32_t count, const float* numbers) {
+                    std::vector<float>& to = m == 0 ? q_ : m == 1 ? k_ : v_;
+                    const int64_t step = int64_t(m == 0 ? s.heads : s.kv_heads) * s.head_dim;
+                    std::copy_n(numbers, count, to.data() + n * step + first);
+                });
             if (s.halves) attend<uint16_t>(pass, worker, layer, index);
             else attend<float>(pass, worker, layer, index);
             multiply_all(
@@ -247,14 +181,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
             [&](int, int64_t n, int32_t first, int32_t count, const float* numbers) {
                 std::copy_n(numbers, count, pass.tokens[pass.asked[n]].logits + first);
             });
-    }
-
-    template <typename Take>
-    void normalized(const Pass& pass, Worker& worker, const float* norm, const std::vector<const Matrix*>& matrices,
-                    Take take) {
-        multiply_all(
-            pass, worker, matrices, pass.count,
-            [&](Rows& rows, int64_t n) { normalize_into(rows, n, n, norm); }, take);
     }
 
     void normalize_into(Rows& rows, int64_t row, int64_t n, const float* norm) {
@@ -371,64 +297,31 @@ class Engine : public std::enable_shared_from_this<Engine> {
                 first = std::min(first, queries[i].first);
                 last = std::max(last, queries[i].last);
                 const int64_t head = piece.head * shared + (row + i) % shared;
-                all[i] = {-INFINITY, 0.0f, attended_.data() + (n * s.heads + head) * width_};
+                all[i].values = attended_.data() + (n * s.heads + head) * width_;
                 next[i].values = own.sums.data() + i * width_;
             }
             for (int64_t begin = first / SEGMENT * SEGMENT; begin < last; begin += SEGMENT) {
                 attend_to(keys, values, begin, queries, count, s.attention_scale, width_,
                           own.scores.data(), next);
-                for (int i = 0; i < count; ++i) take(queries[i], begin, all[i], next[i]);
+                for (int i = 0; i < count; ++i) merge(all[i], next[i], s.attention_scale, width_);
             }
-            for (int i = 0; i < count; ++i) divide(all[i], all[i].values);
+            for (int i = 0; i < count; ++i) divide(all[i], width_);
         }
-    }
-
-    // Add a segment, if the query looks at any of it; the first one is taken as it is.
-    void take(const Query& query, int64_t begin, Partial& all, const Partial& next) const {
-        if (std::max(query.first, begin) >= std::min(query.last, begin + SEGMENT)) return;
-        if (query.first >= begin) {
-            all.largest = next.largest;
-            all.sum = next.sum;
-            std::copy_n(next.values, width_, all.values);
-        } else {
-            merge(all, next, s.attention_scale, width_);
-        }
-    }
-
-    void divide(const Partial& all, float* out) const {
-        const float inverse = 1.0f / all.sum;
-        for (int32_t i = 0; i < width_; ++i) out[i] = all.values[i] * inverse;
     }
 
     // Put what the heads of a token attended to side by side.
     void gather(const Pass& pass, Rows& rows, int64_t n) {
-        float* to = rows.exact(n);
-        float whole[1024];
-        std::vector<float> longer(width_ > 1024 ? width_ : 0);
         for (int32_t head = 0; head < s.heads; ++head) {
-            const float* from = attended_.data() + (n * s.heads + head) * width_;
-            if (pass.single) {
-                float* values = longer.empty() ? whole : longer.data();
-                const int64_t position = pass.tokens[n].position;
-                Partial all{-INFINITY, 0.0f, values};
-                bool any = false;
-                for (int64_t g = 0; g < segments(position); ++g) {
-                    const Partial& next = partials_[(g * pass.count + n) * s.heads + head];
-                    // Of one that was not looked at, nothing is there.
-                    if (next.sum == 0.0f && next.largest == -INFINITY) continue;
-                    if (any) {
-                        merge(all, next, s.attention_scale, width_);
-                    } else {
-                        all.largest = next.largest;
-                        all.sum = next.sum;
-                        std::copy_n(next.values, width_, values);
-                    }
-                    any = true;
-                }
-                divide(all, values);
-                from = values;
+            float* to = rows.exact(n) + head * s.head_dim;
+            if (!pass.single) {
+                std::copy_n(attended_.data() + (n * s.heads + head) * width_, s.head_dim, to);
+                continue;
             }
-            std::copy_n(from, s.head_dim, to + head * s.head_dim);
+            Partial all;
+            all.values = to;
+            for (int64_t g = 0; g < segments(pass.tokens[n].position); ++g)
+                merge(all, partials_[(g * pass.count + n) * s.heads + head], s.attention_scale, s.head_dim);
+            divide(all, s.head_dim);
         }
         clear(rows, n, s.heads * s.head_dim);
         rows.round(n, s.heads * s.head_dim);
@@ -441,18 +334,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     }
 
     void mlp(const Pass& pass, Worker& worker, const Layer& layer) {
-        Scratch& own = scratch_[worker.thread()];
-        if (!pass.alone)
-            worker.phase(pass.count, [&](int64_t n) { normalize_into(*x_, n, n, layer.mlp_norm); });
-        const int32_t each = rows_at_once(s.intermediate);
-        worker.phase(
-            (s.intermediate + each - 1) / each,
-            [&] {
-                if (pass.alone)
-                    for (int64_t n = 0; n < pass.count; ++n) normalize_into(own.alone, n, n, layer.mlp_norm);
-            },
-            [&](int64_t piece) {
-                const Rows& x = pass.alone ? own.alone : *x_;
+        const int32_t each = rows_at_once(s.intermediate, team_);
+        with_rows(
+            pass, worker, pass.count, (s.intermediate + each - 1) / each,
+            [&](Rows& rows, int64_t n) { normalize_into(rows, n, n, layer.mlp_norm); },
+            [&](int64_t piece, const Rows& x, Scratch& own) {
                 const int32_t first = int32_t(piece) * each, last = std::min(s.intermediate, first + each);
                 float *gates = own.outs.data(), *ups = gates + pass.count * each;
                 multiply(layer.gate, x, first, last, pass.count, gates, each);
@@ -562,6 +448,17 @@ int32_t engine_forward(void* engine, int64_t sequences, void* const* which, cons
         of(engine).forward(tokens);
     } catch (const std::exception&) {
         for (auto& [sequence, length] : before) sequence->length = length;
+        return 0;
+    }
+    return 1;
+}
+
+// Multiply `count` rows of x, each of as many numbers as the matrix has columns, into `out`. Returns 0
+// if there is no memory for it.
+int32_t rows_multiply(void* team, const Matrix* matrix, const float* x, int64_t count, float* out) {
+    try {
+        multiply_rows(*static_cast<Team*>(team), *matrix, x, count, out);
+    } catch (const std::exception&) {
         return 0;
     }
     return 1;

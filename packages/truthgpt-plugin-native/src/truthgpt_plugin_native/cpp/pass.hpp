@@ -1,0 +1,63 @@
+// Tokens that are taken through the layers together, and the pieces that attending is cut into.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "attention.hpp"
+#include "model.hpp"
+
+namespace {
+
+constexpr int64_t MOST_ALONE = 2;     // up to which each thread prepares rows for itself
+constexpr int64_t TOKENS_AT_ONCE = 16;  // of a prompt that one thread attends with
+
+// One token of a pass.
+struct Token {
+    int64_t id, position;
+    Sequence* sequence;
+    float* logits;  // where those after it go; null if nobody asks
+};
+
+int64_t segments(int64_t position) { return position / SEGMENT + 1; }
+
+// What a thread attends to at a time.
+struct Piece {
+    int64_t token;
+    int32_t head;
+    int64_t what;  // of a single token the segment; else how many tokens
+};
+
+// Tokens that are taken through the layers together.
+struct Pass {
+    const std::vector<Token> tokens;
+    const int64_t count;
+    const bool alone;   // each thread prepares rows for itself, which takes less than waiting
+    bool single = true;  // one token of each sequence, which takes a thread for each segment
+    int64_t most_segments = 0;
+    std::vector<int64_t> asked;  // the tokens that logits are asked after
+    std::vector<Piece> pieces;
+
+    Pass(std::vector<Token> given, const Shape& s)
+        : tokens(std::move(given)), count(int64_t(tokens.size())), alone(count <= MOST_ALONE) {
+        for (int64_t n = 0; n < count; ++n) {
+            if (n > 0 && tokens[n].sequence == tokens[n - 1].sequence) single = false;
+            if (tokens[n].logits != nullptr) asked.push_back(n);
+            most_segments = std::max(most_segments, segments(tokens[n].position));
+        }
+        for (int64_t n = 0; n < count;) {
+            int64_t end = n + 1;
+            while (!single && end < count && end < n + TOKENS_AT_ONCE &&
+                   tokens[end].sequence == tokens[n].sequence)
+                ++end;
+            const int64_t first = single ? 0 : end - n;
+            const int64_t last = single ? segments(tokens[n].position) - 1 : first;
+            for (int64_t what = first; what <= last; ++what)
+                for (int32_t head = 0; head < s.kv_heads; ++head) pieces.push_back({n, head, what});
+            n = end;
+        }
+    }
+};
+
+}  // namespace

@@ -1,13 +1,20 @@
-"""Campaigns: tests of which `make test` tries some cases, and `nox -s soak` all of them."""
+"""How many cases are tried, and how processes begin: the tests hold a cut, `nox -s soak` all."""
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+
+WARM_PROCESSES = Path(__file__).parent / "tests" / "warm_processes.py"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,9 +29,47 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the marker of new processes is."""
+    config.addinivalue_line(
+        "markers",
+        "new_process: the test is about starting Python, so the processes that it starts "
+        "are new ones; those of other tests begin with torch imported",
+    )
+
+
 def _tries_all(config: pytest.Config) -> bool:
     # Whatever is named on the command line is tried.
     return config.getoption("--all-cases") or any("::" in each for each in config.args)
+
+
+@pytest.fixture(scope="session")
+def warm_processes(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Let Python processes begin warm from here on, unless the command line says otherwise.
+
+    Where tests start commands that import torch, their conftest asks for this once.
+    """
+    name = "truthgpt_warm_processes"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, WARM_PROCESSES)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    module = sys.modules[name]
+    new = request.config.getoption("--new-processes")
+    with nullcontext() if new else module.patched():
+        yield module
+
+
+@pytest.fixture(autouse=True)
+def new_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let those of tests that are marked so be new ones, where others begin warm."""
+    if request.node.get_closest_marker("new_process") is None:
+        yield
+        return
+    with request.getfixturevalue("warm_processes").new_processes():
+        yield
 
 
 @pytest.fixture

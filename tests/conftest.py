@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,6 +15,15 @@ from truthgpt_services.testing import write_tiny_model
 # What these tests say of steps and their speed holds for PyTorch's engine; `test_native.py` lets
 # the other one in.
 os.environ["TRUTHGPT_PLUGINS_BLOCK"] = "native"
+# Read once, by huggingface_hub and by torch: processes that begin warm have read them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_begin_warm(warm_processes: ModuleType) -> None:
+    """Let the processes of all tests begin warm, those that fixtures start among them."""
+
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -40,7 +50,7 @@ def truthgpt(tmp_path_factory: pytest.TempPathFactory) -> Run:
             check=False,
             env=os.environ
             | {"TRUTHGPT_CACHE": str(cache), "TRUTHGPT_SETTINGS": str(cache / "settings")}
-            | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+            | {"COLUMNS": "100"}
             | environment,
         )
 

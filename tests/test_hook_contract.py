@@ -287,6 +287,7 @@ def test_a_typed_hook_is_the_hook(hook: str) -> None:
 # The tests
 
 
+@pytest.mark.new_process
 def test_every_hook_has_tests_that_need_it() -> None:
     """For each hook there are tests marked with it, and all of them fail if it is not called."""
     done = subprocess.run(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.new_process
+
 SHOW = """
 import json, sys
 from truthgpt_core.cli.main import main

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,17 @@ def test_it_finds_leaves_and_ends_as_a_new_one(warm_processes, name):
     assert code == expected
     for ours, theirs in zip(warm, new, strict=True):
         assert ours.splitlines() == theirs.splitlines()
+
+
+def test_a_command_that_is_installed_is_python(warm_processes):
+    """It begins warm, too, and writes what it writes when it does not."""
+    script = str(Path(sys.executable).with_name("pytest"))
+    assert warm_processes.python_command([script, "--version"])[1:] == [script, "--version"]
+    warm = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+    with warm_processes.new_processes():
+        new = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+    assert warm.returncode == 0
+    assert (warm.stdout, warm.stderr) == (new.stdout, new.stderr)
 
 
 def is_warm(arguments=("-P",), **options):

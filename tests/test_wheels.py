@@ -36,6 +36,7 @@ def can_build() -> bool:
 
 
 pytestmark = [
+    pytest.mark.new_process,
     # One worker makes what they share.
     pytest.mark.xdist_group("wheels"),
     pytest.mark.skipif(

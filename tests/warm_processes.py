@@ -79,6 +79,26 @@ def program(command: Sequence[str]) -> Program | None:
     return None
 
 
+def python_command(args: object) -> list[str]:
+    """Return a command line in words; a script that pip has installed is one for Python."""
+    given = [args] if isinstance(args, str | bytes | os.PathLike) else list(args)  # type: ignore[call-overload]
+    command = list(map(os.fsdecode, given))
+    if command and command[0] != sys.executable and is_for_python(Path(command[0])):
+        return [sys.executable, *command]
+    return command
+
+
+def is_for_python(path: Path) -> bool:
+    """Whether a file beside the interpreter is a script for it, by one of its names there."""
+    here = Path(sys.executable).parent
+    if path.parent != here or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start, _, named = file.readline().decode(errors="replace").strip().partition("#!")
+    interpreter = Path(named)
+    return start == "" and interpreter.parent == here and interpreter.samefile(sys.executable)
+
+
 def circumstances() -> list[Any]:
     """What a process inherits beside what `Stem.start` passes on."""
     kinds = sorted({getattr(resource, each) for each in dir(resource) if each[:7] == "RLIMIT_"})
@@ -133,9 +153,10 @@ class Stem:
             places.append(cwd if asked.kind else str(Path(cwd, asked.what).resolve().parent))
         for place in places:
             with contextlib.suppress(OSError):
-                names = {each.partition(".")[0] for each in os.listdir(Path(cwd, place))}  # noqa: PTH208
-                if names & self.known:
-                    return False
+                for each in Path(cwd, place).iterdir():
+                    stem, _, ending = each.name.partition(".")
+                    if stem in self.known and (ending or each.is_dir()):
+                        return False
         return circumstances() == self.circumstances
 
     def start(
@@ -261,8 +282,7 @@ def execute_child(self: Any, *given: Any) -> None:
     plain = (preexec_fn, pass_fds, shell, gid, gids, uid, umask, group)
     if _is_off or plain != (None, (), False, None, None, None, -1, -1) or not close_fds:
         return _execute_child(self, *given)
-    command = [args] if isinstance(args, str | bytes | os.PathLike) else list(args)
-    command = list(map(os.fsdecode, command))
+    command = python_command(args)
     asked = program(command)
     if asked is None or command[0] != sys.executable or executable not in (None, sys.executable):
         return _execute_child(self, *given)

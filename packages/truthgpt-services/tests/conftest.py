@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,12 +32,7 @@ settings.load_profile("services")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the markers of fault tests and of new processes are."""
-    config.addinivalue_line(
-        "markers",
-        "new_process: the test is about starting Python, so the processes that it starts "
-        "are new ones; those of other tests begin with torch imported",
-    )
+    """Say what the marker of fault tests is."""
     config.addinivalue_line(
         "markers",
         "fault(kind, cases=1): something goes wrong in the test, as a kind of fault that the table "
@@ -51,33 +45,9 @@ CONTEXT = 512
 OURS = {"truthgpt-core", "truthgpt-services"}
 
 
-def beside(name: str) -> ModuleType:
-    """Import a module of this directory, which is not one that modules are found in."""
-    full = f"truthgpt_services_tests_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, HERE / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[full] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[full])
-    return sys.modules[full]
-
-
 @pytest.fixture(scope="session", autouse=True)
-def warm_processes(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """Let Python processes begin warm in this whole run, unless the command line says otherwise."""
-    module = beside("warm_processes")
-    new = request.config.getoption("--new-processes")
-    with nullcontext() if new else module.patched():
-        yield module
-
-
-@pytest.fixture(autouse=True)
-def new_process(request: pytest.FixtureRequest, warm_processes: ModuleType) -> Iterator[None]:
-    """Let those of tests that are marked so be new ones."""
-    marked = request.node.get_closest_marker("new_process") is not None
-    with warm_processes.new_processes() if marked else nullcontext():
-        yield
+def processes_begin_warm(warm_processes: ModuleType) -> None:
+    """Let the processes of all tests begin warm, those that fixtures start among them."""
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.new_process]
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[2] / "docs" / "benchmarks.md"

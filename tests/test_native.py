@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from truthgpt_plugin_native.engine import make_engine
 from truthgpt_services import ModelService
@@ -39,6 +40,22 @@ def test_what_quantize_stores_is_run_as_it_is(tiny_model: Path, kind: str) -> No
     assert float((own.exp() * (own - given)).sum(-1).mean()) < 0.005
 
 
+def test_layers_of_other_models_are_multiplied_by_it(tmp_path: Path) -> None:
+    """GPT-2 runs on PyTorch, and its quantized layers in compiled code, as they were saved."""
+    sizes = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    config = transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.tensor([list(range(3, 40))])
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits
+        models = ModelService()
+        quantized = models.optimize_model(model, [models.make_optimization("quantize", {})])
+        after = quantized(input_ids=ids).logits
+    assert quantized.lm_head.kernel == "native"
+    assert 0 < float((after - before).std() / before.std()) < 0.05
+    assert make_engine(quantized) is None
+
+
 def test_generate_writes_the_same_text(tiny_model: Path, truthgpt: Run) -> None:
     """Greedily, with weights in float32."""
     texts = []
@@ -53,12 +70,16 @@ def test_generate_writes_the_same_text(tiny_model: Path, truthgpt: Run) -> None:
 def test_optimize_measures_both_models_on_it(
     tiny_model: Path, truthgpt: Run, tmp_path: Path
 ) -> None:
-    """The baseline and what quantize made of it, and the quality of each."""
-    arguments = ("--apply", "quantize", "--quick", "--keep-all", "--device", "cpu")
+    """The baseline and what quantize made of it; what only PyTorch would run is not applied."""
+    arguments = ("--apply", "quantize,compile", "--quick", "--keep-all", "--device", "cpu")
     done = truthgpt("optimize", tiny_model, *arguments, "-o", tmp_path / "out", **WITH_NATIVE)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [each["measured"]["engine"] for each in report["variants"]] == ["native", "native"]
+    (compiling,) = (each for each in report["steps"] if each["name"] == "torch_compile")
+    assert compiling["outcome"] == "not applied"
+    assert "The engine native runs quantize" in compiling["reason"]
+    assert "--engine torch" in compiling["reason"]
 
 
 def test_an_engine_can_be_asked_for(tiny_model: Path, truthgpt: Run, tmp_path: Path) -> None:

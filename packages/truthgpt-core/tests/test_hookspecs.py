@@ -62,6 +62,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "make_decoder": {"engine": "engine", "options": {}},
     "make_cache": {"model": "model", "rows": 1, "positions": 8},
     "make_decode_step": {"model": "model", "cache": "cache"},
+    "make_stored_matmul": {"device": "cpu"},
     "make_training_step": {"model": "model"},
     "should_stop_training": {"progress": PROGRESS},
     "should_evaluate": {"progress": PROGRESS},
@@ -546,6 +547,20 @@ def test_a_decode_step_is_made_for_the_models_that_a_plugin_knows(manager) -> No
     assert step is not None
     assert step(1, 2) == (1, 2, "cache")
     assert manager.hooks.make_decode_step(model="theirs", cache="cache") is None
+
+
+@pytest.mark.hook("make_stored_matmul")
+def test_integers_are_multiplied_on_the_devices_that_a_plugin_knows(manager) -> None:
+    """The first plugin that multiplies integers on a device does."""
+
+    class Tripling:
+        @hookimpl
+        def make_stored_matmul(self, device):
+            return (lambda x, matrix: 3 * x) if device == "cpu" else None
+
+    manager.register_plugin(Tripling())
+    assert manager.hooks.make_stored_matmul(device="cpu")(2, None) == 6
+    assert manager.hooks.make_stored_matmul(device="cuda:0") is None
 
 
 @pytest.mark.hook("make_training_step")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from reference_matmul import KERNELS
 
 from truthgpt_plugin_quantize.int4 import Int4Linear, fitting_group
 from truthgpt_plugin_quantize.layer_classes import layer_class
@@ -87,7 +88,7 @@ def check(
         group_size = fitting_group(in_features, group_size or 32)
     torch.manual_seed(seed)
     linear = torch.nn.Linear(in_features, out_features, bias=bias, dtype=DTYPES[dtype])
-    layer = layer_class(Scheme(SCHEME)).from_linear(linear, KERNEL, group_size)
+    layer = layer_class(Scheme(SCHEME)).from_linear(linear, KERNELS[KERNEL], group_size)
     if shifted:
         # As a tensor of a memory-mapped file may lie.
         room = torch.empty(layer.qweight.numel() + 8, dtype=layer.qweight.dtype)[8:]
@@ -104,16 +105,10 @@ def check(
     exact = x.double() @ weight.T + added.double()
     size = x.double().abs() @ parts.T + added.double().abs()
     few = rows <= FEW_ROWS and layer.kernel != "dequantize"
-    if few and layer.kernel == "native":
-        rounded, sums = 32, in_features // 32 + 8
-    else:
-        rounded = in_features if SCHEME == "int8-dynamic" and not few else 0
-        sums = in_features + 8
-    if rounded:
-        moved = moved_by_rounding(x.double(), weight.abs(), rounded)
-        # The scales, of either side and their product; a sum of one number for each block,
-        # eight of them side by side; the answer and its sum with the bias.
-        relative = sums * 2.0**-24 + 2 * ROUNDOFF[dtype]
+    if SCHEME == "int8-dynamic" and not few and layer.kernel != "native":
+        moved = moved_by_rounding(x.double(), weight.abs())
+        # The scales, of either side and their product; the answer and its sum with the bias.
+        relative = (in_features + 8) * 2.0**-24 + 2 * ROUNDOFF[dtype]
         bound = moved + relative * (size + moved) + 2.0**-24 * (dtype == "float16")
     else:
         bound = bound_of_others(x, in_features, dtype, rows, size)
@@ -138,12 +133,11 @@ def stored(layer: QuantizedLinear) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, weight.abs()
 
 
-def moved_by_rounding(x: torch.Tensor, weights: torch.Tensor, length: int) -> torch.Tensor:
-    """Return by how much rounding activations to 8 bits in blocks can move a product at most."""
-    blocks = x.reshape(*x.shape[:-1], -1, length)
+def moved_by_rounding(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return by how much rounding rows of activations to 8 bits can move a product at most."""
     # Half a step, and what is lost when 127 steps are counted in float32.
-    each = blocks.abs().amax(-1, keepdim=True) / 127 * (0.5 + 2.0**-15)
-    return each.expand(blocks.shape).reshape(x.shape) @ weights.T
+    each = x.abs().amax(-1, keepdim=True) / 127 * (0.5 + 2.0**-15)
+    return each.expand(x.shape) @ weights.T
 
 
 def bound_of_others(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_matmul import KERNELS
 from torch import nn
 
 from truthgpt_core.optimization import OptimizationContext
@@ -118,7 +119,7 @@ def test_a_layer_of_zeros_answers_its_bias() -> None:
     """Weights that are all zero add exactly nothing, whichever way they are multiplied."""
     linear = nn.Linear(128, 24)
     nn.init.zeros_(linear.weight)
-    layer = Int4Linear.from_linear(linear, "native", 64)
+    layer = Int4Linear.from_linear(linear, KERNELS["native"], 64)
     for rows in (1, 9):
         assert torch.equal(layer(torch.randn(rows, 128)), linear.bias.expand(rows, 24))
 
@@ -146,7 +147,7 @@ def test_where_a_byte_keeps_its_columns() -> None:
 @pytest.mark.parametrize("group_size", GROUPS)
 def test_what_a_checkpoint_holds(group_size: int) -> None:
     """Two weights in a byte, and four bytes in float16 for each group."""
-    layer = Int4Linear.from_linear(nn.Linear(256, 24), "native", group_size)
+    layer = Int4Linear.from_linear(nn.Linear(256, 24), KERNELS["native"], group_size)
     found = {name: (each.dtype, tuple(each.shape)) for name, each in layer.state_dict().items()}
     groups = (24, 256 // group_size)
     assert found == {
@@ -160,7 +161,7 @@ def test_what_a_checkpoint_holds(group_size: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_a_model_that_changes_its_dtype_keeps_scales_and_minima(dtype: torch.dtype) -> None:
     """`model.to(dtype)` converts the bias, and no bit of what the integers are read by."""
-    layer = Int4Linear.from_linear(nn.Linear(64, 8), "native", 32)
+    layer = Int4Linear.from_linear(nn.Linear(64, 8), KERNELS["native"], 32)
     before = {name: each.clone() for name, each in layer.named_buffers()}
     layer.to(dtype)
     assert layer.bias is not None

@@ -11,14 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_matmul import KERNELS
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from truthgpt_plugin_quantize.int8 import LEVELS, Int8Linear, quantize
 from truthgpt_plugin_quantize.kernels import ALIGNMENT
 from truthgpt_plugin_quantize.layers import why_not, why_not_values
-
-KERNELS = ("native", "packed", "packed-bfloat16", "dequantize")
 
 
 def made(
@@ -29,7 +28,7 @@ def made(
 ) -> tuple[torch.nn.Linear, Int8Linear]:
     """Make a layer of 64 to 24 and quantize it."""
     linear = torch.nn.Linear(64, 24, bias=bias, dtype=dtype)
-    return linear, Int8Linear.from_linear(linear, kernel, group_size)
+    return linear, Int8Linear.from_linear(linear, KERNELS[kernel], group_size)
 
 
 def back(qweight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -97,7 +96,7 @@ def test_groups_that_cut_a_block_are_computed_in_floating_point(
 ) -> None:
     """Compiled code reads blocks of 32 of one scale; what it cannot read it is not given."""
     linear = torch.nn.Linear(columns, 8)
-    layer = Int8Linear.from_linear(linear, "native", group_size)
+    layer = Int8Linear.from_linear(linear, KERNELS["native"], group_size)
     assert layer.kernel == kernel
     x = torch.randn(2, columns)
     assert layer(x) == pytest.approx(linear(x).detach(), abs=0.05)
@@ -298,5 +297,5 @@ def test_compiles_without_graph_breaks(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_says_what_it_is() -> None:
     """`print(model)` shows sizes and the kernel that is really used."""
-    odd = Int8Linear.from_linear(torch.nn.Linear(33, 8), "packed")
+    odd = Int8Linear.from_linear(torch.nn.Linear(33, 8), KERNELS["packed"])
     assert "in_features=33, out_features=8, bias=True, scheme=int8, kernel=dequantize" in repr(odd)

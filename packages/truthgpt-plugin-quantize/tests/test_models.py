@@ -167,33 +167,31 @@ def test_settings_say_what_was_chosen(context: OptimizationContext) -> None:
     assert applied.notes == ("kernel native",)
 
 
-def test_without_a_compiler_whole_channels_are_chosen(
-    context: OptimizationContext, without_compiler: None
+def test_without_a_plugin_that_multiplies_whole_channels_are_chosen(
+    alone: OptimizationContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`auto` is what aten has for this CPU where nothing can be compiled."""
-    applied = Quantize().apply(make("llama"), context)
+    """`auto` is what aten has for this CPU, and a warning says what would be faster."""
+    applied = Quantize().apply(make("llama"), alone)
+    assert "pip install truthgpt-plugin-native" in caplog.text
     assert applied.settings["kernel"] in ("packed", "packed-bfloat16")
     assert applied.settings["group_size"] == 0
     assert applied.notes == (f"kernel {applied.settings['kernel']}",)
 
 
-def test_groups_without_a_compiler_are_computed_in_floating_point(
-    context: OptimizationContext, without_compiler: None
+def test_groups_that_no_plugin_multiplies_are_computed_in_floating_point(
+    alone: OptimizationContext,
 ) -> None:
     """Who asks for groups gets them, and the kernel that can read them."""
-    applied = Quantize(group_size=32).apply(make("llama"), context)
+    applied = Quantize(group_size=32).apply(make("llama"), alone)
     assert applied.settings["kernel"] == "dequantize"
     assert applied.settings["group_size"] == 32
 
 
-def test_asking_for_compiled_code_without_a_compiler_is_refused(
-    context: OptimizationContext, without_compiler: None
-) -> None:
+def test_asking_for_what_no_plugin_has_is_refused(alone: OptimizationContext) -> None:
     """`kernel=native` is refused before anything is changed, and the error says what to do."""
     model = make("llama")
-    with pytest.raises(OptimizationError, match=r"kernel native.*set CXX.*kernel=auto") as caught:
-        Quantize(kernel="native").apply(model, context)
-    assert "no C++ compiler" in caught.value.message
+    with pytest.raises(OptimizationError, match=r"kernel native.*pip install.*kernel=auto"):
+        Quantize(kernel="native").apply(model, alone)
     assert not [each for each in model.modules() if isinstance(each, Int8Linear)]
 
 
@@ -208,20 +206,20 @@ def test_groups_with_a_kernel_that_has_none_are_refused(
     assert caught.value.hint == "Say group_size=0, or kernel=native."
 
 
-def test_what_compiled_code_made_is_read_without_a_compiler(
-    context: OptimizationContext, request: pytest.FixtureRequest
+def test_what_was_made_with_a_plugin_is_read_without(
+    context: OptimizationContext, alone: OptimizationContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Restored where nothing can be compiled, a model answers nearly as where it was made."""
+    """Restored where none multiplies integers, a model answers nearly as where it was made."""
     model = make("llama")
     applied = Quantize().apply(model, context)
     one = logits(model, IDS[:1, :1])
 
-    request.getfixturevalue("without_compiler")
     fresh = make("llama")
-    restored = Quantize(**applied.settings).restore(fresh, context)
+    restored = Quantize(**applied.settings).restore(fresh, alone)
+    assert "pip install truthgpt-plugin-native" in caplog.text
     restored.load_state_dict(model.state_dict())
     assert restored.lm_head.kernel == "dequantize"
-    assert 0 < spread(restored, one, IDS[:1, :1]) < 0.02
+    assert spread(restored, one, IDS[:1, :1]) < 0.02
 
 
 def test_restoring_computes_nothing(context: OptimizationContext) -> None:

@@ -38,7 +38,13 @@ if TYPE_CHECKING:
     from truthgpt_core.dynamic_factory import DynamicFactory
     from truthgpt_core.evaluation import Measured, ReportSection
     from truthgpt_core.event_system import EventEmitter
-    from truthgpt_core.optimization import Applied, Model, Optimization, OptimizationContext
+    from truthgpt_core.optimization import (
+        Applied,
+        Model,
+        Optimization,
+        OptimizationContext,
+        StoredMatmul,
+    )
     from truthgpt_core.service_registry import ServiceRegistry
     from truthgpt_core.sources import ResolvedModel
     from truthgpt_core.training import TrainingProgress
@@ -244,6 +250,21 @@ def make_decode_step(model: Model, cache: Any) -> Callable[[Any, Any], Any] | No
 
 
 @_hookspec(firstresult=True)
+def make_stored_matmul(device: str) -> StoredMatmul | None:
+    """Return how rows are multiplied by integers as they are stored, or None to leave it to others.
+
+    Called when an optimization that stores integers is applied or restored: its layers call what
+    this returns where PyTorch runs the model.
+
+    Args:
+        device: where the model is, in torch's notation ("cpu", "cuda:0").
+
+    Returns:
+        A function that takes every `StoredMatrix` whose groups are multiples of 32 columns.
+    """
+
+
+@_hookspec(firstresult=True)
 def make_training_step(model: Model) -> Callable[[Mapping[str, Any]], Any] | None:
     """Return the function that computes the loss of a batch, or None to leave it to others.
 
@@ -335,6 +356,9 @@ class Hooks(Protocol):
         """See the hook of this name."""
 
     def make_decode_step(self, *, model: Model, cache: Any) -> Callable[[Any, Any], Any] | None:
+        """See the hook of this name."""
+
+    def make_stored_matmul(self, *, device: str) -> StoredMatmul | None:
         """See the hook of this name."""
 
     def make_training_step(self, *, model: Model) -> Callable[[Mapping[str, Any]], Any] | None:

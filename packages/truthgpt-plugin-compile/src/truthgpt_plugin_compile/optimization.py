@@ -70,6 +70,7 @@ class TorchCompile(Optimization[TorchCompileOptions]):
 
     name: ClassVar[str] = "torch_compile"
     stage: ClassVar[Stage] = Stage.EXECUTION
+    engine: ClassVar[str | None] = "torch"
     options_type: ClassVar[type[Options]] = TorchCompileOptions
 
     def check(self, device: str) -> Verdict:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import version
 
 from truthgpt_core.decoding import Engine, EngineOptions
+from truthgpt_core.diagnosis import Diagnosis
 from truthgpt_core.hookspecs import hookimpl
+from truthgpt_core.optimization import StoredMatmul
 from truthgpt_core.plugin_system import Plugin
 from truthgpt_core.sources import ResolvedModel
 
 
 class NativePlugin(Plugin):
-    """Brings the engine `native`."""
+    """Brings the engine `native`, and its products for layers that PyTorch runs."""
 
     @property
     def name(self) -> str:
@@ -37,3 +40,19 @@ class NativePlugin(Plugin):
         if options.device == "auto" and torch.cuda.is_available():
             return None
         return make_engine(options.load())
+
+    @hookimpl
+    def make_stored_matmul(self, device: str) -> StoredMatmul | None:
+        """Multiply integers on a CPU with the engine's code."""
+        if device != "cpu":
+            return None
+        from truthgpt_plugin_native.products import make_matmul
+
+        return make_matmul()
+
+    @hookimpl
+    def diagnose(self) -> Iterator[Diagnosis]:
+        """Say whether there is compiled code, for which processors, and whether it is right."""
+        from truthgpt_plugin_native.diagnosis import diagnose
+
+        yield diagnose()

@@ -5,6 +5,7 @@ An operator of torch, because inductor leaves those alone and compiles what is a
 
 from __future__ import annotations
 
+import logging
 import os
 from ctypes import byref
 
@@ -12,11 +13,23 @@ import torch
 from torch import Tensor
 
 from truthgpt_core.compiled_code import NativeError
-from truthgpt_core.optimization import StoredMatrix
+from truthgpt_core.optimization import StoredMatmul, StoredMatrix
 from truthgpt_plugin_native import library
 from truthgpt_plugin_native.matrices import describe
 
+logger = logging.getLogger(__name__)
+
 _library = torch.library.Library("truthgpt_native", "DEF")
+
+
+def make_matmul() -> StoredMatmul | None:
+    """Return `multiply`, once its code is there; None, with a warning, if it cannot be had."""
+    try:
+        library.load()
+    except NativeError as error:
+        logger.warning("Integers are not multiplied by compiled code: %s", error)
+        return None
+    return multiply
 
 
 def multiply(x: Tensor, matrix: StoredMatrix) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from truthgpt_plugin_quantize.kernels import Kernel
 from truthgpt_plugin_quantize.quantized import QuantizedLinear, in_chunks
 
 DTYPE = torch.float8_e4m3fn
@@ -46,12 +47,17 @@ class Fp8Linear(QuantizedLinear):
         out_features: int,
         *,
         device: torch.device,
-        kernel: str,
+        kernel: Kernel,
         group_size: int = 0,
         **common: Any,
     ) -> None:
         super().__init__(
-            in_features, out_features, device=device, kernel="dequantize", group_size=0, **common
+            in_features,
+            out_features,
+            device=device,
+            kernel=Kernel("dequantize"),
+            group_size=0,
+            **common,
         )
         empty = torch.empty(out_features, in_features, dtype=DTYPE, device=device)
         self.register_buffer("qweight", empty)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from truthgpt_core.optimization import StoredMatrix
-from truthgpt_plugin_quantize import kernels
+from truthgpt_plugin_quantize.kernels import Kernel
 from truthgpt_plugin_quantize.quantized import QuantizedLinear, in_chunks
 from truthgpt_plugin_quantize.schemes import INT4_GROUPS
 
@@ -110,7 +110,7 @@ class Int4Linear(QuantizedLinear):
         out_features: int,
         *,
         device: torch.device,
-        kernel: str,
+        kernel: Kernel,
         group_size: int = 32,
         **common: Any,
     ) -> None:
@@ -118,7 +118,7 @@ class Int4Linear(QuantizedLinear):
             in_features,
             out_features,
             device=device,
-            kernel=kernel if kernel == "native" and group_size in INT4_GROUPS else "dequantize",
+            kernel=kernel if kernel.name == "native" else Kernel("dequantize"),
             group_size=group_size,
             **common,
         )
@@ -145,15 +145,3 @@ class Int4Linear(QuantizedLinear):
     def stored_matrix(self) -> StoredMatrix:
         """Return weights as they are stored."""
         return StoredMatrix(self.qweight, self.scales, self.minima)
-
-    def convert(self, dtype: torch.dtype) -> Tensor:
-        """Return weights in a floating-point dtype, of shape (out, in)."""
-        if self.kernel == "native" and self.qweight.is_cpu and dtype in kernels.CONVERTED:
-            return kernels.convert(self.qweight, self.scales, self.minima, dtype)
-        return super().convert(dtype)
-
-    def multiply_few(self, rows: Tensor) -> Tensor | None:
-        """Multiply the integers as they are, if the kernel does."""
-        if self.kernel != "native":
-            return None
-        return kernels.native(rows, self.qweight, self.scales, self.minima)

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from truthgpt_core.optimization import StoredMatrix
 from truthgpt_plugin_quantize import kernels
+from truthgpt_plugin_quantize.kernels import Kernel
 from truthgpt_plugin_quantize.quantized import (
     QuantizedLinear,
     in_chunks,
     is_derived,
-    product_dtype,
 )
 
 LEVELS = 127
@@ -68,15 +68,15 @@ class Int8Linear(QuantizedLinear):
         out_features: int,
         *,
         device: torch.device,
-        kernel: str,
+        kernel: Kernel,
         group_size: int = 0,
         **common: Any,
     ) -> None:
         if group_size and in_features % group_size:
             group_size = 0
         whole = in_features % kernels.MULTIPLE == 0 and group_size % kernels.MULTIPLE == 0
-        if not whole or (group_size and kernel != "native"):
-            kernel = "dequantize"
+        if not whole or (group_size and kernel.name != "native"):
+            kernel = Kernel("dequantize")
         super().__init__(
             in_features,
             out_features,
@@ -106,16 +106,8 @@ class Int8Linear(QuantizedLinear):
         """Return weights as they are stored."""
         return StoredMatrix(self.qweight, self.scales)
 
-    def convert(self, dtype: torch.dtype) -> Tensor:
-        """Return weights in a floating-point dtype, of shape (out, in)."""
-        if self.kernel == "native" and self.qweight.is_cpu and dtype in kernels.CONVERTED:
-            return kernels.convert(self.qweight, self.scales, None, dtype)
-        return super().convert(dtype)
-
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply the integers as they are, if the kernel does."""
-        if self.kernel == "native":
-            return kernels.native(rows, self.qweight, self.scales)
         if self.kernel.startswith("packed"):
             rounded = self.kernel == "packed-bfloat16"
             return kernels.packed(rows, self.qweight, self.scales, rounded=rounded)
@@ -126,9 +118,7 @@ class Int8Linear(QuantizedLinear):
         # float16 ends at 65504, which sums over integers reach: there the scales come first.
         if rows.dtype == torch.float16 or self.group_size:
             return super().multiply_many(rows)
-        # bfloat16 has all integers of 8 bits.
-        dtype = product_dtype(rows)
-        products = functional.linear(rows.to(dtype), self.qweight.to(dtype)).to(rows.dtype)
+        products = functional.linear(rows, self.qweight.to(rows.dtype))
         return products * self.scales.to(rows.dtype)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

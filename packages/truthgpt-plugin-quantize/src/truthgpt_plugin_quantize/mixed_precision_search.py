@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from truthgpt_core.optimization import LayerChoice, OptimizationContext, OptimizationError
 from truthgpt_plugin_quantize import int4
+from truthgpt_plugin_quantize.kernels import Kernel
 from truthgpt_plugin_quantize.layer_classes import layer_class
 from truthgpt_plugin_quantize.layers import is_transposed, matrix, why_not_values
 from truthgpt_plugin_quantize.plan import GROUP_SIZE, Plan
@@ -82,7 +83,11 @@ class Found:
 
 
 def search(
-    model: Any, plan: Plan, options: QuantizeOptions, context: OptimizationContext, kernel: str
+    model: Any,
+    plan: Plan,
+    options: QuantizeOptions,
+    context: OptimizationContext,
+    kernel: Kernel,
 ) -> Found:
     """Find the smallest or the fastest mix of int4, int8 and unquantized layers within a bound.
 
@@ -157,14 +162,14 @@ class _Layer:
 
     @classmethod
     def tried(
-        cls, name: str, module: Any, trial: _Trial, goal: str, kernel: str, *, shared: bool
+        cls, name: str, module: Any, trial: _Trial, goal: str, kernel: Kernel, *, shared: bool
     ) -> _Layer:
         weight = matrix(module)
         schemes: list[Scheme] = []
         group_size = int4.fitting_group(weight.shape[1], GROUP_SIZE)
         if group_size and not int4.why_not_values(weight):
             schemes.append(Scheme("int4", group_size))
-        whole = weight.shape[1] % GROUP_SIZE or kernel != "native"
+        whole = weight.shape[1] % GROUP_SIZE or kernel.name != "native"
         schemes.append(Scheme("int8", 0 if whole else GROUP_SIZE))
         costs: list[_Cost] = []
         measured = first_error = 0.0
@@ -333,7 +338,8 @@ def _measure(
             if cost.scheme is not None:
                 module = model.get_submodule(name)
                 kind = layer_class(cost.scheme)
-                layer = kind.from_linear(module, "dequantize", cost.scheme.group_size or 0)
+                exact = Kernel("dequantize")
+                layer = kind.from_linear(module, exact, cost.scheme.group_size or 0)
                 shared = layers[name].shared
                 stack.enter_context(_made_of(module, layer.dequantize(), shared=shared))
         return trial.divergence()

@@ -17,6 +17,7 @@ from truthgpt_core.optimization import (
     Options,
     SourceModel,
     Stage,
+    StoredMatmul,
     Verdict,
 )
 from truthgpt_plugin_quantize.options import QuantizeOptions
@@ -30,9 +31,13 @@ from truthgpt_plugin_quantize.plan import (
 from truthgpt_plugin_quantize.schemes import Rule, Scheme
 
 if TYPE_CHECKING:
+    from truthgpt_plugin_quantize.kernels import Kernel
     from truthgpt_plugin_quantize.mixed_precision_search import Found
 
 logger = logging.getLogger(__name__)
+
+INSTALL = "pip install truthgpt-plugin-native makes them fast"
+"""What to do where no plugin multiplies integers as they are stored."""
 
 
 class Quantize(Optimization[QuantizeOptions]):
@@ -87,12 +92,10 @@ class Quantize(Optimization[QuantizeOptions]):
         from truthgpt_plugin_quantize.layers import matrix, replace, why_not_values
 
         _refuse_quantized(model)
-        kernel = self._kernel(context.device)
-        if kernel == "native" and context.device == "cpu":
-            _see_that_it_compiles()
+        kernel = self._kernel(context)
         options, notes = self.options, list[str]()
         choices: tuple[LayerChoice, ...] = ()
-        wanted = self._wanted(options, kernel)
+        wanted = self._wanted(options, kernel.name)
         plan = make_plan(model, wanted)
         if not plan.schemes:
             raise _covers_none(plan)
@@ -104,7 +107,7 @@ class Quantize(Optimization[QuantizeOptions]):
                 raise _keeps_none(options, context)
             options, notes = self._mixed(found), found.notes
             choices = found.choices()
-            wanted = self._wanted(options, kernel)
+            wanted = self._wanted(options, kernel.name)
             plan = make_plan(model, wanted)
         chosen = list(plan.schemes)
         exceptions: list[str] = []
@@ -134,7 +137,7 @@ class Quantize(Optimization[QuantizeOptions]):
         refused = [f"={name}" for name in plan.left if not why_left_alone(name, wanted)]
         settings = options.model_copy(
             update={
-                "kernel": kernel,
+                "kernel": kernel.name,
                 "group_size": wanted.group_size(wanted.scheme),
                 "layers": [*exceptions, *options.layers],
                 "skip": [*options.skip, *refused],
@@ -142,7 +145,7 @@ class Quantize(Optimization[QuantizeOptions]):
             }
         )
         if context.device == "cpu":
-            notes = [f"kernel {kernel}", *notes]
+            notes = [f"kernel {kernel.name}", *notes]
         return Applied(
             model,
             Coverage("linear layers", tuple(plan.schemes), tuple(plan.left.items())),
@@ -153,16 +156,18 @@ class Quantize(Optimization[QuantizeOptions]):
 
     def restore(self, model: Model, context: OptimizationContext) -> Model:
         """Put quantized layers, still empty, in the place of the ones that `apply` covered."""
-        from truthgpt_plugin_quantize.kernels import choose_kernel
+        from truthgpt_plugin_quantize.kernels import Kernel
         from truthgpt_plugin_quantize.layer_classes import layer_class
         from truthgpt_plugin_quantize.layers import replace
 
-        kernel = self._kernel(context.device)
-        plan = make_plan(model, self._wanted(self.options, kernel))
-        if kernel == "native" and choose_kernel() != "native":
-            # Made where there was a C++ compiler.
-            logger.warning("Quantized layers run slowly here: there is no C++ compiler that works")
-            kernel = "dequantize"
+        if self.options.kernel == "native":
+            # It was made where there was what it needs.
+            kernel = Kernel("native", _stored_matmul(context))
+            if kernel.matmul is None and context.device == "cpu":
+                logger.warning("Quantized layers run slowly here: %s", INSTALL)
+        else:
+            kernel = self._kernel(context)
+        plan = make_plan(model, self._wanted(self.options, kernel.name))
         for name, scheme in plan.schemes.items():
             linear = model.get_submodule(name)
             kind = layer_class(scheme)
@@ -178,9 +183,9 @@ class Quantize(Optimization[QuantizeOptions]):
             return {}
         return module.plain_weights() if isinstance(module, QuantizedLinear) else None
 
-    def _kernel(self, device: str) -> str:
+    def _kernel(self, context: OptimizationContext) -> Kernel:
         """Return the kernel that is meant on this machine."""
-        from truthgpt_plugin_quantize.kernels import choose_kernel
+        from truthgpt_plugin_quantize.kernels import Kernel, choose_packed
 
         requested, group_size = self.options.kernel, self.options.group_size
         grouped = group_size not in ("auto", 0) and self.options.scheme == "int8"
@@ -189,10 +194,20 @@ class Quantize(Optimization[QuantizeOptions]):
                 f"The kernel {requested} wants whole channels, and group_size is {group_size}",
                 hint="Say group_size=0, or kernel=native.",
             )
-        kernel: str = requested
-        if requested == "auto":
-            kernel = choose_kernel() if device == "cpu" else "dequantize"
-        return "dequantize" if grouped and kernel != "native" else kernel
+        on_cpu = context.device == "cpu"
+        matmul = _stored_matmul(context) if requested in ("auto", "native") and on_cpu else None
+        if matmul is not None:
+            return Kernel("native", matmul)
+        if requested == "native" and on_cpu:
+            raise OptimizationError(
+                "The kernel native multiplies with a plugin's code, and none here can",
+                hint=f"{INSTALL}; truthgpt doctor says why it does not work. Or say kernel=auto.",
+            )
+        if requested != "auto":
+            return Kernel(requested)
+        if on_cpu:
+            logger.warning("Quantized layers run on PyTorch's kernels: %s", INSTALL)
+        return Kernel("dequantize" if grouped or not on_cpu else choose_packed())
 
     def _mixed(self, found: Found) -> QuantizeOptions:
         """Return options that say what `auto` found."""
@@ -220,17 +235,8 @@ def _with_group(rule: Rule, group_size: int | None) -> Rule:
     return rule if rule.scheme is None else Rule(rule.pattern, rule.scheme.with_group(group_size))
 
 
-def _see_that_it_compiles() -> None:
-    from truthgpt_core.compiled_code import NativeError
-    from truthgpt_plugin_quantize.native import library
-
-    try:
-        library.load()
-    except NativeError as error:
-        raise OptimizationError(
-            f"The kernel native cannot be had: {error.message}",
-            hint=f"{error.hint or ''} Or say kernel=auto.".strip(),
-        ) from error
+def _stored_matmul(context: OptimizationContext) -> StoredMatmul | None:
+    return context.make_stored_matmul() if context.device == "cpu" else None
 
 
 def _refuse_quantized(model: Model) -> None:

@@ -35,8 +35,8 @@ class QuantizeOptions(Options):
             multiply it. `auto`: for each layer int4, int8 or as it was, whichever is
             the smallest or fastest mix within `max_kl`.
         group_size: how many neighbors share a scale; 0 for a whole output channel; int4
-            has groups of 32, 64 or 128. `auto` takes 32, for int8 only where compiled code
-            can be had, else 0. Rows that cannot be cut so take smaller groups or whole
+            has groups of 32, 64 or 128. `auto` takes 32, for int8 only where a plugin
+            multiplies integers, else 0. Rows that cannot be cut so take smaller groups or whole
             channels, which the report says.
         layers: `PATTERN=SCHEME` for layers that are to be made of something else, or of
             nothing else (`none`); the first pattern that matches holds. A scheme may name
@@ -45,14 +45,14 @@ class QuantizeOptions(Options):
             pattern also matches what is inside the module that it names.
         skip: patterns of the layers to leave alone; `=NAME` is the layer of exactly
             that name.
-        kernel: how one token is computed on a CPU. `native` multiplies the integers as
-            they are, with activations rounded to 8 bits in blocks of 32; models of the
-            Llama family take a whole step in one call of C++ that is compiled for this
-            machine. `packed` multiplies with activations in the model's dtype;
+        kernel: how layers are computed on a CPU where PyTorch runs the model. `native`
+            multiplies the integers as they are, with the code of a plugin that has some
+            (truthgpt-plugin-native, with activations rounded to 8 bits in blocks of 32).
+            `packed` multiplies a few rows with activations in the model's dtype;
             `packed-bfloat16` the same with activations rounded to bfloat16; both want
             int8 by whole channels. `dequantize` makes floating-point weights each time.
-            `auto` takes `native` where there is a C++ compiler, else `packed` where the CPU
-            has AVX-512, else `packed-bfloat16`.
+            `auto` takes `native` where a plugin has it, else `packed` where the CPU has
+            AVX-512, else `packed-bfloat16`.
         embedding: what becomes of the input embedding: `shared`, it reads the weights of the
             quantized output embedding and has none of its own; `keep`, it stays as it is.
             `auto` is `shared` if the two shared their weights before, else `keep`.
@@ -86,9 +86,9 @@ class QuantizeOptions(Options):
     )
     kernel: Literal["auto", "native", "packed", "packed-bfloat16", "dequantize"] = Field(
         "auto",
-        description="How one token is computed on a CPU. native is C++ compiled for this "
-        "machine; the packed ones are kernels of torch for int8 by whole channels; dequantize "
-        "makes floating-point weights each time.",
+        description="How layers are computed on a CPU where PyTorch runs the model. native is "
+        "the code of a plugin such as truthgpt-plugin-native; the packed ones are kernels of "
+        "torch for int8 by whole channels; dequantize makes floating-point weights each time.",
     )
     embedding: Literal["auto", "shared", "keep"] = Field(
         "auto",

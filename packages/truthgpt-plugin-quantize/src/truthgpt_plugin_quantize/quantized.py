@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from truthgpt_core.optimization import StoredMatrix
-from truthgpt_plugin_quantize import kernels
+from truthgpt_plugin_quantize.kernels import Kernel
 from truthgpt_plugin_quantize.layers import is_transposed, matrix
 
 FEW_ROWS = 4
-"""Up to this many rows of activations are multiplied with the weights as they are stored. With
-more, making floating-point weights once and multiplying at full speed wins by far."""
+"""Up to this many rows of activations are multiplied by PyTorch's kernels for integers. With more,
+making floating-point weights once and multiplying at full speed wins by far."""
 
 CHUNK = 2**20
 """Weights that are rounded at once: what that needs besides stays small, and in a cache."""
@@ -33,7 +33,7 @@ class QuantizedLinear(nn.Module, ABC):
         bias: whether it has one, in `dtype`.
         dtype: of the bias.
         device: of everything.
-        kernel: `native`, `packed`, `packed-bfloat16` or `dequantize`; see `QuantizeOptions`.
+        kernel: how it is computed on a CPU.
         group_size: how many neighbors of a row share a scale; 0 for the whole row.
 
     Attributes:
@@ -52,14 +52,16 @@ class QuantizedLinear(nn.Module, ABC):
         bias: bool,
         dtype: torch.dtype,
         device: torch.device,
-        kernel: str,
+        kernel: Kernel,
         group_size: int = 0,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.group_size = group_size
-        self.kernel = kernel
+        is_missing = kernel.name == "native" and kernel.matmul is None
+        self.kernel = "dequantize" if is_missing else kernel.name
+        self.matmul = kernel.matmul
         self.is_transposed = False
         self.bias = (
             nn.Parameter(torch.empty(out_features, dtype=dtype, device=device), requires_grad=False)
@@ -68,7 +70,7 @@ class QuantizedLinear(nn.Module, ABC):
         )
 
     @classmethod
-    def empty_like(cls, module: Any, kernel: str, group_size: int = 0) -> Self:
+    def empty_like(cls, module: Any, kernel: Kernel, group_size: int = 0) -> Self:
         """Make a layer of the same shape as another whose weights are still to be filled in."""
         out_features, in_features = matrix(module).shape
         layer = cls(
@@ -84,7 +86,7 @@ class QuantizedLinear(nn.Module, ABC):
         return layer
 
     @classmethod
-    def from_linear(cls, module: Any, kernel: str, group_size: int = 0) -> Self:
+    def from_linear(cls, module: Any, kernel: Kernel, group_size: int = 0) -> Self:
         """Quantize a layer: `nn.Linear`, or GPT-2's `Conv1D`."""
         layer = cls.empty_like(module, kernel, group_size)
         layer.take(matrix(module))
@@ -118,7 +120,7 @@ class QuantizedLinear(nn.Module, ABC):
         return None
 
     def multiply_few(self, rows: Tensor) -> Tensor | None:
-        """Multiply up to `FEW_ROWS` rows on a CPU by the weights as they are stored.
+        """Multiply up to `FEW_ROWS` rows on a CPU with PyTorch's kernel for integers.
 
         Args:
             rows: of shape (rows, in).
@@ -128,26 +130,20 @@ class QuantizedLinear(nn.Module, ABC):
         """
         return None
 
-    def convert(self, dtype: torch.dtype) -> Tensor:
-        """Return weights in a floating-point dtype, of shape (out, in)."""
-        return self.dequantize().to(dtype)
-
     def multiply_many(self, rows: Tensor) -> Tensor:
         """Multiply rows, of shape (rows, in), by floating-point weights made for the call."""
-        dtype = product_dtype(rows)
-        # Without derivatives, as weights that are kept for them may not be made anew.
-        compiled = self.kernel == "native" and rows.is_cpu and not is_derived(rows)
-        if compiled and dtype in kernels.CONVERTED:
-            minima = getattr(self, "minima", None)
-            return kernels.many(rows.to(dtype), self.qweight, self.scales, minima).to(rows.dtype)
-        return nn.functional.linear(rows.to(dtype), self.convert(dtype)).to(rows.dtype)
+        return nn.functional.linear(rows, self.dequantize().to(rows.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer for `x` of shape (..., in_features), in the dtype of `x`."""
         rows = x.reshape(-1, self.in_features)
-        out = None
         # The kernels have no derivatives.
-        if rows.is_cpu and rows.shape[0] <= FEW_ROWS and not is_derived(rows):
+        exact = not rows.is_cpu or is_derived(rows)
+        stored = None if exact or self.matmul is None else self.stored_matrix()
+        out = None
+        if self.matmul is not None and stored is not None:
+            out = self.matmul(rows, stored)
+        elif not exact and rows.shape[0] <= FEW_ROWS:
             out = self.multiply_few(rows)
         if out is None:
             out = self.multiply_many(rows)
@@ -226,13 +222,6 @@ class QuantizedEmbedding(nn.Module):
 def is_derived(rows: Tensor) -> bool:
     """Whether a derivative by activations may be asked for."""
     return rows.requires_grad and torch.is_grad_enabled()
-
-
-def product_dtype(rows: Tensor) -> torch.dtype:
-    """Return the dtype that many rows of activations are multiplied in by made weights."""
-    if kernels.BFLOAT16_TILES and rows.is_cpu and rows.dtype == torch.float32:
-        return rows.dtype if is_derived(rows) else torch.bfloat16
-    return rows.dtype
 
 
 def in_chunks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -28,7 +28,7 @@ from truthgpt_core.optimization.contract import (
 )
 from truthgpt_core.optimization.errors import OptimizationError
 from truthgpt_core.optimization.options import Options
-from truthgpt_core.optimization.stored_weights import StoredMatrix, StoresMatrix
+from truthgpt_core.optimization.stored_weights import StoredMatmul, StoredMatrix, StoresMatrix
 
 __all__ = [
     "Applied",
@@ -43,6 +43,7 @@ __all__ = [
     "Progress",
     "SourceModel",
     "Stage",
+    "StoredMatmul",
     "StoredMatrix",
     "StoresMatrix",
     "Verdict",

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from truthgpt_core.optimization.errors import OptimizationError, naming_the_author
 from truthgpt_core.optimization.options import Options, OptionsT, wrong_options
+from truthgpt_core.optimization.stored_weights import StoredMatmul
 
 Model = Any
 """A `torch.nn.Module`; this package never needs to know more than that it is one."""
@@ -164,6 +165,10 @@ def no_fill(name: str) -> None:
     """Do nothing: everything is in memory already."""
 
 
+def no_stored_matmul() -> None:
+    """Return None: integers are not multiplied as they are stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizationContext:
     """What an optimization may use besides the model.
@@ -184,6 +189,8 @@ class OptimizationContext:
         note: tells the user what is known only when the model runs, such as how long compiling
             took. Called as `note(about, sentence)`; a later sentence about the same takes the
             place of an earlier one. It may be called at any time, also after `apply`.
+        make_stored_matmul: returns how a CPU multiplies rows by integers as they are stored; None
+            if no plugin brings it. It may take seconds, the first time on a machine.
     """
 
     device: str
@@ -194,6 +201,7 @@ class OptimizationContext:
     tokens: Sequence[int] = ()
     max_kl: float | None = None
     note: Note = no_note
+    make_stored_matmul: Callable[[], StoredMatmul | None] = no_stored_matmul
 
 
 class Optimization(ABC, Generic[OptionsT]):
@@ -230,6 +238,13 @@ class Optimization(ABC, Generic[OptionsT]):
     and it calls `context.fill(name)` before it reads those of the module `name`. What is
     still missing when it returns is filled in then, so it need not fill what it leaves
     alone, and the whole model is never in memory at once.
+    """
+
+    engine: ClassVar[str | None] = None
+    """The name of the engine that runs the model in another way after this; None if any does.
+
+    `torch` says that it changes how PyTorch runs a model, as compiling it does: where another
+    engine runs the model it is skipped, with this reason.
     """
 
     ordinary: ClassVar[bool] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,3 +36,10 @@ class StoresMatrix(Protocol):
         The tensors are the module's own, and must not be changed by an engine. A bias
         is not among them: it is the module's parameter `bias`.
         """
+
+
+StoredMatmul = Callable[[Any, StoredMatrix], Any]
+"""Called as `matmul(x, matrix)` with `x` floating point of shape (rows, in), on the CPU.
+
+Returns `x @ matrix.T` of shape (rows, out), in the dtype of `x`. It may round `x`, and has no
+derivatives."""

@@ -27,7 +27,10 @@ _LIBRARIES = ("truthgpt-services", "torch", "transformers")
 _UNCOUNTED = 1 << 20
 
 _HOOKS = frozenset(
-    {"make_decode_step", "make_cache", "make_decoder", "make_engine", "register_components"}
+    {
+        *("make_cache", "make_decode_step", "make_decoder", "make_engine", "make_stored_matmul"),
+        "register_components",
+    }
 )
 """A plugin with one of them may take part in decoding."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from truthgpt_core.optimization import Optimization
+from truthgpt_core.optimization import Optimization, Verdict
 from truthgpt_services.measuring.compare import Contestant
 from truthgpt_services.measuring.protocol import StepToBuild
 
@@ -47,3 +47,14 @@ class MadeVariant:
     def name(self) -> str:
         """The variant's name."""
         return self.contestant.name
+
+    def runs_with(self, optimization: Optimization[Any]) -> Verdict:
+        """Say whether the engine that runs this variant is one that an optimization changes."""
+        engine = self.contestant.opened.engine
+        if optimization.engine in (None, engine):
+            return Verdict.yes()
+        return Verdict.no(
+            f"the engine {engine} runs {self.name}, and {optimization.name} changes only how the "
+            f"engine {optimization.engine} runs a model",
+            f"Say --engine {optimization.engine} to measure it with that one",
+        )

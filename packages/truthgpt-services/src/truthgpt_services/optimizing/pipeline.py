@@ -218,6 +218,8 @@ class Pipeline:
         name = " + ".join(each.name for each in steps)
         try:
             verdict = calls.check(step.optimization, self._found.machine.device)
+            if verdict.ok:
+                verdict = self._accepted.runs_with(step.optimization)
             if not verdict.ok:
                 reason = f"{verdict.reason}. {verdict.fix}".strip().rstrip(".") + "."
                 self._events.emit(OptimizationSkipped(optimization=step.name, reason=reason))

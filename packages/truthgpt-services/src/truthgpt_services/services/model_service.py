@@ -550,6 +550,7 @@ class ModelService:
             tokens=tokens,
             max_kl=max_kl,
             note=partial(self._note, name),
+            make_stored_matmul=partial(self._plugins.hooks.make_stored_matmul, device=device),
         )
 
     def _note(self, optimization: str, about: str, note: str) -> None:

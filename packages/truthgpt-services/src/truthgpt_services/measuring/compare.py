@@ -43,6 +43,7 @@ class Contestant:
         opened: what the first process said of it.
         directory: where it is loaded from.
         dtype: that it is loaded in; None for that of a saved model.
+        engine: that runs it; None for the first that can.
         warmup_seconds: of the first process.
         launches: what each process has measured, by the number of the launch in this run.
         peak: highest memory of any process, in bytes.
@@ -54,6 +55,7 @@ class Contestant:
     opened: Opened
     directory: str = ""
     dtype: str | None = None
+    engine: str | None = None
     warmup_seconds: float = 0.0
     launches: dict[int, Launch] = field(default_factory=dict)
     peak: int = 0

@@ -87,15 +87,21 @@ class ModelMaker:
         """Let a worker load a model, the baseline in the type that was asked for."""
         self._progress(f"Loading {name}", 0, 0)
         dtype = self._request.dtype if name == BASELINE else None
-        opened = self.begin_loading(worker, str(directory), dtype)()
-        return Contestant(name, worker, opened, str(directory), dtype)
+        engine = self._request.engine
+        opened = self.begin_loading(worker, str(directory), dtype, engine)()
+        return Contestant(name, worker, opened, str(directory), dtype, engine)
+
+    def open_twin(self, contestant: Contestant, name: str, engine: str | None) -> Contestant:
+        """Load the model of another contestant once more, in a process of its own."""
+        worker, directory, dtype = self.start(name), contestant.directory, contestant.dtype
+        opened = self.begin_loading(worker, directory, dtype, engine)()
+        return Contestant(name, worker, opened, directory, dtype, engine)
 
     def begin_loading(
-        self, worker: WorkerProcess, directory: str, dtype: str | None
+        self, worker: WorkerProcess, directory: str, dtype: str | None, engine: str | None
     ) -> Callable[[], Opened]:
-        """Let a worker load a model where and with what the request says; return what waits."""
-        request = self._request
-        return worker.begin(worker.open, directory, dtype, request.device, request.engine)
+        """Let a worker load a model on the device of the request; return what waits for it."""
+        return worker.begin(worker.open, directory, dtype, self._request.device, engine)
 
     def open_again(self, made: MadeVariant) -> None:
         """Load a variant that was measured in an earlier run."""

@@ -237,6 +237,7 @@ class Pipeline:
         """Everything that was found out."""
         # No candidate may have come as far as being timed; the baseline still is reported.
         self.trials.alone()
+        self._found.on_torch = self.trials.on_torch() if self._request.apply else None
         # Once more: steps before the last may have noted something since they were tried.
         self._found.collect_notes(self._accepted, self._accepted.steps)
         report = self._found.report(command, self._accepted, self.trials.timing.meter.found())

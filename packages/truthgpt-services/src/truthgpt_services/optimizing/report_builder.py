@@ -49,6 +49,7 @@ class ReportBuilder:
         variants: that were measured, without the baseline.
         steps: that were tried, in their order.
         notes: what a step noted while the model ran, by what that is about.
+        on_torch: the baseline on PyTorch, if another engine runs it and it was measured.
     """
 
     machine: Machine
@@ -69,6 +70,7 @@ class ReportBuilder:
         self.variants: list[Variant] = []
         self.steps: list[Step] = []
         self.notes: dict[str, dict[str, str]] = {}
+        self.on_torch: MadeVariant | None = None
 
     def begin(self, found: Converted) -> None:
         """Take what the baseline's worker said of the machine and the model."""
@@ -162,7 +164,8 @@ class ReportBuilder:
             )
             for step in self.steps
         ]
-        variants = [self.variant(self._trials.baseline), *self.variants]
+        measured = [self._trials.baseline, *([self.on_torch] if self.on_torch else [])]
+        variants = [*map(self.variant, measured), *self.variants]
         return Report(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=list(command),

@@ -56,6 +56,7 @@ def summary(
     return (
         f"{accepted} {_gains(result, baseline, closely=closely)}{_losses(costs)}. "
         f"KL {quality.kl_mean:.4f}, same first choice for {quality.top1_agreement:.1%} of tokens."
+        f"{_faster_elsewhere(variants, result)}"
     )
 
 
@@ -75,6 +76,18 @@ def _gains(result: Variant, baseline: Variant, *, closely: bool) -> str:
     if decode.high < 1.0:
         return f"has {size} of the baseline's"
     return f"decodes as fast as the baseline within noise, with {size}"
+
+
+def _faster_elsewhere(variants: Sequence[Variant], result: Variant) -> str:
+    """Say if another engine runs the model as it was faster than the result is run."""
+    baseline = variants[0]
+    for each in variants[1:]:
+        speed = each.decode_ratio.median
+        is_as_it_was = not each.steps and each.measured.engine != baseline.measured.engine
+        if is_as_it_was and speed > result.decode_ratio.median:
+            engine = each.measured.engine
+            return f" The engine {engine} decodes the model as it was faster: --engine {engine}."
+    return ""
 
 
 def _losses(costs: Sequence[Cost]) -> str:

@@ -44,9 +44,7 @@ class Timing:
         available = baseline.worker.available_memory()
         if available is not None and available < baseline.opened.weights_bytes + SPARE:
             return None
-        worker = self._models.start("control")
-        opened = self._models.begin_loading(worker, baseline.directory, baseline.dtype)()
-        control = Contestant("control", worker, opened, baseline.directory, baseline.dtype)
+        control = self._models.open_twin(baseline, "control", baseline.engine)
         warm_up(control, ids, self._plan)
         return control
 
@@ -101,7 +99,7 @@ class Timing:
             each.worker.end(at_once=True)
             each.worker = self._models.start(each.name)
         opening = [
-            self._models.begin_loading(each.worker, each.directory, each.dtype)
+            self._models.begin_loading(each.worker, each.directory, each.dtype, each.engine)
             for each in contestants
         ]
         for opened in opening:

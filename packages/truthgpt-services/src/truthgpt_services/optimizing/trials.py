@@ -20,6 +20,9 @@ from truthgpt_services.optimizing.schedule import Phase, Schedule
 from truthgpt_services.optimizing.timing import Timing
 from truthgpt_services.results.schema import Measurements, Ratio
 
+TORCH = "torch"
+"""The name of PyTorch's engine."""
+
 SAMPLE_PROMPT = "The future of AI is"
 _WEIGHT_FILES = "*.safetensors"
 
@@ -84,6 +87,23 @@ class Trials:
         if not baseline.launches:
             compare.measure_quality_alone(baseline, self.ids, self._plan, self._progress)
             self.timing.until([baseline], self.ids, lambda launches: launches in self._plan.looks)
+
+    def on_torch(self) -> MadeVariant | None:
+        """Measure the baseline on PyTorch, too, where another engine runs it; one launch has to do.
+
+        Returns:
+            It; None if it runs on PyTorch, an engine was asked for, or little is measured anyway.
+        """
+        baseline = self.baseline.contestant
+        if self._request.engine or not self._plan.closely or baseline.opened.engine == TORCH:
+            return None
+        twin = self._models.open_twin(baseline, f"{baseline.name} on {TORCH}", TORCH)
+        self.warm_up(twin)
+        compare.measure_quality(twin, baseline, self.ids, self._plan, self._scratch, self._progress)
+        self.metrics(twin)
+        self.timing.until([baseline, twin], self.ids, lambda launches: True)
+        twin.worker.end(at_once=True)
+        return MadeVariant(twin)
 
     def speed(self, made: MadeVariant, before: MadeVariant, later: Iterable[Phase]) -> None:
         """Time a candidate beside what it is compared with, until that decides about it.

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -48,16 +48,18 @@ class BuildCompiled(build_py):
 class PlatformWheel(bdist_wheel):
     """Names the platform, and no version of Python: the libraries know nothing of it."""
 
-    def finalize_options(self) -> None:
-        """Say that there is compiled code, if there is."""
-        super().finalize_options()
-        if COMPILES:
-            self.root_is_pure = False
-
     def get_tag(self) -> tuple[str, str, str]:
         """Return the tags of Python, its binary interface and the platform."""
         python, abi, platform = super().get_tag()
         return ("py3", "none", platform) if COMPILES else (python, abi, platform)
 
 
-setup(cmdclass={"build_py": BuildCompiled, "bdist_wheel": PlatformWheel})
+class MaybeCompiled(Distribution):
+    """Is installed where compiled code belongs, if there is some."""
+
+    def has_ext_modules(self) -> bool:
+        """Say whether there is."""
+        return COMPILES
+
+
+setup(distclass=MaybeCompiled, cmdclass={"build_py": BuildCompiled, "bdist_wheel": PlatformWheel})

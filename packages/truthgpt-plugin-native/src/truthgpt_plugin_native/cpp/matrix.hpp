@@ -193,6 +193,23 @@ inline __m256i bytes_at(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
 
+// The scales of eight blocks from `begin` on, of a row whose `groups` have `in_group` blocks each; those
+// beyond the row's end are multiplied by nothing.
+inline __m256 of_blocks(const float* row, int32_t begin, int32_t groups, int32_t in_group) {
+    if (groups == 1) return _mm256_set1_ps(row[0]);
+    if (in_group == 1 && begin + 8 <= groups) return _mm256_loadu_ps(row + begin);
+    alignas(32) float each[8] = {};
+    int32_t group = begin / in_group, left = in_group - begin % in_group;
+    for (int32_t i = 0; i < 8 && group < groups; ++i) {
+        each[i] = row[group];
+        if (--left == 0) {
+            ++group;
+            left = in_group;
+        }
+    }
+    return _mm256_load_ps(each);
+}
+
 template <int R, int N>
 void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out, int64_t step) {
     const int32_t blocks = m.columns / BLOCK, in_group = m.group / BLOCK;
@@ -206,32 +223,38 @@ void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
     __m256 sums[R][N];
     for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) sums[r][n] = _mm256_setzero_ps();
-    for (int32_t block = 0, group = 0, left = in_group; block < blocks; ++block) {
-        __m256i ws[R], sizes[R];
+    for (int32_t begin = 0; begin < blocks; begin += 8) {
+        const int32_t count = std::min(8, blocks - begin);
+        alignas(32) float both[R][N][8];
         for (int r = 0; r < R; ++r) {
-            if (block % 2 == 0) prefetch(weights[r] + block * BLOCK + AHEAD);
-            ws[r] = bytes_at(weights[r] + block * BLOCK);
-            sizes[r] = _mm256_abs_epi8(ws[r]);
+            const __m256 steps = of_blocks(scales[r], begin, groups, in_group);
+            for (int n = 0; n < N; ++n)
+                _mm256_store_ps(both[r][n],
+                                _mm256_mul_ps(steps, _mm256_loadu_ps(x.scales(first + n) + begin)));
         }
-        for (int n = 0; n < N; ++n) {
-            const __m256i xs = bytes_at(x.rounded(first + n) + block * BLOCK);
-            const float scale = x.scales(first + n)[block];
+        for (int32_t i = 0; i < count; ++i) {
+            __m256i ws[R], sizes[R];
             for (int r = 0; r < R; ++r) {
-                const __m256i products = quads(sizes[r], _mm256_sign_epi8(xs, ws[r]));
-                sums[r][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products),
-                                             _mm256_set1_ps(scale * scales[r][group]), sums[r][n]);
+                const int8_t* at = weights[r] + (begin + i) * BLOCK;
+                if (i % 2 == 0) prefetch(at + AHEAD);
+                ws[r] = bytes_at(at);
+                sizes[r] = _mm256_abs_epi8(ws[r]);
             }
-        }
-        if (--left == 0) {
-            ++group;
-            left = in_group;
+            for (int n = 0; n < N; ++n) {
+                const __m256i xs = bytes_at(x.rounded(first + n) + (begin + i) * BLOCK);
+                for (int r = 0; r < R; ++r) {
+                    const __m256i products = quads(sizes[r], _mm256_sign_epi8(xs, ws[r]));
+                    sums[r][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products),
+                                                 _mm256_broadcast_ss(both[r][n] + i), sums[r][n]);
+                }
+            }
         }
     }
     for (int n = 0; n < N; ++n)
         for (int r = 0; r < R; ++r) out[n * step + r] = total((Lanes)sums[r][n]);
 }
 
-// Of eight blocks the scales or minima: groups of 32 << shift columns share one. `left` of them
+// The same of int4, or the minima: groups of 32 << shift columns share one. `left` of them
 // are in memory from `halves` on; what is read beyond a row is multiplied by nothing.
 inline __m256 of_blocks(const uint16_t* halves, int64_t left, int32_t shift) {
     __m128i packed;

@@ -254,13 +254,11 @@ def truthgpt() -> Run:
 
 
 @pytest.fixture(scope="session")
-def optimized(
-    once: Once, tiny: Path, example_distribution: Path, truthgpt: Run, warm_processes: ModuleType
-) -> Path:
+def optimized(once: Once, tiny: Path, example_distribution: Path, truthgpt: Run) -> Path:
     """One run of `truthgpt optimize` with all that can become of a step; started once.
 
     In the directory are `out`, what the command said as `stdout`, `stderr` and `code`,
-    and a cache. Its processes are new ones. Speed decides nothing here: a gain of 30 % is asked
+    and a cache. Speed decides nothing here: a gain of 30 % is asked
     for, which `halve` reaches by its size, and the noise of nine rounds does not reach.
     """
 
@@ -299,8 +297,7 @@ def optimized(
             (directory / name).write_text(getattr(done, name))
         (directory / "code").write_text(str(done.returncode))
 
-    with warm_processes.new_processes():
-        return once("optimized", fill)
+    return once("optimized", fill)
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,18 @@ def test_a_model_that_got_slower_says_so(told):
     )
 
 
+@pytest.mark.parametrize(("speed", "is_named"), [(3.0, True), (0.2, False)])
+def test_an_engine_that_is_faster_than_the_result_is_named(speed, is_named, samples):
+    """Who gains less by a step than by another engine reads it beside the gain."""
+    before, result = samples.baseline(), samples.quantized()
+    native = {"measured": before.measured.model_copy(update={"engine": "native"})}
+    once = Ratio(median=speed, low=0.0, high=math.inf)
+    twin = before.model_copy(update={"name": "baseline on torch", "decode_ratio": once})
+    variants = [before.model_copy(update=native), twin, result]
+    said = summary(variants, [samples.quantize_step()], "quantize")
+    assert said.endswith("decodes the model as it was faster: --engine torch.") is is_named
+
+
 def test_noise_is_no_gain(told):
     """An interval that spans 1 is neither faster nor slower."""
     assert "decodes as fast as the baseline within noise" in told(decode=(0.98, 1.4))

@@ -1,9 +1,11 @@
 // Threads that share work piece by piece, so that one that has lost its core holds up no other.
 //
-// A run is a sequence of phases, each of so many pieces. Every thread takes the next piece of the
-// phase that is open; the one that finishes a phase's last piece opens the next. A thread that wakes
-// up late finds phases closed, passes over them, and joins the one that is open, if the run is not
-// over. What a run reads outside its pieces has to be its own, for such a thread to find it unchanged.
+// A run is a sequence of phases, each of so many pieces. Every thread has a share of them, one after
+// the other, so that what it reads is one stream through memory; when it is through with its own it
+// takes the next of another's. The one that finishes a phase's last piece opens the next phase. A
+// thread that wakes up late finds phases closed, passes over them, and joins the one that is open, if
+// the run is not over. What a run reads outside its pieces has to be its own, for such a thread to find
+// it unchanged.
 #pragma once
 
 #include <algorithm>
@@ -59,7 +61,7 @@ class Team {
     using Work = std::function<void(Worker&)>;
 
     // It is never deleted: its threads wait until the process ends.
-    explicit Team(int32_t threads) : threads_(threads) {}
+    explicit Team(int32_t threads) : threads_(threads), tickets_(new Ticket[size_t(threads)]) {}
 
     void start() {
         for (int32_t t = 1; t < threads_; ++t) std::thread([this, t] { follow(t); }).detach();
@@ -71,10 +73,10 @@ class Team {
     // passing over them, so the work is kept until the last has let go of it.
     void run(Work work) {
         std::lock_guard<std::mutex> one_at_a_time(running_);
-        const uint64_t number = (ticket_.load(std::memory_order_relaxed) >> RUN) + 1;
+        const uint64_t number = ++runs_;
         auto next = std::make_shared<const Run>(Run{std::move(work), number});
         // All of the run before is complete; its threads that are late have other numbers.
-        ticket_.store((number << RUN) + FIRST, std::memory_order_release);
+        open((number << (RUN - PHASE)) + 1);
         if (threads_ > 1) {
             {
                 std::lock_guard<std::mutex> lock(mutex_);
@@ -90,15 +92,32 @@ class Team {
    private:
     friend class Worker;
 
-    // A ticket is the number of the run, that of the phase in it, and that of the next piece.
+    // A ticket is the number of the run, that of the phase in it, and that of the next piece of a
+    // thread's share: each thread has one, and others take from it, too.
     static constexpr int PHASE = 18, RUN = 32;
     static constexpr uint64_t FIRST = uint64_t(1) << PHASE;  // of the phases
     static constexpr int64_t MOST_PIECES = int64_t(1) << 17;
+
+    struct alignas(64) Ticket {
+        std::atomic<uint64_t> value{0};
+    };
 
     struct Run {
         Work work;
         uint64_t number;
     };
+
+    // Offer the pieces of a phase. Where a thread is interrupted in here, others may have come to a
+    // later phase meanwhile: no ticket goes back.
+    void open(uint64_t phase) {
+        for (int32_t t = 0; t < threads_; ++t) {
+            uint64_t before = tickets_[t].value.load(std::memory_order_relaxed);
+            while (before < phase << PHASE &&
+                   !tickets_[t].value.compare_exchange_weak(before, phase << PHASE,
+                                                            std::memory_order_acq_rel)) {
+            }
+        }
+    }
 
     void follow(int32_t thread) {
         uint64_t seen = 0;
@@ -123,7 +142,8 @@ class Team {
     std::condition_variable wake_;
     std::atomic<uint64_t> turn_{0};
     std::shared_ptr<const Run> run_;
-    alignas(64) std::atomic<uint64_t> ticket_{FIRST};
+    uint64_t runs_ = 0;
+    const std::unique_ptr<Ticket[]> tickets_;
     alignas(64) std::atomic<int64_t> done_{0};
 };
 
@@ -136,29 +156,37 @@ void Worker::phase(int64_t pieces, Prepare prepare, Piece piece) {
     const uint64_t mine = ++phase_;
     const int64_t each = (pieces + Team::MOST_PIECES - 1) / Team::MOST_PIECES;
     const int64_t parts = (pieces + each - 1) / each;
+    const int32_t threads = team_.threads_;
     bool prepared = false;
+    int32_t from = 0;  // how many threads further on the one is whose share is taken from
     for (int spins = 0;;) {
-        uint64_t ticket = team_.ticket_.load(std::memory_order_acquire);
+        const int32_t owner = (thread_ + from) % threads;
+        std::atomic<uint64_t>& value = team_.tickets_[owner].value;
+        uint64_t ticket = value.load(std::memory_order_acquire);
         const uint64_t open = ticket >> Team::PHASE;
-        const int64_t next = int64_t(ticket & (Team::FIRST - 1));
         if (open > mine) return;
-        if (open == mine && next < parts) {
-            if (!team_.ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel))
-                continue;
+        const int64_t begin = parts * owner / threads, end = parts * (owner + 1) / threads;
+        const int64_t next = begin + int64_t(ticket & (Team::FIRST - 1));
+        if (open == mine && next < end) {
+            if (!value.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
             // From here on the phase stays open until this part is done.
             if (!prepared) prepare();
             prepared = true;
-            const int64_t end = std::min(pieces, (next + 1) * each);
-            for (int64_t at = next * each; at < end; ++at) piece(at);
+            const int64_t last = std::min(pieces, (next + 1) * each);
+            for (int64_t at = next * each; at < last; ++at) piece(at);
             if (team_.done_.fetch_add(1, std::memory_order_acq_rel) + 1 == parts) {
                 team_.done_.store(0, std::memory_order_relaxed);
-                team_.ticket_.store((mine + 1) << Team::PHASE, std::memory_order_release);
+                team_.open(mine + 1);
                 return;
             }
             spins = 0;
+        } else if (from + 1 < threads) {
+            ++from;
         } else if (++spins < SPINS) {
+            from = 0;
             relax();
         } else {
+            from = 0;
             std::this_thread::yield();
         }
     }

@@ -4,8 +4,9 @@
 
 Each contender runs in new processes: the first with an empty cache, where it applies the
 optimization and saves the result; the second loads that, with what the first one left in the
-cache. Time to the first token is what applying takes in the first process, and from the beginning
-of a prompt of 64 tokens to the first token that is decoded after it. "Started" is from the start
+cache. Time to the first token is what applying and making the engine take, and from the beginning
+of a prompt of 64 tokens to the first token that is decoded after it. The engine `native` compiles
+its C++ in the first process, unless its wheel came with compiled code. "Started" is from the start
 of the second process to that token, imports and loading included. Decoding is the median over
 single tokens in the second process.
 """
@@ -30,7 +31,8 @@ CONTENDERS = {
     "float32, eager": [],
     "float32, compile:region=blocks": ["compile:region=blocks"],
     "float32, compile:region=model": ["compile:region=model"],
-    "quantize": ["quantize"],
+    "native, float32": [],
+    "native, quantize": ["quantize"],
 }
 PROMPT, NEW, CONTEXT = 64, 96, 256
 
@@ -45,7 +47,7 @@ def main() -> None:
     arguments.add_argument("--saved", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.worker:
-        print(json.dumps(work(CONTENDERS[given.worker], given.saved)))
+        print(json.dumps(work(given.worker, given.saved)))
         return
     describe()
     print("| | first token, cold | first token, warm | started | decode, tokens/s | noted, cold |")
@@ -80,12 +82,11 @@ def run(name: str, folder: str) -> dict[str, Any]:
     return measured
 
 
-def work(applied: list[str], saved: Path) -> dict[str, Any]:
+def work(contender: str, saved: Path) -> dict[str, Any]:
     """Decode, and return seconds to the first token and of each one after."""
     from truthgpt_core.event_system import Event, EventType, on_event
     from truthgpt_core.optimization import parse_applied
     from truthgpt_core.plugin_system import get_plugin_manager
-    from truthgpt_services.inference.engine import TorchEngine
     from truthgpt_services.models.recipe import SavedStep
     from truthgpt_services.services.model_service import ModelService
 
@@ -101,16 +102,16 @@ def work(applied: list[str], saved: Path) -> dict[str, Any]:
     is_first = not saved.exists()
     model = service.load_model(MODEL if is_first else str(saved))
     began, steps = time.perf_counter(), []
-    for name, given in parse_applied(applied if is_first else []):
+    for name, given in parse_applied(CONTENDERS[contender] if is_first else []):
         optimization = manager.make_optimization(name, given)
         done = service.apply(optimization, model)
         model = done.model
         stage = optimization.stage.name.lower()
         steps.append(SavedStep(optimization.name, stage, done.settings, ""))
+    engine = make_engine(contender, model, service)
     applying = time.perf_counter() - began
     ids = list(range(100, 100 + PROMPT))
     seconds = []
-    engine = TorchEngine(model, service.hooks)
     # Reading a prompt for the first time costs all contenders the same, and is
     # no part of what is compared.
     engine.forward(engine.open(CONTEXT), [ids])
@@ -130,6 +131,17 @@ def work(applied: list[str], saved: Path) -> dict[str, Any]:
         service.save_model(model, tokenizer, saved, source=MODEL, steps=steps)
     first = applying + seconds[0]
     return {"first": first, "started": started, "seconds": seconds[8:], "notes": notes}
+
+
+def make_engine(contender: str, model: Any, service: Any) -> Any:
+    """Return the engine that a contender's name begins with; that of PyTorch if with none."""
+    if contender.startswith("native"):
+        from truthgpt_plugin_native.engine import make_engine
+
+        return make_engine(model)
+    from truthgpt_services.inference.engine import TorchEngine
+
+    return TorchEngine(model, service.hooks)
 
 
 def describe() -> None:

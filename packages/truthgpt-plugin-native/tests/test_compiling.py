@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,23 @@ def test_a_library_that_cannot_be_loaded_is_compiled(
         assert library.load().engine_new
     finally:
         library.load.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process in this way")
+def test_threads_that_cannot_be_started_are_an_error() -> None:
+    """Where memory does not suffice for that many threads, the process goes on without."""
+    script = """
+import resource
+from truthgpt_plugin_native import library
+library.load()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, -1))
+try:
+    library.team(1000, 0)
+except library.NativeError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1000 threads cannot be started\n"), done.stderr

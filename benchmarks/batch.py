@@ -66,14 +66,7 @@ def run(names: list[str], rounds: int, folder: Path) -> None:
         for name in names
     }
     decode.describe()
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
-            measured = workers[name].ask("turn", requests)
-            if turn:  # the first warms up
-                turns[name].append(measured)
-    print_table(turns)
+    print_table(decode.take_turns(workers, "turn", requests, rounds))
     for worker in workers.values():
         worker.close()
 

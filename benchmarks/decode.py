@@ -102,14 +102,8 @@ def run(names: list[str], rounds: int, folder: Path, *, long: bool, busy: bool) 
     workers = {name: Worker(name, folder, files.get(LLAMA.get(name, ""), "")) for name in names}
     describe()
     reference = workers[REFERENCE].ask("predict", ids[:TEXT])["file"]
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     other = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
-    for turn in range(rounds + 1):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
-            measured = workers[name].ask("long turn" if long else "turn", ids)
-            if turn:  # the first warms up
-                turns[name].append(measured)
+    turns = take_turns(workers, "long turn" if long else "turn", ids, rounds)
     if other is not None:
         other.kill()
         other.wait()
@@ -117,6 +111,21 @@ def run(names: list[str], rounds: int, folder: Path, *, long: bool, busy: bool) 
     print_table(turns, {name: quality(workers[name], ids, reference) for name in names})
     for worker in workers.values():
         worker.close()
+
+
+def take_turns(
+    workers: dict[str, Worker], what: str, ids: list[Any], rounds: int
+) -> dict[str, list[dict[str, float]]]:
+    """Ask contenders one at a time, in an order that rotates; return what each measured."""
+    names = list(workers)
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            measured = workers[name].ask(what, ids)
+            if turn:  # the first warms up
+                turns[name].append(measured)
+    return turns
 
 
 class Worker:

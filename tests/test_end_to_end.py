@@ -75,7 +75,7 @@ def test_without_a_compiler_compile_is_not_applied_and_the_rest_goes_on(
     output = tmp_path / "out"
     done = truthgpt(
         *("optimize", tiny_model, "--apply", "quantize,compile", "-o", output, "--quick"),
-        *("--max-kl", "100", "--max-perplexity-ratio", "100"),
+        *("--max-kl", "100", "--max-perplexity-ratio", "100", "--max-slowdown", "0.99"),
         CXX="/nonexistent/compiler",
     )
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,7 @@ def test_a_plugin_that_nobody_knows_is_applied_measured_and_saved(
     output = tmp_path / "out"
     done = truthgpt(
         *("optimize", tiny_model, "--apply", "bfloat16", "-o", output, "--quick"),
-        *("--max-kl", "100", "--max-perplexity-ratio", "100"),
+        *("--max-kl", "100", "--max-perplexity-ratio", "100", "--max-slowdown", "0.99"),
     )
     assert done.returncode == 0, done.stderr
     (step,) = read_report(output).steps

@@ -12,7 +12,7 @@ from truthgpt_services.results.io import read_report
 
 pytestmark = pytest.mark.slow
 
-QUICK = ("--quick", "--gain", "size", "--device", "cpu")
+QUICK = ("--quick", "--gain", "size", "--max-slowdown", "0.99", "--device", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from truthgpt_plugin_native.plugin import NativePlugin
 from truthgpt_plugin_native.products import make_matmul, multiply
 
 BLOCK = 32
+QUAD = 4
 
 
 def random_matrix(rows: int, blocks: int, group: int, *, packed: bool) -> StoredMatrix:
@@ -40,10 +41,10 @@ def weights_of(matrix: StoredMatrix) -> torch.Tensor:
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Return rows, each block of 32 rounded to 8 bits, in float64."""
-    blocks = x.double().view(len(x), x.shape[1] // BLOCK, BLOCK)
-    steps = blocks.abs().amax(-1, keepdim=True) / 127
-    return (torch.where(steps > 0, (blocks / steps).round(), 0.0) * steps).view(x.shape)
+    """Return rows, each four numbers rounded to 8 bits, in float64."""
+    quads = x.double().view(len(x), x.shape[1] // QUAD, QUAD)
+    steps = quads.abs().amax(-1, keepdim=True) / 127
+    return (torch.where(steps > 0, (quads / steps).round(), 0.0) * steps).view(x.shape)
 
 
 @given(
@@ -58,7 +59,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 def test_any_shape_comes_out(
     rows: int, groups: int, group: int, count: int, packed: bool, seed: int
 ) -> None:
-    """It is the product with activations rounded to 8 bits in blocks, within float32's rounding."""
+    """It is the product with activations rounded to 8 bits in fours, within float32's rounding."""
     torch.manual_seed(seed)
     blocks = groups * group
     if packed and blocks % 2:
@@ -69,8 +70,9 @@ def test_any_shape_comes_out(
     out = multiply(x, matrix)
     assert out.shape == (count, rows)
     # A number between two steps may be rounded either way.
-    halves = x.double().abs().view(count, blocks, BLOCK).amax(-1, keepdim=True) / 127
-    close = (x.double() - rounded(x)).view(count, blocks, BLOCK).abs() > 0.4999 * halves
+    quads = (count, blocks * BLOCK // QUAD, QUAD)
+    halves = x.double().abs().view(quads).amax(-1, keepdim=True) / 127
+    close = (x.double() - rounded(x)).view(quads).abs() > 0.4999 * halves
     either = (close * halves).view(x.shape) @ weights.abs().T
     bound = either + 1e-5 * (x.double().abs() @ weights.abs().T) + 1e-9
     assert ((out.double() - rounded(x) @ weights.T).abs() <= bound).all()

@@ -21,7 +21,7 @@ def diagnose() -> Diagnosis:
         return Diagnosis.failed("engine", error.message, error.hint or "")
     integers = torch.arange(3 * _COLUMNS, dtype=torch.int8).view(3, _COLUMNS)
     row = torch.arange(_COLUMNS, dtype=torch.float32) - _COLUMNS / 2
-    row[::32] = 127.0  # the largest of each block: all others are whole numbers of its steps
+    row[::4] = 127.0  # the largest of each four: all others are whole numbers of its steps
     product = multiply(row.unsqueeze(0), StoredMatrix(integers, torch.ones(3)))
     if torch.equal(product[0], integers.float() @ row):
         found = library.packaged()

@@ -35,7 +35,8 @@ namespace {
 
 enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
-constexpr int BLOCK = 32;  // activations are rounded in blocks of this many, each by its own scale
+constexpr int BLOCK = 32;  // of integers, what a group of columns is a multiple of
+constexpr int QUAD = 4;    // activations that are rounded by one scale
 constexpr int LANES = 8;
 constexpr int64_t AHEAD = 4096;  // so many bytes before they are needed memory is asked for them
 
@@ -78,7 +79,67 @@ inline float total(Lanes v) {
 
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
 
-// Rows of activations as products read them: exact or, for integers, rounded to 8 bits in blocks.
+// Round a block of activations: what each QUAD of them is multiplied by goes to `scales`. Returns what
+// the rounded numbers add up to. An integer of NaN, or of what is beyond all integers, is not defined:
+// there the scale is NaN. Activations too small to have an inverse are nothing beside any others.
+#if defined(__AVX2__)
+inline float round_block(const float* from, int8_t* to, float* scales) {
+    const __m256i infinite = _mm256_set1_epi32(0x7f800000);
+    const __m256 most = _mm256_set1_ps(127.0f);
+    __m256i integers[4];
+    for (int i = 0; i < 4; ++i) {
+        const __m256 numbers = _mm256_loadu_ps(from + i * 8);
+        // By their bits, which are in the order of the numbers and lose no NaN.
+        __m256i largest = _mm256_and_si256((__m256i)numbers, _mm256_set1_epi32(0x7fffffff));
+        largest = _mm256_max_epi32(largest, _mm256_shuffle_epi32(largest, 0xb1));
+        largest = _mm256_max_epi32(largest, _mm256_shuffle_epi32(largest, 0x4e));
+        const __m256 inverse = _mm256_div_ps(most, (__m256)largest);
+        const __m256i usual = _mm256_cmpgt_epi32(infinite, largest);
+        const __m256i used = _mm256_and_si256(usual, _mm256_cmpgt_epi32(infinite, (__m256i)inverse));
+        integers[i] = _mm256_and_si256(used, _mm256_cvtps_epi32(_mm256_mul_ps(numbers, inverse)));
+        const __m256 scale = _mm256_and_ps((__m256)used, _mm256_div_ps((__m256)largest, most));
+        const __m256 each = _mm256_blendv_ps(_mm256_set1_ps(NAN), scale, (__m256)usual);
+        scales[i * 2] = _mm_cvtss_f32(_mm256_castps256_ps128(each));
+        scales[i * 2 + 1] = _mm_cvtss_f32(_mm256_extractf128_ps(each, 1));
+    }
+    // Packing goes by halves of vectors: quads 0, 2, 4, 6, 1, 3, 5, 7.
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(integers[0], integers[1]),
+                                              _mm256_packs_epi32(integers[2], integers[3]));
+    const __m256i bytes =
+        _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+    const __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes),
+                                           _mm256_set1_epi16(1));
+    return total((Lanes)_mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(scales)));
+}
+#else
+inline float round_block(const float* from, int8_t* to, float* scales) {
+    float all = 0.0f;
+    for (int quad = 0; quad < BLOCK / QUAD; ++quad, from += QUAD, to += QUAD) {
+        uint32_t most = 0;
+        for (int i = 0; i < QUAD; ++i) most = std::max(most, bits_of(from[i]) & 0x7fffffffu);
+        const bool usual = most < 0x7f800000u;
+        float largest;
+        std::memcpy(&largest, &most, sizeof largest);
+        const float inverse = 127.0f / largest;
+        if (!usual || is_not_finite(inverse)) {
+            std::fill_n(to, QUAD, int8_t(0));
+            scales[quad] = usual ? 0.0f : NAN;
+        } else {
+            for (int i = 0; i < QUAD; ++i)
+                to[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
+            scales[quad] = largest / 127.0f;
+        }
+        all += scales[quad] * float(to[0] + to[1] + to[2] + to[3]);
+    }
+    return all;
+}
+#endif
+
+// Rows of activations as products read them: exact or, for integers, rounded to 8 bits.
+//
+// Each QUAD of numbers has a scale of its own. Instructions that multiply bytes add up so many products
+// in a lane of their result, so that finer scales than one for many blocks cost no more time.
 class Rows {
    public:
     Rows(int32_t rows, int32_t columns)
@@ -86,51 +147,27 @@ class Rows {
           blocks_(columns_ / BLOCK + LANES),
           exact_(size_t(rows) * columns_),
           rounded_(size_t(rows) * columns_),
-          scales_(size_t(rows) * blocks_),
+          scales_(size_t(rows) * columns_ / QUAD),
           sums_(size_t(rows) * blocks_) {}
 
     float* exact(int64_t row) { return exact_.data() + row * columns_; }
     const float* exact(int64_t row) const { return exact_.data() + row * columns_; }
     const int8_t* rounded(int64_t row) const { return rounded_.data() + row * columns_; }
-    const float* scales(int64_t row) const { return scales_.data() + row * blocks_; }
+    const float* scales(int64_t row) const { return scales_.data() + row * (columns_ / QUAD); }
+    // Of each block, what its rounded numbers add up to.
     const float* sums(int64_t row) const { return sums_.data() + row * blocks_; }
 
-    // Round `length` numbers of a row. What is beyond them stays zero.
+    // Round `length` numbers of a row, a multiple of BLOCK.
     void round(int64_t row, int32_t length) {
-        const float* numbers = exact(row);
-        int8_t* rounded = rounded_.data() + row * columns_;
-        float *scales = scales_.data() + row * blocks_, *sums = sums_.data() + row * blocks_;
-        for (int32_t block = 0; block * BLOCK < length; ++block) {
-            const float* from = numbers + block * BLOCK;
-            int8_t* to = rounded + block * BLOCK;
-            const int32_t count = std::min(BLOCK, length - block * BLOCK);
-            // By their bits, which are in the order of the numbers: a loop of integers becomes one of
-            // vectors, and no option of the compiler lets it assume that there is no NaN.
-            uint32_t most = 0;
-            for (int i = 0; i < count; ++i) most = std::max(most, bits_of(from[i]) & 0x7fffffffu);
-            const bool unusual = most >= 0x7f800000u;
-            float largest;
-            std::memcpy(&largest, &most, sizeof largest);
-            const float inverse = 127.0f / largest;
-            // An integer of NaN, or of what is beyond all integers, is not defined. Activations
-            // this small have no inverse in float32, and are nothing beside any others.
-            if (unusual || is_not_finite(inverse)) {
-                std::fill_n(to, count, int8_t(0));
-                scales[block] = sums[block] = unusual ? NAN : 0.0f;
-                continue;
-            }
-            scales[block] = largest / 127.0f;
-            int32_t sum = 0;
-            for (int i = 0; i < count; ++i) {
-                const int32_t nearest = static_cast<int32_t>(std::nearbyint(from[i] * inverse));
-                to[i] = static_cast<int8_t>(nearest);
-                sum += nearest;
-            }
-            sums[block] = scales[block] * float(sum);
-        }
+        const float* from = exact(row);
+        int8_t* to = rounded_.data() + row * columns_;
+        float *scales = scales_.data() + row * (columns_ / QUAD), *sums = sums_.data() + row * blocks_;
+        const int32_t blocks = length / BLOCK;
+        for (int32_t block = 0; block < blocks; ++block)
+            sums[block] = round_block(from + block * BLOCK, to + block * BLOCK,
+                                      scales + block * (BLOCK / QUAD));
         // Vectors of eight blocks read beyond the last.
-        std::fill_n(scales + (length + BLOCK - 1) / BLOCK, 8, 0.0f);
-        std::fill_n(sums + (length + BLOCK - 1) / BLOCK, 8, 0.0f);
+        std::fill_n(sums + blocks, 8, 0.0f);
     }
 
    private:
@@ -193,24 +230,8 @@ inline __m256i bytes_at(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
 
-// The scales of eight blocks from `begin` on, of a row whose `groups` have `in_group` blocks each; those
-// beyond the row's end are multiplied by nothing.
-inline __m256 of_blocks(const float* row, int32_t begin, int32_t groups, int32_t in_group) {
-    if (groups == 1) return _mm256_set1_ps(row[0]);
-    if (in_group == 1 && begin + 8 <= groups) return _mm256_loadu_ps(row + begin);
-    alignas(32) float each[8] = {};
-    int32_t group = begin / in_group, left = in_group - begin % in_group;
-    for (int32_t i = 0; i < 8 && group < groups; ++i) {
-        each[i] = row[group];
-        if (--left == 0) {
-            ++group;
-            left = in_group;
-        }
-    }
-    return _mm256_load_ps(each);
-}
-
-template <int R, int N>
+// ONE_SCALE: a row of weights has one scale, which what comes out is multiplied by.
+template <int R, int N, bool ONE_SCALE>
 void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out, int64_t step) {
     const int32_t blocks = m.columns / BLOCK, in_group = m.group / BLOCK;
     const int32_t groups = m.columns / m.group;
@@ -223,39 +244,36 @@ void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
     __m256 sums[R][N];
     for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) sums[r][n] = _mm256_setzero_ps();
-    for (int32_t begin = 0; begin < blocks; begin += 8) {
-        const int32_t count = std::min(8, blocks - begin);
-        alignas(32) float both[R][N][8];
-        for (int r = 0; r < R; ++r) {
-            const __m256 steps = of_blocks(scales[r], begin, groups, in_group);
-            for (int n = 0; n < N; ++n)
-                _mm256_store_ps(both[r][n],
-                                _mm256_mul_ps(steps, _mm256_loadu_ps(x.scales(first + n) + begin)));
-        }
-        for (int32_t i = 0; i < count; ++i) {
+    for (int32_t begin = 0; begin < blocks; begin += in_group) {
+        __m256 steps[R];
+        for (int r = 0; r < R; ++r) steps[r] = _mm256_broadcast_ss(scales[r] + begin / in_group);
+        for (int32_t block = begin; block < begin + in_group; ++block) {
             __m256i ws[R], sizes[R];
             for (int r = 0; r < R; ++r) {
-                const int8_t* at = weights[r] + (begin + i) * BLOCK;
-                if (i % 2 == 0) prefetch(at + AHEAD);
+                const int8_t* at = weights[r] + block * BLOCK;
+                if (block % 2 == 0) prefetch(at + AHEAD);
                 ws[r] = bytes_at(at);
                 sizes[r] = _mm256_abs_epi8(ws[r]);
             }
             for (int n = 0; n < N; ++n) {
-                const __m256i xs = bytes_at(x.rounded(first + n) + (begin + i) * BLOCK);
+                const __m256i xs = bytes_at(x.rounded(first + n) + block * BLOCK);
+                const __m256 fine = _mm256_loadu_ps(x.scales(first + n) + block * (BLOCK / QUAD));
                 for (int r = 0; r < R; ++r) {
                     const __m256i products = quads(sizes[r], _mm256_sign_epi8(xs, ws[r]));
                     sums[r][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products),
-                                                 _mm256_broadcast_ss(both[r][n] + i), sums[r][n]);
+                                                 ONE_SCALE ? fine : _mm256_mul_ps(fine, steps[r]),
+                                                 sums[r][n]);
                 }
             }
         }
     }
     for (int n = 0; n < N; ++n)
-        for (int r = 0; r < R; ++r) out[n * step + r] = total((Lanes)sums[r][n]);
+        for (int r = 0; r < R; ++r)
+            out[n * step + r] = total((Lanes)sums[r][n]) * (ONE_SCALE ? scales[r][0] : 1.0f);
 }
 
-// The same of int4, or the minima: groups of 32 << shift columns share one. `left` of them
-// are in memory from `halves` on; what is read beyond a row is multiplied by nothing.
+// The scales, or the minima, of eight blocks of int4: groups of 32 << shift columns share one. `left`
+// of them are in memory from `halves` on; what is read beyond a row is multiplied by nothing.
 inline __m256 of_blocks(const uint16_t* halves, int64_t left, int32_t shift) {
     __m128i packed;
     if (left >= 8) {
@@ -284,16 +302,15 @@ void tile_of_int4(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
         for (int n = 0; n < N; ++n) sums[r][n] = least[r][n] = _mm256_setzero_ps();
     for (int32_t begin = 0; begin < blocks; begin += 8) {
         const int32_t count = std::min(8, blocks - begin), group = begin >> shift;
-        alignas(32) float both[R][N][8];
+        alignas(32) float steps[R][8];
         for (int r = 0; r < R; ++r) {
             const int64_t at = int64_t(row + r) * groups + group;
             const int64_t left = int64_t(m.rows) * groups - at;
-            const __m256 steps = of_blocks(static_cast<const uint16_t*>(m.scales) + at, left, shift);
+            _mm256_store_ps(steps[r],
+                            of_blocks(static_cast<const uint16_t*>(m.scales) + at, left, shift));
             const __m256 lows = of_blocks(m.minima + at, left, shift);
-            for (int n = 0; n < N; ++n) {
-                _mm256_store_ps(both[r][n], _mm256_mul_ps(steps, _mm256_loadu_ps(x.scales(first + n) + begin)));
+            for (int n = 0; n < N; ++n)
                 least[r][n] = _mm256_fmadd_ps(lows, _mm256_loadu_ps(x.sums(first + n) + begin), least[r][n]);
-            }
         }
         for (int32_t i = 0; i < count; i += 2) {
             for (int r = 0; r < R; ++r) {
@@ -302,13 +319,16 @@ void tile_of_int4(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
                 const __m256i bytes = bytes_at(pair);
                 const __m256i lows = _mm256_and_si256(bytes, low);
                 const __m256i highs = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+                const __m256 low_step = _mm256_broadcast_ss(steps[r] + i);
+                const __m256 high_step = _mm256_broadcast_ss(steps[r] + i + 1);
                 for (int n = 0; n < N; ++n) {
                     const int8_t* xs = x.rounded(first + n) + (begin + i) * BLOCK;
+                    const float* fine = x.scales(first + n) + (begin + i) * (BLOCK / QUAD);
                     __m256 sum = sums[r][n];
                     sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(quads(lows, bytes_at(xs))),
-                                          _mm256_broadcast_ss(both[r][n] + i), sum);
+                                          _mm256_mul_ps(low_step, _mm256_loadu_ps(fine)), sum);
                     sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(quads(highs, bytes_at(xs + BLOCK))),
-                                          _mm256_broadcast_ss(both[r][n] + i + 1), sum);
+                                          _mm256_mul_ps(high_step, _mm256_loadu_ps(fine + 8)), sum);
                     sums[r][n] = sum;
                 }
             }
@@ -321,21 +341,30 @@ void tile_of_int4(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
 
 #else
 
-template <int R, int N>
+// Each QUAD of `count` integers, which weight(i) returns, times as many activations.
+template <typename Weight>
+float products(int32_t begin, int32_t count, Weight weight, const int8_t* xs, const float* scales) {
+    float sum = 0;
+    for (int32_t i = begin; i < begin + count; i += QUAD) {
+        int32_t quad = 0;
+        for (int j = i; j < i + QUAD; ++j) quad += int32_t(weight(j)) * int32_t(xs[j]);
+        sum += float(quad) * scales[i / QUAD];
+    }
+    return sum;
+}
+
+template <int R, int N, bool>
 void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out, int64_t step) {
+    const int32_t groups = m.columns / m.group;
     for (int r = 0; r < R; ++r) {
         const int8_t* weights = static_cast<const int8_t*>(m.weight) + int64_t(row + r) * m.columns;
-        const float* scales =
-            static_cast<const float*>(m.scales) + int64_t(row + r) * (m.columns / m.group);
+        const float* scales = static_cast<const float*>(m.scales) + int64_t(row + r) * groups;
+        const auto weight = [&](int32_t i) { return weights[i]; };
         for (int n = 0; n < N; ++n) {
-            const int8_t* xs = x.rounded(first + n);
             float sum = 0;
-            for (int32_t block = 0; block < m.columns / BLOCK; ++block) {
-                int32_t products = 0;
-                for (int i = block * BLOCK; i < (block + 1) * BLOCK; ++i)
-                    products += int32_t(weights[i]) * int32_t(xs[i]);
-                sum += float(products) * (x.scales(first + n)[block] * scales[block * BLOCK / m.group]);
-            }
+            for (int32_t group = 0; group < groups; ++group)
+                sum += scales[group] * products(group * m.group, m.group, weight,
+                                                x.rounded(first + n), x.scales(first + n));
             out[n * step + r] = sum;
         }
     }
@@ -348,16 +377,16 @@ void tile_of_int4(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
         const uint8_t* weights = static_cast<const uint8_t*>(m.weight) + int64_t(row + r) * m.columns / 2;
         const uint16_t* scales = static_cast<const uint16_t*>(m.scales) + int64_t(row + r) * groups;
         const uint16_t* minima = m.minima + int64_t(row + r) * groups;
+        const auto weight = [&](int32_t i) {
+            const int32_t block = i / BLOCK;
+            return weights[block / 2 * BLOCK + i % BLOCK] >> block % 2 * 4 & 15;
+        };
         for (int n = 0; n < N; ++n) {
             float sum = 0;
             for (int32_t block = 0; block < m.columns / BLOCK; ++block) {
-                const uint8_t* bytes = weights + block / 2 * BLOCK;
-                const int8_t* xs = x.rounded(first + n) + block * BLOCK;
-                const int shift = block % 2 * 4;
-                int32_t products = 0;
-                for (int i = 0; i < BLOCK; ++i) products += (bytes[i] >> shift & 15) * int32_t(xs[i]);
                 const int32_t group = block * BLOCK / m.group;
-                sum += float(products) * (x.scales(first + n)[block] * from_float16(scales[group]));
+                sum += from_float16(scales[group]) * products(block * BLOCK, BLOCK, weight,
+                                                              x.rounded(first + n), x.scales(first + n));
                 sum += x.sums(first + n)[block] * from_float16(minima[group]);
             }
             out[n * step + r] = sum;
@@ -372,7 +401,9 @@ void tile(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out
     switch (m.kind) {
         case FLOAT32: return tile_of_floats<float, R, N>(m, x, row, first, out, step);
         case BFLOAT16: return tile_of_floats<uint16_t, R, N>(m, x, row, first, out, step);
-        case INT8: return tile_of_int8<R, N>(m, x, row, first, out, step);
+        case INT8:
+            return m.group == m.columns ? tile_of_int8<R, N, true>(m, x, row, first, out, step)
+                                        : tile_of_int8<R, N, false>(m, x, row, first, out, step);
         default: return tile_of_int4<R, N>(m, x, row, first, out, step);
     }
 }

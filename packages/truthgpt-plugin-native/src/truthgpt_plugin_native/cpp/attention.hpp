@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "matrix.hpp"
+#include "lanes.hpp"
 
 namespace {
 
@@ -85,7 +85,10 @@ void scores_of(const Stored* keys, const float* const* queries, int32_t width, f
     Lanes sums[N][B] = {};
     for (int32_t i = 0; i < width; ++i) {
         Lanes each[B];
-        for (int b = 0; b < B; ++b) each[b] = load(keys + (b * width + i) * LANES);
+        for (int b = 0; b < B; ++b) {
+            each[b] = load(keys + (b * width + i) * LANES);
+            hold(each[b]);
+        }
         for (int n = 0; n < N; ++n) {
             const Lanes query = same(queries[n][i]);
             for (int b = 0; b < B; ++b) sums[n][b] = fused(query, each[b], sums[n][b]);
@@ -102,7 +105,10 @@ void weigh(const Stored* values, const float* const* weights, int64_t first, int
     for (int n = 0; n < N; ++n) std::memcpy(found[n], sums[n], sizeof found[n]);
     for (int64_t p = first; p < last; ++p) {
         Lanes each[D];
-        for (int d = 0; d < D; ++d) each[d] = load(values + p * width + d * LANES);
+        for (int d = 0; d < D; ++d) {
+            each[d] = load(values + p * width + d * LANES);
+            hold(each[d]);
+        }
         for (int n = 0; n < N; ++n) {
             const Lanes weight = same(weights[n][p]);
             for (int d = 0; d < D; ++d) found[n][d] = fused(weight, each[d], found[n][d]);

@@ -14,9 +14,11 @@
 #include <vector>
 
 #include "attention.hpp"
-#include "matrix.hpp"
+#include "lanes.hpp"
+#include "multiply.hpp"
 #include "pass.hpp"
 #include "products.hpp"
+#include "rows.hpp"
 #include "team.hpp"
 
 namespace {

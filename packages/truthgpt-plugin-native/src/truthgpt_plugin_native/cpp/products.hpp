@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <memory>
 
-#include "matrix.hpp"
+#include "multiply.hpp"
+#include "rows.hpp"
 #include "team.hpp"
 
 namespace {

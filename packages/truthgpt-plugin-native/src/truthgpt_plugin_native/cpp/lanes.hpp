@@ -1,0 +1,94 @@
+// Vectors of floats, as wide as the machine's.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "numbers.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef float EightLanes __attribute__((vector_size(8 * sizeof(float))));
+
+constexpr int64_t AHEAD = 4096;  // so many bytes before they are needed memory is asked for them
+
+inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
+
+inline Lanes load(const float* from) {
+    Lanes lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+}
+
+inline Lanes load(const uint16_t* from) {
+#if defined(__AVX512F__)
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+#elif defined(__AVX2__)
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+#else
+    Lanes lanes;
+    for (int i = 0; i < LANES; ++i) lanes[i] = from_bfloat16(from[i]);
+    return lanes;
+#endif
+}
+
+inline Lanes same(float value) {
+#if defined(__AVX512F__)
+    return (Lanes)_mm512_set1_ps(value);
+#else
+    return Lanes{value, value, value, value, value, value, value, value};
+#endif
+}
+
+// One rounding where the machine can, and the same everywhere in this file.
+inline Lanes fused(Lanes a, Lanes b, Lanes c) {
+#if defined(__AVX512F__)
+    return (Lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+// Compilers would rather load a vector again for each use of it than once.
+template <typename Vector>
+inline void hold(Vector& vector) {
+#if defined(__AVX2__)
+    asm("" : "+v"(vector));
+#endif
+}
+
+inline float total(EightLanes v) {
+#if defined(__AVX2__)
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
+    const float a = v[0] + v[4], b = v[1] + v[5], c = v[2] + v[6], d = v[3] + v[7];
+    return (a + c) + (b + d);
+#endif
+}
+
+#if defined(__AVX512F__)
+inline EightLanes halves(__m512 v) {
+    return (EightLanes)_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+}
+
+inline float total(Lanes v) { return total(halves((__m512)v)); }
+#endif
+
+}  // namespace

@@ -1,0 +1,91 @@
+// Matrices times rows of activations, with the same bits whatever rows come together.
+//
+// How many rows of weights and of activations are multiplied at once only decides how often memory is
+// read.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "tiles.hpp"
+
+namespace {
+
+// How many rows of weights and of activations are multiplied at once, so that sums stay in registers.
+#if defined(__AVX512F__)
+constexpr int FLOAT_ROWS = 4, FLOAT_TOKENS = 6, INTEGER_ROWS = 4, INTEGER_TOKENS = 4;
+#else
+constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4, INTEGER_ROWS = 2, INTEGER_TOKENS = 4;
+#endif
+
+template <typename Stored>
+struct Floats {
+    static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = FLOAT_TOKENS;
+    template <int R, int N, typename... Arguments>
+    static void tile(const Arguments&... arguments) {
+        tile_of_floats<Stored, R, N>(arguments...);
+    }
+};
+
+template <bool ONE_SCALE>
+struct Int8 {
+    static constexpr int ROWS = INTEGER_ROWS, TOKENS = INTEGER_TOKENS, AT_ONCE = 16;
+    template <int R, int N, typename... Arguments>
+    static void tile(const Arguments&... arguments) {
+        tile_of_int8<R, N, ONE_SCALE>(arguments...);
+    }
+};
+
+struct Int4 {
+    static constexpr int ROWS = INTEGER_ROWS, TOKENS = INTEGER_TOKENS, AT_ONCE = 16;
+    template <int R, int N, typename... Arguments>
+    static void tile(const Arguments&... arguments) {
+        tile_of_int4<R, N>(arguments...);
+    }
+};
+
+// R rows of m times rows [n, end) of activations, N at a time, and what is left fewer.
+template <typename Kind, int R, int N>
+void strip(const Matrix& m, const Rows& x, int32_t row, int64_t n, int64_t end, float* out, int64_t step) {
+    for (; n + N <= end; n += N) Kind::template tile<R, N>(m, x, row, n, out + n * step, step);
+    if constexpr (N > 1)
+        if (n < end) strip<Kind, R, N - 1>(m, x, row, n, end, out, step);
+}
+
+template <typename Kind>
+void multiply_as(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64_t count, float* out,
+                 int64_t step) {
+    // As many rows of activations as a first cache holds meet all of these weights before the next.
+    constexpr int64_t AT_ONCE = Kind::AT_ONCE;
+    for (int64_t n = 0; n < count; n += AT_ONCE) {
+        const int64_t end = std::min(count, n + AT_ONCE);
+        int32_t row = first;
+        // Of one row of activations, row after row, so that weights are one stream through memory:
+        // several side by side take longer where the weights are not in a cache.
+        if (count > 1)
+            for (; row + Kind::ROWS <= last; row += Kind::ROWS)
+                strip<Kind, Kind::ROWS, Kind::TOKENS>(m, x, row, n, end, out + row - first, step);
+        for (; row < last; ++row)
+            strip<Kind, 1, Kind::TOKENS>(m, x, row, n, end, out + row - first, step);
+    }
+}
+
+// Rows [first, last) of m times `count` rows of activations, each plus the bias, into
+// out[n * step + row - first].
+void multiply(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64_t count, float* out,
+              int64_t step) {
+    const auto with = [&](auto kind) {
+        multiply_as<decltype(kind)>(m, x, first, last, count, out, step);
+    };
+    switch (m.kind) {
+        case FLOAT32: with(Floats<float>()); break;
+        case BFLOAT16: with(Floats<uint16_t>()); break;
+        case INT8: m.group == m.columns ? with(Int8<true>()) : with(Int8<false>()); break;
+        default: with(Int4());
+    }
+    if (m.bias != nullptr)
+        for (int64_t n = 0; n < count; ++n)
+            for (int32_t row = first; row < last; ++row) out[n * step + row - first] += m.bias[row];
+}
+
+}  // namespace

@@ -1,0 +1,115 @@
+// Rows of activations, exact and rounded to 8 bits.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "lanes.hpp"
+#include "matrix.hpp"
+
+namespace {
+
+constexpr int QUAD = 4;  // activations that are rounded by one scale
+
+// Round a block of activations: what each QUAD of them is multiplied by goes to `scales`. Returns what
+// the rounded numbers add up to. An integer of NaN, or of what is beyond all integers, is not defined:
+// there the scale is NaN. Activations too small to have an inverse are nothing beside any others.
+#if defined(__AVX2__)
+inline float round_block(const float* from, int8_t* to, float* scales) {
+    const __m256i infinite = _mm256_set1_epi32(0x7f800000);
+    const __m256 most = _mm256_set1_ps(127.0f);
+    __m256i integers[4];
+    for (int i = 0; i < 4; ++i) {
+        const __m256 numbers = _mm256_loadu_ps(from + i * 8);
+        // By their bits, which are in the order of the numbers and lose no NaN.
+        __m256i largest = _mm256_and_si256((__m256i)numbers, _mm256_set1_epi32(0x7fffffff));
+        largest = _mm256_max_epi32(largest, _mm256_shuffle_epi32(largest, 0xb1));
+        largest = _mm256_max_epi32(largest, _mm256_shuffle_epi32(largest, 0x4e));
+        const __m256 inverse = _mm256_div_ps(most, (__m256)largest);
+        const __m256i usual = _mm256_cmpgt_epi32(infinite, largest);
+        const __m256i used = _mm256_and_si256(usual, _mm256_cmpgt_epi32(infinite, (__m256i)inverse));
+        integers[i] = _mm256_and_si256(used, _mm256_cvtps_epi32(_mm256_mul_ps(numbers, inverse)));
+        const __m256 scale = _mm256_and_ps((__m256)used, _mm256_div_ps((__m256)largest, most));
+        const __m256 each = _mm256_blendv_ps(_mm256_set1_ps(NAN), scale, (__m256)usual);
+        scales[i * 2] = _mm_cvtss_f32(_mm256_castps256_ps128(each));
+        scales[i * 2 + 1] = _mm_cvtss_f32(_mm256_extractf128_ps(each, 1));
+    }
+    // Packing goes by halves of vectors: quads 0, 2, 4, 6, 1, 3, 5, 7.
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(integers[0], integers[1]),
+                                              _mm256_packs_epi32(integers[2], integers[3]));
+    const __m256i bytes =
+        _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+    const __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes),
+                                           _mm256_set1_epi16(1));
+    return total((EightLanes)_mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(scales)));
+}
+#else
+inline float round_block(const float* from, int8_t* to, float* scales) {
+    float all = 0.0f;
+    for (int quad = 0; quad < BLOCK / QUAD; ++quad, from += QUAD, to += QUAD) {
+        uint32_t most = 0;
+        for (int i = 0; i < QUAD; ++i) most = std::max(most, bits_of(from[i]) & 0x7fffffffu);
+        const bool usual = most < 0x7f800000u;
+        float largest;
+        std::memcpy(&largest, &most, sizeof largest);
+        const float inverse = 127.0f / largest;
+        if (!usual || is_not_finite(inverse)) {
+            std::fill_n(to, QUAD, int8_t(0));
+            scales[quad] = usual ? 0.0f : NAN;
+        } else {
+            for (int i = 0; i < QUAD; ++i)
+                to[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
+            scales[quad] = largest / 127.0f;
+        }
+        all += scales[quad] * float(to[0] + to[1] + to[2] + to[3]);
+    }
+    return all;
+}
+#endif
+
+// Rows of activations as products read them: exact or, for integers, rounded to 8 bits.
+//
+// Each QUAD of numbers has a scale of its own. Instructions that multiply bytes add up so many products
+// in a lane of their result, so that finer scales than one for many blocks cost no more time.
+class Rows {
+   public:
+    Rows(int32_t rows, int32_t columns)
+        : columns_((columns + 2 * BLOCK - 1) / (2 * BLOCK) * (2 * BLOCK)),
+          blocks_(columns_ / BLOCK + LANES),
+          exact_(size_t(rows) * columns_),
+          rounded_(size_t(rows) * columns_),
+          scales_(size_t(rows) * columns_ / QUAD),
+          sums_(size_t(rows) * blocks_) {}
+
+    float* exact(int64_t row) { return exact_.data() + row * columns_; }
+    const float* exact(int64_t row) const { return exact_.data() + row * columns_; }
+    const int8_t* rounded(int64_t row) const { return rounded_.data() + row * columns_; }
+    const float* scales(int64_t row) const { return scales_.data() + row * (columns_ / QUAD); }
+    // Of each block, what its rounded numbers add up to.
+    const float* sums(int64_t row) const { return sums_.data() + row * blocks_; }
+
+    // Round `length` numbers of a row, a multiple of BLOCK.
+    void round(int64_t row, int32_t length) {
+        const float* from = exact(row);
+        int8_t* to = rounded_.data() + row * columns_;
+        float *scales = scales_.data() + row * (columns_ / QUAD), *sums = sums_.data() + row * blocks_;
+        const int32_t blocks = length / BLOCK;
+        for (int32_t block = 0; block < blocks; ++block)
+            sums[block] = round_block(from + block * BLOCK, to + block * BLOCK,
+                                      scales + block * (BLOCK / QUAD));
+        // Vectors of eight blocks read beyond the last.
+        std::fill_n(sums + blocks, 8, 0.0f);
+    }
+
+   private:
+    const int32_t columns_, blocks_;
+    std::vector<float> exact_;
+    std::vector<int8_t> rounded_;
+    std::vector<float> scales_, sums_;
+};
+
+}  // namespace

@@ -1,0 +1,63 @@
+// Some rows of weights times some rows of activations.
+//
+// Each number that comes out is a sum of its own, in an order that depends on nothing but the length
+// of a row: LANES partial sums, each over every LANES-th number, added up in the end.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "lanes.hpp"
+#include "matrix.hpp"
+#include "rows.hpp"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include "integers_avx512.hpp"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include "integers_avx2.hpp"
+#else
+#include "integers_plain.hpp"
+#endif
+
+namespace {
+
+// R rows of weights times N rows of activations: out[n * step + r].
+template <typename Stored, int R, int N>
+void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out, int64_t step) {
+    const Stored* weights[R];
+    const float* xs[N];
+    for (int r = 0; r < R; ++r)
+        weights[r] = static_cast<const Stored*>(m.weight) + int64_t(row + r) * m.columns;
+    for (int n = 0; n < N; ++n) xs[n] = x.exact(first + n);
+    Lanes sums[R][N] = {};
+    const int32_t whole = m.columns / LANES * LANES;
+    for (int32_t k = 0; k < whole; k += LANES) {
+        Lanes ws[R];
+        for (int r = 0; r < R; ++r) {
+            if (k % (64 / sizeof(Stored)) == 0)
+                prefetch(reinterpret_cast<const char*>(weights[r] + k) + AHEAD);
+            ws[r] = load(weights[r] + k);
+        }
+        for (int n = 0; n < N; ++n) {
+            Lanes numbers = load(xs[n] + k);
+            hold(numbers);
+            for (int r = 0; r < R; ++r) sums[r][n] = fused(ws[r], numbers, sums[r][n]);
+        }
+    }
+    if (whole < m.columns) {
+        for (int r = 0; r < R; ++r) {
+            Stored rest[LANES] = {};
+            std::copy_n(weights[r] + whole, m.columns - whole, rest);
+            const Lanes ws = load(rest);
+            for (int n = 0; n < N; ++n) sums[r][n] = fused(ws, load(xs[n] + whole), sums[r][n]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+            out[n * step + r] = total(sums[r][n]);
+}
+
+}  // namespace

@@ -94,7 +94,10 @@ void scores_of(const Stored* keys, const float* const* queries, int32_t width, f
             for (int b = 0; b < B; ++b) sums[n][b] = fused(query, each[b], sums[n][b]);
         }
     }
-    for (int n = 0; n < N; ++n) std::memcpy(scores[n], sums[n], sizeof sums[n]);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) store(sums[n][b], scores[n] + b * LANES);
 }
 
 // Positions [first, last) of the values, D vectors of each, weighted by N queries and added.
@@ -102,7 +105,10 @@ template <typename Stored, int N, int D>
 void weigh(const Stored* values, const float* const* weights, int64_t first, int64_t last,
            int32_t width, float* const* sums) {
     Lanes found[N][D];
-    for (int n = 0; n < N; ++n) std::memcpy(found[n], sums[n], sizeof found[n]);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+        for (int d = 0; d < D; ++d) found[n][d] = load(sums[n] + d * LANES);
     for (int64_t p = first; p < last; ++p) {
         Lanes each[D];
         for (int d = 0; d < D; ++d) {
@@ -114,7 +120,10 @@ void weigh(const Stored* values, const float* const* weights, int64_t first, int
             for (int d = 0; d < D; ++d) found[n][d] = fused(weight, each[d], found[n][d]);
         }
     }
-    for (int n = 0; n < N; ++n) std::memcpy(sums[n], found[n], sizeof found[n]);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+        for (int d = 0; d < D; ++d) store(found[n][d], sums[n] + d * LANES);
 }
 
 template <typename Stored, int N>
@@ -158,15 +167,23 @@ void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Qu
         weights[n] = scores + n * SEGMENT;
         sums[n] = found[n].values;
     }
-    constexpr int AT_ONCE = N < 4 ? 4 : 2;
+    // As many sums as registers hold.
+    constexpr int AT_ONCE = N < 4 || LANES > 8 ? 4 : 2;
     for (int64_t p = 0; p < end; p += AT_ONCE * LANES) {
         for (int n = 0; n < N; ++n) rows[n] = scores + n * SEGMENT + p;
         scores_of<Stored, N, AT_ONCE>(keys + p * width, numbers, width, rows);
     }
     for (int n = 0; n < N; ++n) {
         float* row = scores + n * SEGMENT;
+        std::fill(row, row + first[n], -INFINITY);
+        std::fill(row + last[n], row + SEGMENT, -INFINITY);
+        Lanes most = same(-INFINITY);
+        for (int64_t p = 0; p < last[n]; p += LANES) {
+            const Lanes next = load(row + p);
+            most = next > most ? next : most;
+        }
         float largest = -INFINITY;
-        for (int64_t p = first[n]; p < last[n]; ++p) largest = row[p] > largest ? row[p] : largest;
+        for (int i = 0; i < LANES; ++i) largest = most[i] > largest ? most[i] : largest;
         std::fill(row, row + first[n], 0.0f);
         for (int64_t p = first[n]; p < last[n]; ++p) row[p] = exponential((row[p] - largest) * scale);
         std::fill(row + last[n], row + SEGMENT, 0.0f);

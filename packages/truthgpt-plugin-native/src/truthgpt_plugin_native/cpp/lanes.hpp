@@ -31,6 +31,8 @@ inline Lanes load(const float* from) {
     return lanes;
 }
 
+inline void store(Lanes lanes, float* to) { std::memcpy(to, &lanes, sizeof lanes); }
+
 inline Lanes load(const uint16_t* from) {
 #if defined(__AVX512F__)
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));

@@ -22,6 +22,7 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
     const __m256i infinite = _mm256_set1_epi32(0x7f800000);
     const __m256 most = _mm256_set1_ps(127.0f);
     __m256i integers[4];
+    __m256 each[4];
     for (int i = 0; i < 4; ++i) {
         const __m256 numbers = _mm256_loadu_ps(from + i * 8);
         // By their bits, which are in the order of the numbers and lose no NaN.
@@ -33,19 +34,22 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
         const __m256i used = _mm256_and_si256(usual, _mm256_cmpgt_epi32(infinite, (__m256i)inverse));
         integers[i] = _mm256_and_si256(used, _mm256_cvtps_epi32(_mm256_mul_ps(numbers, inverse)));
         const __m256 scale = _mm256_and_ps((__m256)used, _mm256_div_ps((__m256)largest, most));
-        const __m256 each = _mm256_blendv_ps(_mm256_set1_ps(NAN), scale, (__m256)usual);
-        scales[i * 2] = _mm_cvtss_f32(_mm256_castps256_ps128(each));
-        scales[i * 2 + 1] = _mm_cvtss_f32(_mm256_extractf128_ps(each, 1));
+        each[i] = _mm256_blendv_ps(_mm256_set1_ps(NAN), scale, (__m256)usual);
     }
     // Packing goes by halves of vectors: quads 0, 2, 4, 6, 1, 3, 5, 7.
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256 steps = _mm256_permutevar8x32_ps(
+        _mm256_blend_ps(_mm256_blend_ps(each[0], each[1], 0xaa), _mm256_blend_ps(each[2], each[3], 0xaa),
+                        0xcc),
+        in_order);
+    _mm256_storeu_ps(scales, steps);
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(integers[0], integers[1]),
                                               _mm256_packs_epi32(integers[2], integers[3]));
-    const __m256i bytes =
-        _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    const __m256i bytes = _mm256_permutevar8x32_epi32(packed, in_order);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
     const __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes),
                                            _mm256_set1_epi16(1));
-    return total((EightLanes)_mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_loadu_ps(scales)));
+    return total((EightLanes)_mm256_mul_ps(_mm256_cvtepi32_ps(sums), steps));
 }
 #else
 inline float round_block(const float* from, int8_t* to, float* scales) {

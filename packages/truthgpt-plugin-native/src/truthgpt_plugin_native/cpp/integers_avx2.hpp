@@ -49,7 +49,7 @@ void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
             __m256i ws[R], sizes[R];
             for (int r = 0; r < R; ++r) {
                 const int8_t* at = weights[r] + block * BLOCK;
-                if (block % 2 == 0) prefetch(at + AHEAD);
+                if (block % 2 == 0) prefetch(weights[0] + block * BLOCK * R + r * 64 + AHEAD);
                 ws[r] = bytes_at(at);
                 sizes[r] = _mm256_abs_epi8(ws[r]);
             }
@@ -124,7 +124,7 @@ void tile_of_int4(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
             const int64_t column = int64_t(begin + i) * BLOCK;
             for (int r = 0; r < R; ++r) {
                 const uint8_t* pair = weights[r] + column / 2;
-                if (i % 4 == 0) prefetch(pair + AHEAD / 2);
+                if (i % 4 == 0) prefetch(weights[0] + column / 2 * R + r * 64 + AHEAD);
                 const __m256i bytes = bytes_at(pair);
                 const __m256i lows = _mm256_and_si256(bytes, low);
                 const __m256i highs = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);

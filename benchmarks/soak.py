@@ -76,7 +76,7 @@ def properties(given: argparse.Namespace) -> Found:
     """Try the property tests with more examples than `make test` does."""
     environment = {"SOAK_FACTOR": str(given.factor)}
     options = [f"--hypothesis-seed={given.seed}", "-p", "no:randomly"]
-    return _total(_pytest(package, options, environment) for package in PACKAGES)
+    return _total(_pytest(tests, options, environment) for tests in map(_tests, PACKAGES))
 
 
 def faults(given: argparse.Namespace) -> Found:
@@ -87,6 +87,11 @@ def faults(given: argparse.Namespace) -> Found:
 def threads(given: argparse.Namespace) -> Found:
     """Try the tests of threads and of processes at once, in another order each time."""
     return _again(given, ["-k", "threads or racing or two_processes or many_processes"], PACKAGES)
+
+
+def across(given: argparse.Namespace) -> Found:
+    """Try what `make test` leaves out of the tests across packages, as it takes longest."""
+    return _pytest(ROOT / "tests", ["-m", "campaign", "--all-cases"], {})
 
 
 def kills(given: argparse.Namespace) -> Found:
@@ -122,6 +127,7 @@ CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.Namespace], Found]]] = {
     "faults": ("kills, signals, damaged files and full disks, in training and data", faults),
     "threads": ("tests of threads and processes at once", threads),
     "native": ("random models taken random ways through the engine, under sanitizers", native),
+    "across": ("models that take long to compile, and a real one, through all packages", across),
     "kills": ("training killed at a random moment and resumed, ending with the same bits", kills),
 }
 
@@ -131,9 +137,9 @@ def _again(
 ) -> Found:
     seeds = range(given.seed, given.seed + given.repeats)
     return _total(
-        _pytest(package, [*options, "-p", "randomly", f"--randomly-seed={seed}"], {})
+        _pytest(tests, [*options, "-p", "randomly", f"--randomly-seed={seed}"], {})
         for seed in seeds
-        for package in packages
+        for tests in map(_tests, packages)
     )
 
 
@@ -145,8 +151,12 @@ def _total(found: Iterator[Found]) -> Found:
     )
 
 
-def _pytest(package: str, options: list[str], environment: dict[str, str]) -> Found:
-    """Run tests of a package in processes of their own, counted by `soak_count.py`."""
+def _tests(package: str) -> Path:
+    return ROOT / "packages" / package / "tests"
+
+
+def _pytest(tests: Path, options: list[str], environment: dict[str, str]) -> Found:
+    """Run tests of a folder in processes of their own, counted by `soak_count.py`."""
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder)
         variables = {
@@ -156,10 +166,9 @@ def _pytest(package: str, options: list[str], environment: dict[str, str]) -> Fo
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             "SOAK_COUNTS": folder,
         }
-        tests = str(ROOT / "packages" / package / "tests")
         command = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "loadgroup"]
         done = subprocess.run(
-            [*command, "-p", "soak_count", *options, tests],
+            [*command, "-p", "soak_count", *options, str(tests)],
             env=variables,
             cwd=ROOT,
             capture_output=True,
@@ -170,7 +179,7 @@ def _pytest(package: str, options: list[str], environment: dict[str, str]) -> Fo
     failed = [row["test"] for row in rows if row["failed"]]
     if done.returncode not in (TESTED, NO_TESTS):
         print(done.stdout[-20_000:], done.stderr, file=sys.stderr)
-        failed = failed or [f"{package}: pytest ended with {done.returncode}"]
+        failed = failed or [f"{tests}: pytest ended with {done.returncode}"]
     return Found(sum(row["cases"] for row in rows), failed)
 
 

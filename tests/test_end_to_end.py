@@ -155,6 +155,7 @@ else:
     assert run("", saved, logits) == "equal"
 
 
+@pytest.mark.campaign(cases=0)
 def test_generating_and_measuring_share_one_compiled_step(tiny_model: Path, tmp_path: Path) -> None:
     """Whoever decodes, the step is compiled once for a length of the cache."""
     script = """

@@ -305,6 +305,7 @@ def test_the_complete_example_on_a_real_model(run: Example, real: str, tmp_path:
     assert losses["Epoch 1"] < losses["Epoch 0"] < losses["Before"]
 
 
+@pytest.mark.campaign(cases=0)
 def test_inference_on_a_real_model(run: Example, real: str) -> None:
     """A batch of unlike prompts says what each prompt says alone, and the cache says it again."""
     printed = run(

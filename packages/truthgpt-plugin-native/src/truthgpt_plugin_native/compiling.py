@@ -25,6 +25,10 @@ _V3 = frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _V4 = _V3 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
 
 LEVELS: Mapping[str, tuple[str, frozenset[str]]] = {
+    "avx512-bf16": (
+        "x86_64_v4+avx512vnni+avx512bf16",
+        _V4 | {"avx512_vnni", "avx512_bf16"},
+    ),
     "avx512-vnni": ("x86_64_v4+avx512vnni", _V4 | {"avx512_vnni"}),
     "avx2": ("x86_64_v3", _V3),
     "x86-64": ("x86_64", frozenset()),

@@ -18,13 +18,21 @@ constexpr int FLOAT_ROWS = 4, FLOAT_TOKENS = 6, INTEGER_ROWS = 4, INTEGER_TOKENS
 constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4, INTEGER_ROWS = 2, INTEGER_TOKENS = 4;
 #endif
 
-template <typename Stored>
-struct Floats {
+struct Float32 {
     static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = FLOAT_TOKENS;
     static constexpr bool EXACT = true;
     template <int R, int N, typename... Arguments>
     static void tile(const Arguments&... arguments) {
-        tile_of_floats<Stored, R, N>(arguments...);
+        tile_of_floats<float, R, N>(arguments...);
+    }
+};
+
+struct BFloat16 {
+    static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = FLOAT_TOKENS;
+    static constexpr bool EXACT = true;
+    template <int R, int N, typename... Arguments>
+    static void tile(const Arguments&... arguments) {
+        tile_of_bfloat16<R, N>(arguments...);
     }
 };
 
@@ -81,8 +89,8 @@ void multiply(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64
         multiply_as<decltype(kind)>(m, x, first, last, count, out, step);
     };
     switch (m.kind) {
-        case FLOAT32: with(Floats<float>()); break;
-        case BFLOAT16: with(Floats<uint16_t>()); break;
+        case FLOAT32: with(Float32()); break;
+        case BFLOAT16: with(BFloat16()); break;
         case INT8: m.group == m.columns ? with(Int8<true>()) : with(Int8<false>()); break;
         default: with(Int4());
     }

@@ -32,7 +32,7 @@ void multiply_rows(Team& team, const Matrix& m, const float* x, int64_t count, f
         team.run([=](Worker& worker) {
             worker.phase(part, [&](int64_t n) {
                 std::copy_n(from + n * m.columns, m.columns, rows->exact(n));
-                if (m.kind >= INT8) rows->round(n, m.columns);
+                rows->round(n, m.columns);
             });
             worker.phase((m.rows + each - 1) / each, [&](int64_t piece) {
                 const int32_t first = int32_t(piece) * each, last = std::min(m.rows, first + each);

@@ -1,4 +1,4 @@
-// Rows of activations, exact and rounded to 8 bits.
+// Rows of activations, exact and rounded.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +13,12 @@
 namespace {
 
 constexpr int QUAD = 4;  // activations that are rounded by one scale
+
+#if defined(__AVX512BF16__)
+constexpr bool BFLOAT16_ROUNDS = true;  // activations are rounded for weights of bfloat16
+#else
+constexpr bool BFLOAT16_ROUNDS = false;
+#endif
 
 // Round a block of activations: what each QUAD of them is multiplied by goes to `scales`. Returns what
 // the rounded numbers add up to. An integer of NaN, or of what is beyond all integers, is not defined:
@@ -75,7 +81,8 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
 }
 #endif
 
-// Rows of activations as products read them: exact or, for integers, rounded to 8 bits.
+// Rows of activations as products read them: exact, for integers rounded to 8 bits, and for weights of
+// bfloat16 rounded to that, if the machine multiplies it.
 //
 // Each QUAD of numbers has a scale of its own. Instructions that multiply bytes add up so many products
 // in a lane of their result, so that finer scales than one for many blocks cost no more time.
@@ -86,18 +93,21 @@ class Rows {
           blocks_(columns_ / BLOCK + LANES),
           exact_(size_t(rows) * columns_),
           rounded_(size_t(rows) * columns_),
+          halves_(BFLOAT16_ROUNDS ? size_t(rows) * columns_ : 0),
           scales_(size_t(rows) * columns_ / QUAD),
           sums_(size_t(rows) * blocks_) {}
 
     float* exact(int64_t row) { return exact_.data() + row * columns_; }
     const float* exact(int64_t row) const { return exact_.data() + row * columns_; }
     const int8_t* rounded(int64_t row) const { return rounded_.data() + row * columns_; }
+    const uint16_t* halves(int64_t row) const { return halves_.data() + row * columns_; }
     const float* scales(int64_t row) const { return scales_.data() + row * (columns_ / QUAD); }
     // Of each block, what its rounded numbers add up to.
     const float* sums(int64_t row) const { return sums_.data() + row * blocks_; }
 
-    // Round `length` numbers of a row, a multiple of BLOCK.
+    // Round `length` numbers of a row; to 8 bits those of whole blocks, as integers have no others.
     void round(int64_t row, int32_t length) {
+        round_to_halves(row, length);
         const float* from = exact(row);
         int8_t* to = rounded_.data() + row * columns_;
         float *scales = scales_.data() + row * (columns_ / QUAD), *sums = sums_.data() + row * blocks_;
@@ -110,9 +120,21 @@ class Rows {
     }
 
    private:
+    void round_to_halves([[maybe_unused]] int64_t row, [[maybe_unused]] int32_t length) {
+#if defined(__AVX512BF16__)
+        uint16_t* to = halves_.data() + row * columns_;
+        for (int32_t i = 0; i < length; i += 16) {
+            const __mmask16 there = length - i >= 16 ? 0xffff : __mmask16((1 << (length - i)) - 1);
+            const __m512 numbers = _mm512_maskz_loadu_ps(there, exact(row) + i);
+            _mm256_mask_storeu_epi16(to + i, there, (__m256i)_mm512_cvtneps_pbh(numbers));
+        }
+#endif
+    }
+
     const int32_t columns_, blocks_;
     std::vector<float> exact_;
     std::vector<int8_t> rounded_;
+    std::vector<uint16_t> halves_;
     std::vector<float> scales_, sums_;
 };
 

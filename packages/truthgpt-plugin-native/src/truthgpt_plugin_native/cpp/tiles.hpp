@@ -60,4 +60,49 @@ void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, 
             out[n * step + r] = total(sums[r][n]);
 }
 
+#if defined(__AVX512BF16__)
+
+// Products of two neighbors are added to a lane at once, so that there are LANES sums as well.
+template <int R, int N>
+void tile_of_bfloat16(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out,
+                      int64_t step) {
+    constexpr int AT_ONCE = 2 * LANES;
+    const uint16_t *weights[R], *xs[N];
+    for (int r = 0; r < R; ++r)
+        weights[r] = static_cast<const uint16_t*>(m.weight) + int64_t(row + r) * m.columns;
+    for (int n = 0; n < N; ++n) xs[n] = x.halves(first + n);
+    __m512 sums[R][N];
+    for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) sums[r][n] = _mm512_setzero_ps();
+    for (int32_t k = 0; k < m.columns; k += AT_ONCE) {
+        const int32_t left = m.columns - k;
+        const __mmask32 there = left >= AT_ONCE ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+        __m512i ws[R];
+        for (int r = 0; r < R; ++r) {
+            prefetch(reinterpret_cast<const char*>(weights[0] + k * R) + r * 64 + AHEAD);
+            ws[r] = _mm512_maskz_loadu_epi16(there, weights[r] + k);
+        }
+        for (int n = 0; n < N; ++n) {
+            __m512i numbers = _mm512_maskz_loadu_epi16(there, xs[n] + k);
+            hold(numbers);
+            for (int r = 0; r < R; ++r)
+                sums[r][n] = _mm512_dpbf16_ps(sums[r][n], (__m512bh)ws[r], (__m512bh)numbers);
+        }
+    }
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) out[n * step + r] = total((Lanes)sums[r][n]);
+}
+
+#else
+
+template <int R, int N>
+void tile_of_bfloat16(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out,
+                      int64_t step) {
+    tile_of_floats<uint16_t, R, N>(m, x, row, first, out, step);
+}
+
+#endif
+
 }  // namespace

@@ -127,6 +127,7 @@ def test_a_compiled_run_is_the_same_but_for_rounding(runs, tmp_path, events, com
     assert losses(events)[0] != pytest.approx(losses(events)[4], rel=1e-5)
 
 
+@pytest.mark.campaign(cases=0)
 def test_a_compiled_run_resumes_compiled(runs, tmp_path, monkeypatch, compilations):
     """A run that `auto` compiled goes on compiled, the same in every bit as one never stopped."""
     monkeypatch.setattr(compiling, "BREAK_EVEN_FLOPS", {"cpu": 1.0})

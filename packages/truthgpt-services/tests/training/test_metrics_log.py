@@ -12,10 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from truthgpt_core import Plugin, hookimpl
 from truthgpt_core.event_system import EventEmitter, EventType
+from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.report.loss_plot import loss_plot
+from truthgpt_services.services.model_service import ModelService
 from truthgpt_services.training.errors import TrainingInterrupted
-from truthgpt_services.training.metrics_log import ProgressLine
+from truthgpt_services.training.metrics_log import ProgressLine, sample
 from truthgpt_services.training.signals import StopSignals
 from truthgpt_services.training.summary import print_result
 
@@ -170,3 +173,29 @@ def test_a_signal_in_a_destructor_is_heeded() -> None:
     with StopSignals() as signals, pytest.raises(TrainingInterrupted, match="SIGTERM"):
         prepare()
     assert reached == ["after the destructor"]
+
+
+def test_a_sample_is_what_the_engine_of_a_plugin_makes(model, tiny, plugins) -> None:
+    """Samples come from the engine that runs the model, and leave training as it was."""
+    asked = []
+
+    class Samples(Plugin):
+        name, version = "samples", "1.0"
+
+        @hookimpl(tryfirst=True)
+        def make_engine(self, source, options):
+            asked.append((source.kind, options.load().training))
+            return TorchEngine(options.load(), options.hooks)
+
+    plugins.register_plugin(Samples(), "samples")
+    plugins.activate_all()
+    service = ModelService(plugins)
+    tokenizer = service.load_tokenizer(str(tiny))
+    model.train()
+    before = torch.get_rng_state()
+    (text,) = sample(model, service.engine_of, tokenizer, ["The for statement"], 4)
+    assert asked == [("memory", False)]
+    assert text.startswith("The for statement")
+    assert len(tokenizer(text).input_ids) > len(tokenizer("The for statement").input_ids)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from truthgpt_core.config import ConfigManager
     from truthgpt_core.event_system import EventEmitter
     from truthgpt_core.training import TrainingBackend
+    from truthgpt_services.services.model_service import ModelService
     from truthgpt_services.services.training_job import Assembled, TrainingJob
     from truthgpt_services.training.checkpoints import Found
     from truthgpt_services.training.config_sections import TrainingSection
@@ -90,7 +91,7 @@ def _train(path: Path, resume: bool, overrides: tuple[str, ...], device: str) ->
             signals.say = _say_at_once
             _tell_found(found, resume)
             _tell_run(assembled, config)
-        _run(config, assembled, application.events)
+        _run(config, assembled, job.models, application.events)
         _save(config, job, assembled, signals)
     backend.close()
     if backend.is_main:
@@ -116,7 +117,9 @@ def _assemble(
         return job.assemble(config, device=device, progress=progress, backend=backend)
 
 
-def _run(config: ConfigManager, assembled: Assembled, emitter: EventEmitter) -> None:
+def _run(
+    config: ConfigManager, assembled: Assembled, models: ModelService, emitter: EventEmitter
+) -> None:
     from truthgpt_services.formatting import visible
     from truthgpt_services.training.metrics_log import MetricsFile, ProgressLine, sample
 
@@ -136,7 +139,8 @@ def _run(config: ConfigManager, assembled: Assembled, emitter: EventEmitter) -> 
     def show_samples() -> None:
         prompts, tokens = training.sample_prompts, training.sample_tokens
         # By all processes, each of which may hold a part of the model alone.
-        for text in sample(assembled.model, assembled.tokenizer, prompts, tokens):
+        texts = sample(assembled.model, models.engine_of, assembled.tokenizer, prompts, tokens)
+        for text in texts:
             if backend.is_main:
                 click.echo(f"  | {visible(' '.join(text.split()))}")
 

@@ -269,6 +269,30 @@ class ModelService:
             )
         return made
 
+    def engine_of(self, model: Any) -> Engine:
+        """Make the engine that runs a model that is in memory, as it is now.
+
+        Args:
+            model: a causal language model of transformers, in evaluation mode.
+
+        Raises:
+            ModelError: no engine runs it.
+        """
+        made = self.hooks.make_engine(
+            source=ResolvedModel(type(model).__name__, "memory"),
+            options=EngineOptions(
+                device=str(next(model.parameters()).device),
+                dtype=None,
+                engine=None,
+                given={},
+                load=lambda: model,
+                hooks=self.hooks,
+            ),
+        )
+        if made is None:
+            raise ModelError(f"No engine runs a {type(model).__name__}")
+        return made
+
     def load_tokenizer(self, name: str) -> Any:
         """Load the tokenizer of a model, named as for `load_model`.
 

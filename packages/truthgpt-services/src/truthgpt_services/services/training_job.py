@@ -80,6 +80,7 @@ class TrainingJob:
 
     Attributes:
         training: the service that trains.
+        models: the service that loads.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class TrainingJob:
         training_service: TrainingService | None = None,
     ) -> None:
         self._plugins = plugins or get_plugin_manager()
-        self._models = model_service or ModelService(self._plugins)
+        self.models = model_service or ModelService(self._plugins)
         self.training = training_service or TrainingService(self._plugins)
 
     def assemble(
@@ -111,7 +112,7 @@ class TrainingJob:
         Raises:
             TruthGPTError: something is not there or does not fit.
         """
-        plugins, models = self._plugins, self._models
+        plugins, models = self._plugins, self.models
         training: TrainingSection = config.training
         backend = backend or choose_backend(training, plugins)
         device = backend.device(device)

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -19,10 +19,12 @@ from typing import IO, Any
 
 import torch
 
+from truthgpt_core.decoding import Engine, SamplingParams
 from truthgpt_core.event_system import Event, EventEmitter, EventType
 from truthgpt_core.paths import read_regular_bytes, write_file
 from truthgpt_core.terminal_text import harmless
 from truthgpt_services.formatting import number, seconds, shortened, size
+from truthgpt_services.inference.decoder import stream
 from truthgpt_services.measuring.memory import peak
 from truthgpt_services.models.loading import quiet
 from truthgpt_services.training.flops import matmul_rate
@@ -211,11 +213,14 @@ def _peak(device: torch.device) -> float | None:
     return matmul_rate(device, dtype, size=8192)
 
 
-def sample(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[str]:
+def sample(
+    model: Any, engine_of: Callable[[Any], Engine], tokenizer: Any, prompts: list[str], tokens: int
+) -> list[str]:
     """Continue prompts with the likeliest tokens; random numbers stay as they are.
 
     Args:
         model: in whatever mode, which it keeps.
+        engine_of: returns the engine that runs it.
         tokenizer: its tokenizer.
         prompts: to continue.
         tokens: how many at most.
@@ -224,22 +229,16 @@ def sample(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[
         Each prompt with what follows it.
     """
     training = model.training
-    device = next(model.parameters()).device
     model.eval()
+    params = SamplingParams(max_new_tokens=tokens)
     texts = []
     try:
         with preserved_random_state(), torch.no_grad(), quiet():
+            engine = engine_of(model)
             for prompt in prompts:
-                inputs = tokenizer(prompt, return_tensors="pt").to(device)
-                made = model.generate(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
-                    max_new_tokens=tokens,
-                    do_sample=False,
-                    use_cache=True,
-                    pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
-                )
-                texts.append(tokenizer.decode(made[0], skip_special_tokens=True))
+                ids = tokenizer(prompt).input_ids
+                made = stream(engine, ids, params, end=frozenset(engine.end_tokens))
+                texts.append(tokenizer.decode([*ids, *made], skip_special_tokens=True))
     finally:
         model.train(training)
     return texts

@@ -142,6 +142,14 @@ void weigh_all(const Stored* values, const float* const* weights, int64_t first,
     }
 }
 
+inline const float* as_floats(const float* from, int64_t, float*) { return from; }
+
+// A multiple of LANES numbers.
+inline const float* as_floats(const uint16_t* from, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i += LANES) store(load(from + i), to + i);
+    return to;
+}
+
 // One query, and where it may look: the positions [first, last).
 struct Query {
     const float* numbers;
@@ -206,16 +214,15 @@ void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Qu
     }
 }
 
+// Of `count` queries; keys and values are those of the segment.
 template <typename Stored>
 void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, int count,
                float scale, int32_t width, float* scores, Partial* found) {
-    const Stored* k = keys + begin * width;
-    const Stored* v = values + begin * width;
     switch (count) {
-        case 1: return attend_to<Stored, 1>(k, v, begin, queries, scale, width, scores, found);
-        case 2: return attend_to<Stored, 2>(k, v, begin, queries, scale, width, scores, found);
-        case 3: return attend_to<Stored, 3>(k, v, begin, queries, scale, width, scores, found);
-        default: return attend_to<Stored, 4>(k, v, begin, queries, scale, width, scores, found);
+        case 1: return attend_to<Stored, 1>(keys, values, begin, queries, scale, width, scores, found);
+        case 2: return attend_to<Stored, 2>(keys, values, begin, queries, scale, width, scores, found);
+        case 3: return attend_to<Stored, 3>(keys, values, begin, queries, scale, width, scores, found);
+        default: return attend_to<Stored, 4>(keys, values, begin, queries, scale, width, scores, found);
     }
 }
 

@@ -42,14 +42,20 @@ void normalize_row(const float* x, const float* weight, int32_t length, float ep
 // What a thread writes that no other reads.
 struct Scratch {
     Rows alone;
-    std::vector<float> outs, queries, scores, sums, key;
+    std::vector<float> outs, queries, scores, sums, key, keys, values;
+    std::vector<Query> asking;
+    std::vector<Partial> found;
 
     Scratch(const Shape& s, int32_t longest)
         : alone(MOST_ALONE, longest),
           queries(TOKENS_AT_ONCE * s.heads * padded(s.head_dim)),
           scores(MOST_QUERIES * SEGMENT),
           sums(MOST_QUERIES * padded(s.head_dim)),
-          key(padded(s.head_dim)) {}
+          key(padded(s.head_dim)),
+          keys(SEGMENT * padded(s.head_dim)),
+          values(SEGMENT * padded(s.head_dim)),
+          asking(TOKENS_AT_ONCE * s.heads),
+          found(TOKENS_AT_ONCE * s.heads) {}
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -271,12 +277,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
                 query_of(pass, layer, piece.token, piece.head * shared + head + i, query);
                 queries[i] = {query, first, end};
             }
-            attend_to(keys, values, begin, queries, count, s.attention_scale, width_, own.scores.data(),
-                      found + head);
+            attend_to(keys + begin * width_, values + begin * width_, begin, queries, count,
+                      s.attention_scale, width_, own.scores.data(), found + head);
         }
     }
 
-    // All query heads that share a key head, of some tokens of one sequence, and all segments.
+    // All query heads that share a key head, of some tokens of one sequence, and all segments. Each
+    // segment is read from memory, and made float32, once for all of them.
     template <typename Stored>
     void attend_together(const Pass& pass, const Layer& layer, int32_t index, const Piece& piece, Scratch& own) {
         const int32_t shared = s.heads / s.kv_heads;
@@ -284,31 +291,35 @@ class Engine : public std::enable_shared_from_this<Engine> {
         const Stored* keys = sequence.keys<Stored>(index, piece.head);
         const Stored* values = sequence.values<Stored>(index, piece.head);
         const int64_t total = piece.what * shared;
-        for (int64_t row = 0; row < total; ++row)
-            query_of(pass, layer, piece.token + row / shared, piece.head * shared + int32_t(row % shared),
-                     own.queries.data() + row * width_);
-        for (int64_t row = 0; row < total; row += MOST_QUERIES) {
-            const int count = int(std::min<int64_t>(MOST_QUERIES, total - row));
-            Query queries[MOST_QUERIES];
-            Partial all[MOST_QUERIES], next[MOST_QUERIES];
-            int64_t first = INT64_MAX, last = 0;
-            for (int i = 0; i < count; ++i) {
-                const int64_t n = piece.token + (row + i) / shared, position = pass.tokens[n].position;
-                queries[i] = {own.queries.data() + (row + i) * width_, first_seen(layer, position),
-                              position + 1};
-                first = std::min(first, queries[i].first);
-                last = std::max(last, queries[i].last);
-                const int64_t head = piece.head * shared + (row + i) % shared;
-                all[i].values = attended_.data() + (n * s.heads + head) * width_;
-                next[i].values = own.sums.data() + i * width_;
-            }
-            for (int64_t begin = first / SEGMENT * SEGMENT; begin < last; begin += SEGMENT) {
-                attend_to(keys, values, begin, queries, count, s.attention_scale, width_,
-                          own.scores.data(), next);
-                for (int i = 0; i < count; ++i) merge(all[i], next[i], s.attention_scale, width_);
-            }
-            for (int i = 0; i < count; ++i) divide(all[i], width_);
+        std::vector<Query>& queries = own.asking;
+        std::vector<Partial>& all = own.found;
+        int64_t first = INT64_MAX, last = 0;
+        for (int64_t row = 0; row < total; ++row) {
+            const int64_t n = piece.token + row / shared, position = pass.tokens[n].position;
+            const int32_t head = piece.head * shared + int32_t(row % shared);
+            float* query = own.queries.data() + row * width_;
+            query_of(pass, layer, n, head, query);
+            queries[row] = {query, first_seen(layer, position), position + 1};
+            first = std::min(first, queries[row].first);
+            last = std::max(last, queries[row].last);
+            all[row] = Partial();
+            all[row].values = attended_.data() + (n * s.heads + head) * width_;
         }
+        Partial next[MOST_QUERIES];
+        for (int i = 0; i < MOST_QUERIES; ++i) next[i].values = own.sums.data() + i * width_;
+        for (int64_t begin = first / SEGMENT * SEGMENT; begin < last; begin += SEGMENT) {
+            const int64_t positions = (std::min(SEGMENT, last - begin) + LANES - 1) / LANES * LANES;
+            const float* k = as_floats(keys + begin * width_, positions * width_, own.keys.data());
+            const float* v = as_floats(values + begin * width_, positions * width_, own.values.data());
+            for (int64_t row = 0; row < total; row += MOST_QUERIES) {
+                const int count = int(std::min<int64_t>(MOST_QUERIES, total - row));
+                attend_to(k, v, begin, &queries[row], count, s.attention_scale, width_,
+                          own.scores.data(), next);
+                for (int i = 0; i < count; ++i)
+                    merge(all[row + i], next[i], s.attention_scale, width_);
+            }
+        }
+        for (int64_t row = 0; row < total; ++row) divide(all[row], width_);
     }
 
     // Put what the heads of a token attended to side by side.

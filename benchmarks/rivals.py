@@ -65,6 +65,8 @@ class Ggml:
         params.n_ctx, params.n_seq_max = positions * sequences, sequences
         params.n_batch = params.n_ctx
         params.n_threads = params.n_threads_batch = os.cpu_count()
+        if name.startswith(IK_LLAMA) and sequences > 1:
+            params.flash_attn = False  # of several sequences it fails an assertion of its own
         self.context = api.llama_init_from_model(model, params)
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
         self.batch = api.llama_batch_init(params.n_ctx, 0, 1)
@@ -145,7 +147,7 @@ class OpenVino:
     def __init__(self, name: str, file: str, sequences: int, positions: int) -> None:
         import openvino_genai
 
-        self.api = openvino_genai
+        self.api, self.turns = openvino_genai, 0
         if sequences == 1:
             self.pipeline = openvino_genai.LLMPipeline(file, "CPU")
         else:
@@ -162,7 +164,9 @@ class OpenVino:
         import numpy as np
         import openvino
 
-        rows = np.array([ids], dtype=np.int64)
+        # Another first token each time: it keeps what it has read of a text that begins the same.
+        self.turns += 1
+        rows = np.array([[self.turns, *ids[1:]]], dtype=np.int64)
         inputs = self.api.TokenizedInputs(
             openvino.Tensor(rows), openvino.Tensor(np.ones_like(rows))
         )

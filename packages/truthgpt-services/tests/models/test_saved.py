@@ -273,3 +273,14 @@ def test_optimize_model_applies_in_the_order_that_is_declared(service, tiny):
     model = service.load_model(str(tiny))
     service.optimize_model(model, ["idle", service.make_optimization("halve", {})])
     assert order[-2:] == ["halve", "idle"]
+
+
+def test_a_directory_may_be_given_as_text(service, model, tokenizer, tmp_path):
+    """Saved, loaded and exported under a path that is text, as `load_model` takes it."""
+    saved, plain = tmp_path / "saved", tmp_path / "plain"
+    saved.mkdir()
+    service.save_model(model, tokenizer, str(saved), source="tiny", steps=[])
+    loaded = service.load_saved(str(saved), torch.device("cpu"))
+    assert torch.equal(logits(loaded), logits(model))
+    service.export(str(saved), str(plain))
+    assert torch.equal(logits(service.load_model(str(plain))), logits(model))

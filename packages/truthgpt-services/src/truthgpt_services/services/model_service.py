@@ -434,7 +434,7 @@ class ModelService:
         self,
         model: Any,
         tokenizer: Any,
-        directory: Path,
+        directory: str | Path,
         *,
         source: str,
         steps: Sequence[SavedStep],
@@ -446,10 +446,10 @@ class ModelService:
         """
         dtype = str(model.dtype).removeprefix("torch.")
         recipe = Recipe(source, dtype, tuple(map(self._with_result, steps)))
-        saved_model.save(model, tokenizer, directory, recipe)
+        saved_model.save(model, tokenizer, Path(directory), recipe)
         self._events.emit(ModelSaved(name=source, path=str(directory)))
 
-    def load_saved(self, directory: Path, device: torch.device, *, run: bool = True) -> Any:
+    def load_saved(self, directory: str | Path, device: torch.device, *, run: bool = True) -> Any:
         """Load a model that `save_model` saved.
 
         Args:
@@ -462,7 +462,7 @@ class ModelService:
             OptimizationError: it needs an optimization that is not installed.
         """
         return saved_model.load(
-            directory,
+            Path(directory),
             device=device,
             make_optimization=self._plugins.make_optimization,
             make_context=lambda name: self.context(name, str(device)),
@@ -481,7 +481,7 @@ class ModelService:
     def export(
         self,
         name: str,
-        directory: Path,
+        directory: str | Path,
         to: str = exporters.SAFETENSORS,
         options: Mapping[str, Any] | None = None,
         *,
@@ -506,7 +506,7 @@ class ModelService:
         self._plugins.activate_all()
         factory = self._plugins.factories["exporter_factory"]
         exporter, chosen = exporters.make_exporter(to, options or {}, factory)
-        with StagedDirectory(directory, overwrite=overwrite) as staged:
+        with StagedDirectory(Path(directory), overwrite=overwrite) as staged:
             with open_plain(
                 self._directory(name),
                 name,

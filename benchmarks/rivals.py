@@ -153,6 +153,7 @@ class OpenVino:
         else:
             scheduler = openvino_genai.SchedulerConfig()
             scheduler.max_num_seqs, scheduler.cache_size = sequences, 1
+            scheduler.enable_prefix_caching = False  # turns repeat their prompts
             self.pipeline = openvino_genai.ContinuousBatchingPipeline(file, scheduler, "CPU")
 
     def _config(self, count: int) -> Any:

@@ -68,7 +68,9 @@ inline Lanes fused(Lanes a, Lanes b, Lanes c) {
 #endif
 }
 
-// Compilers would rather load a vector again for each use of it than once.
+// Compilers would rather load a vector again for each use of it than once. For the same reason, to have
+// numbers stay in registers, loops that read arrays of sums in the end say that they are unrolled: g++
+// would write each sum to memory after every product.
 template <typename Vector>
 inline void hold(Vector& vector) {
 #if defined(__AVX2__)

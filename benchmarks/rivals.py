@@ -82,7 +82,7 @@ class Ggml:
         """Append tokens to sequences; return the logits of the last of each, or of every token."""
         import numpy as np
 
-        batch, asked = self.batch, []
+        batch, requested = self.batch, []
         batch.n_tokens = 0
         for at, tokens in zip(active, given, strict=True):
             for number, token in enumerate(tokens):
@@ -92,11 +92,11 @@ class Ggml:
                 wanted = every or number == len(tokens) - 1
                 batch.logits[row] = wanted
                 if wanted:
-                    asked.append(row)
+                    requested.append(row)
                 batch.n_tokens += 1
                 positions[at] += 1
         assert self.api.llama_decode(self.context, batch) == 0
-        found = (self.api.llama_get_logits_ith(self.context, row) for row in asked)
+        found = (self.api.llama_get_logits_ith(self.context, row) for row in requested)
         return [np.ctypeslib.as_array(each, shape=(self.vocabulary,)) for each in found]
 
     def prefill(self, ids: list[int]) -> None:

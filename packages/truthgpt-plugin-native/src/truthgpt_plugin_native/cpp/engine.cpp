@@ -43,8 +43,8 @@ void normalize_row(const float* x, const float* weight, int32_t length, float ep
 struct Scratch {
     Rows alone;
     std::vector<float> outs, queries, scores, sums, key, keys, values;
-    std::vector<Query> asking;
-    std::vector<Partial> found;
+    std::vector<Query> piece_queries;
+    std::vector<Partial> piece_partials;
 
     Scratch(const Shape& s, int32_t longest)
         : alone(MOST_ALONE, longest),
@@ -54,8 +54,8 @@ struct Scratch {
           key(padded(s.head_dim)),
           keys(SEGMENT * padded(s.head_dim)),
           values(SEGMENT * padded(s.head_dim)),
-          asking(TOKENS_AT_ONCE * s.heads),
-          found(TOKENS_AT_ONCE * s.heads) {}
+          piece_queries(TOKENS_AT_ONCE * s.heads),
+          piece_partials(TOKENS_AT_ONCE * s.heads) {}
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -291,8 +291,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
         const Stored* keys = sequence.keys<Stored>(index, piece.head);
         const Stored* values = sequence.values<Stored>(index, piece.head);
         const int64_t total = piece.what * shared;
-        std::vector<Query>& queries = own.asking;
-        std::vector<Partial>& all = own.found;
+        std::vector<Query>& queries = own.piece_queries;
+        std::vector<Partial>& all = own.piece_partials;
         int64_t first = INT64_MAX, last = 0;
         for (int64_t row = 0; row < total; ++row) {
             const int64_t n = piece.token + row / shared, position = pass.tokens[n].position;

@@ -236,6 +236,11 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
     return fingerprint(service)
 
 
+def last_step(out: Path) -> int:
+    names = (each.name for each in (out / "checkpoints").glob("step-????????"))
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
 def kill_again_and_again(job: dict[str, Any]) -> dict[str, Any]:
     """Kill runs at random moments; return how often, and the fingerprint of the one let alone."""
     out, chance = Path(job["out"]), random.Random(job["seed"])
@@ -248,7 +253,11 @@ def kill_again_and_again(job: dict[str, Any]) -> dict[str, Any]:
                 os.dup2(nowhere.fileno(), 2)
             do({**job, "resume": True})
             os._exit(0)
-        time.sleep(chance.uniform(0.0, longest))
+        # Where a step takes less, so many have been saved before, or the run would come to its end.
+        moment = time.monotonic() + chance.uniform(0.0, longest)
+        step = last_step(out)
+        while time.monotonic() < moment and last_step(out) < step + job["most_steps"]:
+            time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):

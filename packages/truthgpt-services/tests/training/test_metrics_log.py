@@ -199,3 +199,20 @@ def test_a_sample_is_what_the_engine_of_a_plugin_makes(model, tiny, plugins) -> 
     assert len(tokenizer(text).input_ids) > len(tokenizer("The for statement").input_ids)
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_sample_ends_where_the_context_does(model, tiny, plugins) -> None:
+    """Training goes on where what is asked for is more than the model can read."""
+    service = ModelService(plugins)
+    tokenizer = service.load_tokenizer(str(tiny))
+    prompt = "The for statement"
+
+    def text(tokens: int) -> str:
+        return sample(model, service.engine_of, tokenizer, [prompt], tokens)[0]
+
+    length, two = len(tokenizer(prompt).input_ids), text(2)
+    model.config.max_position_embeddings = length + 2
+    assert text(40) == two != prompt
+    for context in (length, length - 1):
+        model.config.max_position_embeddings = context
+        assert text(40) == prompt

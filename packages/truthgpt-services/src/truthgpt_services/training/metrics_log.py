@@ -223,21 +223,23 @@ def sample(
         engine_of: returns the engine that runs it.
         tokenizer: its tokenizer.
         prompts: to continue.
-        tokens: how many at most.
+        tokens: how many at most; fewer where the context ends before.
 
     Returns:
         Each prompt with what follows it.
     """
     training = model.training
     model.eval()
-    params = SamplingParams(max_new_tokens=tokens)
     texts = []
     try:
         with preserved_random_state(), torch.no_grad(), quiet():
             engine = engine_of(model)
             for prompt in prompts:
                 ids = tokenizer(prompt).input_ids
-                made = stream(engine, ids, params, end=frozenset(engine.end_tokens))
+                # A run does not end because a sample would be longer than the model can read.
+                room = tokens if engine.context_length is None else engine.context_length - len(ids)
+                params = SamplingParams(max_new_tokens=max(1, min(tokens, room)))
+                made = stream(engine, ids, params, end=engine.end_tokens) if room > 0 else ()
                 texts.append(tokenizer.decode([*ids, *made], skip_special_tokens=True))
     finally:
         model.train(training)

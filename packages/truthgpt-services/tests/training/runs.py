@@ -237,8 +237,8 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def last_step(out: Path) -> int:
-    names = (each.name for each in (out / "checkpoints").glob("step-????????"))
-    return max((int(name.removeprefix("step-")) for name in names), default=0)
+    found = CheckpointStore(out / "checkpoints").all()
+    return int(found[0].name.removeprefix("step-")) if found else 0
 
 
 def kill_again_and_again(job: dict[str, Any]) -> dict[str, Any]:

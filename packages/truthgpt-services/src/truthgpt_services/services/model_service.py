@@ -246,11 +246,35 @@ class ModelService:
 
         dtype = options.get("dtype") or options.get("torch_dtype")
         named = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+        return self._engine(source, str(how.device), load, dtype=named, engine=engine, given=given)
+
+    def engine_of(self, model: Any) -> Engine:
+        """Make the engine that runs a model that is in memory, as it is now.
+
+        Args:
+            model: a causal language model of transformers, in evaluation mode.
+
+        Raises:
+            ModelError: no engine runs it.
+        """
+        source = ResolvedModel(type(model).__name__, "memory")
+        return self._engine(source, str(next(model.parameters()).device), lambda: model)
+
+    def _engine(
+        self,
+        source: ResolvedModel,
+        device: str,
+        load: Callable[[], Any],
+        *,
+        dtype: str | None = None,
+        engine: str | None = None,
+        given: dict[str, Any] | None = None,
+    ) -> Engine:
         made = self.hooks.make_engine(
             source=source,
             options=EngineOptions(
-                device=str(how.device),
-                dtype=named,
+                device=device,
+                dtype=dtype,
                 engine=engine,
                 given={} if given is None else given,
                 load=load,
@@ -267,30 +291,6 @@ class ModelService:
                 else "PyTorch's is named torch. `truthgpt plugins` "
                 "lists what is installed, and an engine leaves models that it does not know.",
             )
-        return made
-
-    def engine_of(self, model: Any) -> Engine:
-        """Make the engine that runs a model that is in memory, as it is now.
-
-        Args:
-            model: a causal language model of transformers, in evaluation mode.
-
-        Raises:
-            ModelError: no engine runs it.
-        """
-        made = self.hooks.make_engine(
-            source=ResolvedModel(type(model).__name__, "memory"),
-            options=EngineOptions(
-                device=str(next(model.parameters()).device),
-                dtype=None,
-                engine=None,
-                given={},
-                load=lambda: model,
-                hooks=self.hooks,
-            ),
-        )
-        if made is None:
-            raise ModelError(f"No engine runs a {type(model).__name__}")
         return made
 
     def load_tokenizer(self, name: str) -> Any:

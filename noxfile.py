@@ -1,8 +1,8 @@
 """The checks: `nox -l` lists them, `make test` runs them all.
 
-Each package is tested as its wheel, with only what it declares, and with no other of this
-workspace but those that it needs. The core runs on every Python that it supports; what
-needs torch runs on 3.11.
+Each package is tested as its wheel, and with no other of this workspace but those that it needs;
+`tests/test_declared.py` checks that it declares what it imports. The core runs on every Python that
+it supports; what needs torch runs on 3.11.
 """
 
 from __future__ import annotations

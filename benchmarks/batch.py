@@ -22,13 +22,11 @@ from statistics import median
 from typing import Any
 
 import decode
-from rivals import RIVALS, make_rival
+from rivals import RIVALS, Requests, answer_greedily, make_rival
 
 WORKLOAD = Path(__file__).with_name("workload.json")
 NATIVE = ("native, float32", "native, bfloat16", "native, int8 (the default)", "native, int4")
 SEQUENCES, POSITIONS = 16, 512
-
-Requests = list[dict[str, Any]]
 
 
 def main() -> None:
@@ -60,7 +58,7 @@ def run(names: list[str], pythons: dict[str, str], rounds: int, folder: Path) ->
         each["ids"] = ids[each["begin"] : each["begin"] + each["prompt"]]
     workers = decode.start_workers(names, pythons, folder, __file__)
     decode.describe(pythons)
-    print_table(decode.take_turns(workers, "turn", requests, rounds))
+    print_table(decode.take_turns(names, lambda name: workers[name].ask("turn", requests), rounds))
     for worker in workers.values():
         worker.close()
 
@@ -106,15 +104,12 @@ class Engine:
     def answer(self, requests: Requests) -> list[list[int]]:
         """Return the tokens of each request, greedily."""
         states = [state for _ in requests for state in self.engine.open(POSITIONS)]
-        texts: list[list[int]] = [[] for _ in requests]
-        active = list(range(len(requests)))
-        given = [each["ids"] for each in requests]
-        while active:
+
+        def forward(active: list[int], given: list[list[int]]) -> list[Any]:
             found = self.engine.forward([states[at] for at in active], given)
-            for at, logits in zip(active, found, strict=True):
-                texts[at].append(int(logits[-1].argmax()))
-            active = [at for at in active if len(texts[at]) < requests[at]["new"]]
-            given = [[texts[at][-1]] for at in active]
+            return [logits[-1] for logits in found]
+
+        texts = answer_greedily(requests, forward)
         self.engine.close(states)
         return texts
 

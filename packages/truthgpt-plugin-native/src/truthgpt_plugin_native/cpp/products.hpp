@@ -23,12 +23,14 @@ int32_t rows_at_once(int64_t rows, const Team& team) {
 // out[n * m.rows + row] is row n of x, of m.columns numbers, times a row of m, plus its bias.
 void multiply_rows(Team& team, const Matrix& m, const float* x, int64_t count, float* out) {
     const int32_t each = rows_at_once(m.rows, team);
+    Rounding rounding;
+    rounding.add(m);
     for (int64_t begin = 0; begin < count; begin += MOST_TOKENS) {
         const int64_t part = std::min(MOST_TOKENS, count - begin);
         const float* from = x + begin * m.columns;
         float* to = out + begin * m.rows;
         // A thread that is late finds the phases complete; until then it reads this.
-        auto rows = std::make_shared<Rows>(int32_t(part), m.columns);
+        auto rows = std::make_shared<Rows>(int32_t(part), m.columns, rounding);
         team.run([=](Worker& worker) {
             worker.phase(part, [&](int64_t n) {
                 std::copy_n(from + n * m.columns, m.columns, rows->exact(n));

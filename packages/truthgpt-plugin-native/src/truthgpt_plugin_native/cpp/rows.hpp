@@ -20,6 +20,16 @@ constexpr bool BFLOAT16_ROUNDS = true;  // activations are rounded for weights o
 constexpr bool BFLOAT16_ROUNDS = false;
 #endif
 
+// What activations are rounded to, for the matrices that they meet.
+struct Rounding {
+    bool bytes = false, halves = false;
+
+    void add(const Matrix& m) {
+        bytes |= m.kind == INT8 || m.kind == INT4;
+        halves |= m.kind == BFLOAT16 && BFLOAT16_ROUNDS;
+    }
+};
+
 // Round a block of activations: what each QUAD of them is multiplied by goes to `scales`. Returns what
 // the rounded numbers add up to. An integer of NaN, or of what is beyond all integers, is not defined:
 // there the scale is NaN. Activations too small to have an inverse are nothing beside any others.
@@ -88,14 +98,15 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
 // in a lane of their result, so that finer scales than one for many blocks cost no more time.
 class Rows {
    public:
-    Rows(int32_t rows, int32_t columns)
-        : columns_((columns + 2 * BLOCK - 1) / (2 * BLOCK) * (2 * BLOCK)),
+    Rows(int32_t rows, int32_t columns, Rounding to)
+        : to_(to),
+          columns_((columns + 2 * BLOCK - 1) / (2 * BLOCK) * (2 * BLOCK)),
           blocks_(columns_ / BLOCK + LANES),
           exact_(size_t(rows) * columns_),
-          rounded_(size_t(rows) * columns_),
-          halves_(BFLOAT16_ROUNDS ? size_t(rows) * columns_ : 0),
-          scales_(size_t(rows) * columns_ / QUAD),
-          sums_(size_t(rows) * blocks_) {}
+          rounded_(to.bytes ? size_t(rows) * columns_ : 0),
+          halves_(to.halves ? size_t(rows) * columns_ : 0),
+          scales_(to.bytes ? size_t(rows) * columns_ / QUAD : 0),
+          sums_(to.bytes ? size_t(rows) * blocks_ : 0) {}
 
     float* exact(int64_t row) { return exact_.data() + row * columns_; }
     const float* exact(int64_t row) const { return exact_.data() + row * columns_; }
@@ -105,9 +116,15 @@ class Rows {
     // Of each block, what its rounded numbers add up to.
     const float* sums(int64_t row) const { return sums_.data() + row * blocks_; }
 
-    // Round `length` numbers of a row; to 8 bits those of whole blocks, as integers have no others.
+    // Round `length` numbers of a row.
     void round(int64_t row, int32_t length) {
-        round_to_halves(row, length);
+        if (to_.halves) round_to_halves(row, length);
+        if (to_.bytes) round_to_bytes(row, length);
+    }
+
+   private:
+    // Those of whole blocks: rows of integers have no others.
+    void round_to_bytes(int64_t row, int32_t length) {
         const float* from = exact(row);
         int8_t* to = rounded_.data() + row * columns_;
         float *scales = scales_.data() + row * (columns_ / QUAD), *sums = sums_.data() + row * blocks_;
@@ -119,7 +136,6 @@ class Rows {
         std::fill_n(sums + blocks, 8, 0.0f);
     }
 
-   private:
     void round_to_halves([[maybe_unused]] int64_t row, [[maybe_unused]] int32_t length) {
 #if defined(__AVX512BF16__)
         uint16_t* to = halves_.data() + row * columns_;
@@ -131,6 +147,7 @@ class Rows {
 #endif
     }
 
+    const Rounding to_;
     const int32_t columns_, blocks_;
     std::vector<float> exact_;
     std::vector<int8_t> rounded_;

@@ -1,82 +1,18 @@
-"""Contracts of generating text: engines, decoders, logits processors and sampling.
-
-An `Engine` runs one model. A `Decoder` chooses which tokens come next, with as many passes
-through the engine as it takes. A `LogitsProcessor` changes the scores that a token is chosen by.
-Nothing here imports torch: tensors are `torch.Tensor` wherever one is named.
-"""
+"""Engines: what runs one model."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from truthgpt_core.errors import TruthGPTError
-
-DEFAULT_NEW_TOKENS = 128
-
-
-class GenerationError(TruthGPTError):
-    """Text cannot be generated as asked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen, and how many.
-
-    Attributes:
-        max_new_tokens: how many tokens are generated at most.
-        temperature: 0 takes the likeliest token; higher is more random.
-        top_k: choose among this many likeliest tokens; 0 for all.
-        top_p: choose among the likeliest tokens that together have this probability.
-        seed: of the random choice.
-        stop: the text ends before the first of these strings.
-
-    Raises:
-        GenerationError: one of them is out of range or of another type.
-    """
-
-    max_new_tokens: int = DEFAULT_NEW_TOKENS
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "top_p"):
-            if not isinstance(getattr(self, name), Real):
-                raise GenerationError(f"{name} is {getattr(self, name)!r}: it must be a number")
-        for name in ("max_new_tokens", "top_k", "seed"):
-            if not isinstance(getattr(self, name), Integral):
-                raise GenerationError(f"{name} is {getattr(self, name)!r}: it must be an integer")
-        if self.max_new_tokens < 1:
-            raise GenerationError(f"max_new_tokens is {self.max_new_tokens}: it must be 1 or more")
-        if not 0.0 <= self.temperature < float("inf"):
-            raise GenerationError(f"temperature is {self.temperature}: it must be 0 or more")
-        if self.top_k < 0:
-            raise GenerationError(f"top_k is {self.top_k}: it must be 0 or more")
-        if not 0.0 < self.top_p <= 1.0:
-            raise GenerationError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
-        if not -(2**63) <= self.seed < 2**64:
-            raise GenerationError(f"seed is {self.seed}: it must fit into 64 bits")
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-
-
-def _stop_strings(given: object) -> tuple[str, ...]:
-    listed = (given,) if isinstance(given, str) else given
-    if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
-        raise GenerationError(f"stop is {given!r:.80}: it must be a text or a list of texts")
-    if "" in listed:
-        raise GenerationError("stop has an empty text, which ends everything")
-    return tuple(listed)
-
-
-SAMPLING_OPTIONS = tuple(each.name for each in fields(SamplingParams))
-"""The names of the generation options that every engine knows."""
+from truthgpt_core.decoding.sampling_params import (
+    SAMPLING_OPTIONS,
+    GenerationError,
+    SamplingParams,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +24,8 @@ class Capabilities:
             decoders, logits processors and measurements of quality cannot be used with it.
         prompt_logprobs: it gives them for every token of a prompt, and not only after the last.
         crop: the last tokens of a sequence can be removed.
+        fork: a sequence can be begun as a copy of the beginning of another, so that what several
+            have in common is computed once.
         masks: tokens can be ruled out before one is chosen.
         rows: how many sequences it takes in one call; None for any number.
         hidden_cache: it keeps its key-value cache to itself, and the hook `make_cache` is not
@@ -97,6 +35,7 @@ class Capabilities:
     logits: bool = True
     prompt_logprobs: bool = True
     crop: bool = True
+    fork: bool = False
     masks: bool = True
     rows: int | None = None
     hidden_cache: bool = False
@@ -149,6 +88,11 @@ class Engine(ABC):
         context_length: how many tokens a sequence can have; None if it does not say.
         vocabulary_size: how many tokens the model knows; None if it does not say.
         end_tokens: those that end a text.
+        options: names of the `SamplingParams` that it knows. An engine that gives logits knows
+            all, since tokens are chosen outside of it; one that chooses them itself names those
+            that its `generate` takes, and others are refused by name.
+        defaults: what the model's authors suggest for `SamplingParams`, by name; used where the
+            user does not say.
         tokenizer: with the interface of those of transformers; None to take the one that is
             stored with the model, or none if there is no such.
     """
@@ -158,6 +102,8 @@ class Engine(ABC):
     context_length: int | None = None
     vocabulary_size: int | None = None
     end_tokens: frozenset[int] = frozenset()
+    options: frozenset[str] = frozenset(SAMPLING_OPTIONS)
+    defaults: Mapping[str, Any] = {}
     tokenizer: Any = None
 
     def open(self, positions: int, count: int = 1) -> list[SequenceState]:
@@ -229,6 +175,19 @@ class Engine(ABC):
         """
         raise GenerationError(f"The engine {self.name} cannot take tokens back")
 
+    def fork(self, state: SequenceState, length: int, positions: int) -> SequenceState:
+        """Begin a sequence with the first tokens of another.
+
+        Args:
+            state: a sequence of this engine, which stays as it is.
+            length: how many of its tokens; at most `state.length`.
+            positions: how many tokens the new one will have at most.
+
+        Raises:
+            GenerationError: this engine cannot, or the model cannot hold that many tokens.
+        """
+        raise GenerationError(f"The engine {self.name} cannot copy a sequence")
+
     def close(self, states: Sequence[SequenceState]) -> None:  # noqa: B027 - optional
         """Free what sequences hold. They are not used again."""
 
@@ -246,6 +205,9 @@ class Engine(ABC):
 
         Yields:
             Pieces of text, up to and without a stop string.
+
+        Returns:
+            Why the text ended, where the engine knows: `eos_token`, `length` or `stop_sequence`.
         """
         raise GenerationError(f"The engine {self.name} gives logits, and chooses no tokens")
 
@@ -257,65 +219,6 @@ class Engine(ABC):
             leaves out what it does not know.
         """
         return {}
-
-
-Choose = Callable[[Any, Sequence[int]], int]
-"""`choose(logits, tokens)` returns the next token, from logits of shape (vocabulary,) and the
-tokens so far, prompt included; it applies the logits processors and samples."""
-
-
-class Decoder(ABC):
-    """A strategy of decoding one sequence.
-
-    Attributes:
-        name: what messages call it.
-        requires: the names of the `Capabilities` that it needs of an engine.
-    """
-
-    name: ClassVar[str]
-    requires: ClassVar[tuple[str, ...]] = ("logits",)
-
-    @abstractmethod
-    def decode(
-        self, engine: Engine, state: SequenceState, prompt: Sequence[int], choose: Choose
-    ) -> Iterator[Sequence[int]]:
-        """Generate tokens until the caller stops asking.
-
-        Args:
-            engine: has all that `requires` names.
-            state: an empty sequence, with room for the prompt and all tokens that are asked for.
-                Drafts may need no more.
-            prompt: its tokens, at least one.
-            choose: chooses a token.
-
-        Yields:
-            One or more tokens that come next.
-        """
-
-
-class LogitsProcessor(ABC):
-    """Changes the scores that the next token is chosen by.
-
-    It is registered in `factories["logits_processor_factory"]`, and made with the generation
-    options that it declares. A request that gives none of them does not use it.
-
-    Attributes:
-        options: names of generation options and what they mean, for help and error messages.
-    """
-
-    options: ClassVar[Mapping[str, str]] = {}
-
-    @abstractmethod
-    def __call__(self, logits: Any, tokens: Sequence[int]) -> Any:
-        """Return changed logits.
-
-        Args:
-            logits: of the next token, float32 of shape (vocabulary,); not to be changed in place.
-            tokens: the sequence so far, prompt included.
-
-        Returns:
-            Logits of the same shape; `-inf` rules a token out.
-        """
 
 
 class KVCache(Protocol):
@@ -378,6 +281,26 @@ def end_tokens_of(model: Any) -> frozenset[int]:
     declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = declared if isinstance(declared, list) else [declared]
     return frozenset(each for each in listed if isinstance(each, int))
+
+
+def generation_defaults(model: Any) -> dict[str, Any]:
+    """Return what the generation config of a model suggests for `SamplingParams`.
+
+    Where it does not sample (`do_sample`), the likeliest token is taken, and what it says of
+    sampling does not count.
+
+    Args:
+        model: of transformers.
+    """
+    config = getattr(model, "generation_config", None)
+    names = ["repetition_penalty"]
+    if getattr(config, "do_sample", None):
+        names += ["temperature", "top_k", "top_p", "min_p"]
+    found = {name: getattr(config, name, None) for name in names}
+    found = {name: value for name, value in found.items() if value is not None}
+    if "temperature" in names:
+        found.setdefault("temperature", 1.0)
+    return found
 
 
 def require(engine: Engine, capability: str, feature: str) -> None:

@@ -56,7 +56,7 @@ class NativeEngine(Engine):
     """
 
     name: ClassVar[str] = "native"
-    capabilities = Capabilities(hidden_cache=True)
+    capabilities = Capabilities(hidden_cache=True, continuous_batching=True)
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.model = model

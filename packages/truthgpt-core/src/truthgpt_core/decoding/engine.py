@@ -26,6 +26,8 @@ class Capabilities:
         crop: the last tokens of a sequence can be removed.
         fork: a sequence can be begun as a copy of the beginning of another, so that what several
             have in common is computed once.
+        continuous_batching: sequences that were opened at different times are computed in one
+            pass; without, only those that were opened together.
         masks: tokens can be ruled out before one is chosen.
         rows: how many sequences it takes in one call; None for any number.
         hidden_cache: it keeps its key-value cache to itself, and the hook `make_cache` is not
@@ -36,6 +38,7 @@ class Capabilities:
     prompt_logprobs: bool = True
     crop: bool = True
     fork: bool = False
+    continuous_batching: bool = False
     masks: bool = True
     rows: int | None = None
     hidden_cache: bool = False

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from truthgpt_core.decoding import LogitsProcessor, SamplingParams
+from truthgpt_core.decoding import LogitsProcessor, SamplingParams, TokenLogprobs
 
 
 class Sampler:
@@ -21,9 +21,14 @@ class Sampler:
     def __init__(
         self,
         params: SamplingParams,
+        *,
+        prompt_length: int = 0,
+        end: frozenset[int] = frozenset(),
         device: torch.device | str = "cpu",
         processors: Sequence[LogitsProcessor] = (),
     ) -> None:
+        self.logprobs: list[TokenLogprobs] = []
+        self.finished = False
         self._params = params
         self._processors = processors
         self._generator = torch.Generator(device=device).manual_seed(params.seed)
@@ -73,3 +78,11 @@ def choose(
             -1, order, ranked.masked_fill(dropped, 0.0)
         )
     return torch.multinomial(probabilities, 1, generator=generator)
+
+
+def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
+    scores = logits.float().log_softmax(-1)
+    return [
+        TokenLogprobs(token=token, logprob=float(row[token]))
+        for token, row in zip(tokens, scores, strict=True)
+    ]

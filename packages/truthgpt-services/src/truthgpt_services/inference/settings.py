@@ -11,6 +11,8 @@ from typing import Any
 from truthgpt_core.decoding import GenerationError
 from truthgpt_core.errors import did_you_mean
 
+_LEAST = {"max_cache_bytes": 1, "max_batch_size": 1, "max_waiting": 1, "prefix_cache_tokens": 0}
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceSettings:
@@ -21,7 +23,10 @@ class InferenceSettings:
         cache_dir: where on disk; in memory alone if None. A relative one is made absolute
             now: it stays where it is if the process changes its directory.
         max_cache_bytes: what the answers may take, on disk and in memory.
-        max_batch_size: how many prompts are decoded together at most.
+        max_batch_size: how many texts are generated at once at most.
+        max_waiting: how many more may wait for their turn; what comes then is refused.
+        prefix_cache_tokens: how many tokens of texts that ended stay in the engine, for prompts
+            that begin the same way; 0 for none. An engine that cannot copy sequences keeps none.
 
     Raises:
         GenerationError: one of them is wrong.
@@ -31,14 +36,18 @@ class InferenceSettings:
     cache_dir: Path | None = None
     max_cache_bytes: int = 64 * 2**20
     max_batch_size: int = 8
+    max_waiting: int = 1024
+    prefix_cache_tokens: int = 4096
 
     def __post_init__(self) -> None:
         if not isinstance(self.use_cache, bool):
             raise GenerationError(f"use_cache is {self.use_cache!r}: it must be True or False")
-        for name in ("max_cache_bytes", "max_batch_size"):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise GenerationError(f"{name} is {value!r}: it must be an integer, 1 or more")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise GenerationError(
+                    f"{name} is {value!r}: it must be an integer, {least} or more"
+                )
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", _as_directory(self.cache_dir))
 

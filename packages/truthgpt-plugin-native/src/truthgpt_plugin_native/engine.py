@@ -19,6 +19,7 @@ from truthgpt_core.decoding import (
     GenerationError,
     SequenceState,
     end_tokens_of,
+    generation_defaults,
     refuse_too_long,
     refuse_unknown_tokens,
 )
@@ -56,7 +57,7 @@ class NativeEngine(Engine):
     """
 
     name: ClassVar[str] = "native"
-    capabilities = Capabilities(hidden_cache=True, continuous_batching=True)
+    capabilities = Capabilities(fork=True, continuous_batching=True, hidden_cache=True)
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.model = model
@@ -68,6 +69,7 @@ class NativeEngine(Engine):
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
         self.vocabulary_size: int = model.get_input_embeddings().num_embeddings
         self.end_tokens = end_tokens_of(model)
+        self.defaults = generation_defaults(model)
         self._about = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -91,7 +93,22 @@ class NativeEngine(Engine):
         self._refuse_fork()
         refuse_too_long(positions, self.context_length)
         self._reach(positions)
-        return [_State(self, positions) for _ in range(count)]
+        return [_State(self, positions, self._new(positions)) for _ in range(count)]
+
+    def fork(self, state: SequenceState, length: int, positions: int) -> SequenceState:
+        """Begin a sequence with a copy of the first tokens of another."""
+        self._refuse_fork()
+        row = self._own(state)
+        if not 0 <= length <= row.length:
+            raise GenerationError(f"A sequence of {row.length} tokens cannot give {length}")
+        if length > positions:
+            raise GenerationError(f"{length} tokens do not fit into {positions} positions")
+        refuse_too_long(positions, self.context_length)
+        self._reach(positions)
+        copy = self._library.sequence_fork(self._engine, row.address, length, positions)
+        forked = _State(self, positions, copy)
+        forked.length = length
+        return forked
 
     def forward(
         self,
@@ -169,6 +186,10 @@ class NativeEngine(Engine):
             raise GenerationError("The sequence is closed")
         return state
 
+    def _new(self, positions: int) -> int | None:
+        address: int | None = self._library.sequence_new(self._engine, positions)
+        return address
+
     def _reach(self, positions: int) -> None:
         """Have the angles of so many positions."""
         have = 0 if self._angles is None else len(self._angles[0])
@@ -183,11 +204,10 @@ class NativeEngine(Engine):
 class _State(SequenceState):
     """One sequence."""
 
-    def __init__(self, engine: NativeEngine, positions: int) -> None:
+    def __init__(self, engine: NativeEngine, positions: int, address: int | None) -> None:
         self.engine = engine
         self.positions = positions
         self.length = 0
-        address: int | None = engine._library.sequence_new(engine._engine, positions)
         if not address:
             raise GenerationError(f"There is no memory for a sequence of {positions} tokens")
         self.address: int | None = address

@@ -96,6 +96,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.engine_angles.argtypes = [c_void_p, c_void_p, c_void_p]
     library.sequence_new.restype = c_void_p
     library.sequence_new.argtypes = [c_void_p, c_int64]
+    library.sequence_fork.restype = c_void_p
+    library.sequence_fork.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
     library.sequence_free.restype = None
     library.sequence_free.argtypes = [c_void_p]
     library.sequence_crop.restype = None

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #include "lanes.hpp"
@@ -55,6 +56,18 @@ class Sequence {
         for (int32_t i = 0; i < dimensions; ++i) put(key[i], to + i * LANES);
         to = values<Stored>(layer, head) + position * width_;
         for (int32_t i = 0; i < dimensions; ++i) put(value[i], to + i);
+    }
+
+    // Begin with the first positions of another sequence of the same model.
+    void copy(const Sequence& other, int64_t positions) {
+        const size_t row = size_t(width_) * size_, mine = capacity_ * row, its = other.capacity_ * row;
+        // Keys of LANES positions lie together.
+        const size_t used = size_t((positions + LANES - 1) / LANES * LANES) * row;
+        for (size_t block = 0; block < half_ / mine; ++block) {
+            std::memcpy(memory_ + block * mine, other.memory_ + block * its, used);
+            std::memcpy(memory_ + half_ + block * mine, other.memory_ + other.half_ + block * its, used);
+        }
+        length = positions;
     }
 
     int64_t length = 0;

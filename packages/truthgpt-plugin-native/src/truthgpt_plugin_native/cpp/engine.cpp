@@ -439,6 +439,13 @@ void* sequence_new(void* engine, int64_t positions) {
     }
 }
 
+// A new sequence that begins with the first `length` tokens of another; null if there is no memory.
+void* sequence_fork(void* engine, void* sequence, int64_t length, int64_t positions) {
+    Sequence* copy = static_cast<Sequence*>(sequence_new(engine, positions));
+    if (copy != nullptr) copy->copy(*static_cast<Sequence*>(sequence), length);
+    return copy;
+}
+
 void sequence_free(void* sequence) { delete static_cast<Sequence*>(sequence); }
 
 void sequence_crop(void* sequence, int64_t length) { static_cast<Sequence*>(sequence)->length = length; }

@@ -119,11 +119,12 @@ class ServicesPlugin(Plugin):
         return TorchEngine(options.load(), options.hooks)
 
     @hookimpl(trylast=True)
-    def make_decoder(self) -> Decoder:
-        """Decode token by token."""
+    def make_decoder(self, engine: Engine, options: dict[str, Any]) -> Decoder:
+        """Decode token by token, or speculatively where an option says so."""
         from truthgpt_services.inference.decoder import TokenByToken
+        from truthgpt_services.services.speculation import speculative
 
-        return TokenByToken()
+        return speculative(engine, options) or TokenByToken()
 
     @hookimpl(trylast=True)
     def make_cache(self, model: Any, positions: int) -> KVCache:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from time import monotonic
+from typing import ClassVar
 
 import pytest
 from exact_engine import ExactEngine
@@ -198,7 +199,7 @@ def test_an_engine_that_fails_fails_those_in_the_pass(service, engine, make):
 class Fails(LogitsProcessor):
     """Raises at the third token."""
 
-    options = {"fails": "whether it fails"}
+    options: ClassVar = {"fails": "whether it fails"}
 
     def __init__(self, fails):
         self.count = 0

@@ -74,9 +74,11 @@ class SequenceState:
 
     Attributes:
         length: how many of its tokens are in the cache.
+        positions: how many tokens it can have.
     """
 
     length: int = 0
+    positions: int = 0
 
 
 class Engine(ABC):

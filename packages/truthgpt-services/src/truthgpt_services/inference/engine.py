@@ -18,6 +18,7 @@ from truthgpt_core.decoding import (
     KVCache,
     SequenceState,
     end_tokens_of,
+    generation_defaults,
     refuse_too_long,
     refuse_unknown_tokens,
 )
@@ -56,6 +57,7 @@ class TorchEngine(Engine):
         known = known or getattr(config, "vocab_size", None)
         self.vocabulary_size: int | None = known if isinstance(known, int) else None
         self.end_tokens = end_tokens_of(model)
+        self.defaults = generation_defaults(model)
         self.capabilities = Capabilities(crop=_can_crop(model))
         self._hooks = hooks
         forward = inspect.signature(type(model).forward).parameters
@@ -148,10 +150,11 @@ class TorchEngine(Engine):
 class _Row(SequenceState):
     """One sequence of a group."""
 
-    def __init__(self, group: _Group, index: int) -> None:
+    def __init__(self, group: _Group, index: int, positions: int) -> None:
         self.group = group
         self.index = index
         self.length = 0
+        self.positions = positions
         self.closed = False
 
 
@@ -163,7 +166,7 @@ class _Group:
     """
 
     def __init__(self, engine: TorchEngine, cache: KVCache, rows: int, length: int) -> None:
-        self.states = [_Row(self, index) for index in range(rows)]
+        self.states = [_Row(self, index, length) for index in range(rows)]
         self._engine = engine
         self._cache = cache
         self._length = length

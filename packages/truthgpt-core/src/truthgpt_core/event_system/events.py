@@ -58,6 +58,8 @@ class EventType:
     INFERENCE_STARTED: ClassVar[EventType]
     INFERENCE_FINISHED: ClassVar[EventType]
     INFERENCE_FAILED: ClassVar[EventType]
+    REQUEST_STARTED: ClassVar[EventType]
+    REQUEST_ENDED: ClassVar[EventType]
     PLUGIN_ACTIVATED: ClassVar[EventType]
     PLUGIN_DEACTIVATED: ClassVar[EventType]
     PLUGIN_FAILED: ClassVar[EventType]
@@ -320,6 +322,38 @@ class InferenceFailed(EventPayload, event_type=EventType.INFERENCE_FAILED):
     """A call that generates texts ended with an error, which `reason` names in one line."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStarted(EventPayload, event_type=EventType.REQUEST_STARTED):
+    """One text leaves the queue, and its prompt is read from now on.
+
+    Attributes:
+        prompt_tokens: how many tokens the prompt has.
+        reused_tokens: how many of them were taken from another text that begins the same way.
+        waited: seconds in the queue.
+    """
+
+    prompt_tokens: int
+    reused_tokens: int
+    waited: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEnded(EventPayload, event_type=EventType.REQUEST_ENDED):
+    """One text is over, with all that was computed of it.
+
+    Attributes:
+        reason: `eos_token`, `length`, `stop_sequence`, `cancelled`, `timeout` or `error`.
+        tokens: how many tokens it has.
+        first_token_seconds: from when it was asked for to its first token; None if it has none.
+        seconds: from when it was asked for to its end.
+    """
+
+    reason: str
+    tokens: int
+    first_token_seconds: float | None
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

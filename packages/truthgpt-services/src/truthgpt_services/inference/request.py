@@ -78,6 +78,11 @@ class Request:
         """How many tokens prompt and answer have at most."""
         return len(self.prompt) + self.params.max_new_tokens
 
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From when it was submitted to its first token; None if there is none."""
+        return None if self.first_token is None else self.first_token - self.submitted
+
     def finish(self, reason: str, error: BaseException | None = None) -> None:
         """End it, once."""
         if self.finish_reason is None:

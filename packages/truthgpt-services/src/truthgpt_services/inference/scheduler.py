@@ -367,7 +367,10 @@ class Scheduler:
                     )
                 self._rows.append(row)
                 self._count(reused_tokens=request.reused)
-                self._notify(request)
+                try:
+                    self._notify(request)
+                except Exception as error:  # noqa: BLE001 - handed to those who wait
+                    self._fail(row, error)
 
     def _open(self, group: Sequence[Request]) -> list[SequenceState]:
         (request, *others) = group
@@ -531,7 +534,10 @@ class Scheduler:
         request.finish(reason, error)
         counted = {"cancelled": "cancelled", "timeout": "timed_out", "error": "failed"}
         self._count(**{counted.get(reason, "finished"): 1})
-        self._notify(request)
+        try:
+            self._notify(request)
+        except Exception as raised:  # noqa: BLE001 - handed to those who wait
+            request.error = request.error or raised
 
     def _count(self, **added: float) -> None:
         with self._counting:

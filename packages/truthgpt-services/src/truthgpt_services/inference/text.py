@@ -157,8 +157,7 @@ class TextStream(Iterator[str]):
         """From when it was asked for to the first token; None before, and if there is none."""
         if self._request is None:
             return self.times[0]
-        first = self._request.first_token
-        return None if first is None else first - self._request.submitted
+        return self._request.first_token_seconds
 
     @property
     def seconds(self) -> float:

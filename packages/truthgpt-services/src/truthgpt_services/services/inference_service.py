@@ -16,6 +16,8 @@ from truthgpt_core.event_system import (
     InferenceFailed,
     InferenceFinished,
     InferenceStarted,
+    RequestEnded,
+    RequestStarted,
 )
 from truthgpt_core.plugin_system import PluginManager, get_plugin_manager
 from truthgpt_services.data.chat_template import Message
@@ -92,6 +94,7 @@ class InferenceService:
                 max_batch_size=settings.max_batch_size,
                 max_waiting=settings.max_waiting,
                 prefix_cache_tokens=settings.prefix_cache_tokens,
+                notify=self._tell,
             )
         if settings.use_cache:
             self._answers = Answers(settings, engine, self._plugins)
@@ -243,6 +246,28 @@ class InferenceService:
                 "There is no model to generate with", hint="Call configure first."
             )
         return read_options(options, self._engine, self._tokenizer, self._plugins)
+
+    def _tell(self, request: Request) -> None:
+        """Emit the event that a text begins, or ended."""
+        began, ended = request.started, request.ended
+        if ended is None:
+            assert began is not None
+            self._events.emit(
+                RequestStarted(
+                    prompt_tokens=len(request.prompt),
+                    reused_tokens=request.reused,
+                    waited=began - request.submitted,
+                )
+            )
+            return
+        self._events.emit(
+            RequestEnded(
+                reason=str(request.finish_reason),
+                tokens=request.made,
+                first_token_seconds=request.first_token_seconds,
+                seconds=ended - request.submitted,
+            )
+        )
 
     def _streams(
         self, prompt: object, asked: RequestOptions, priority: int, timeout: float | None

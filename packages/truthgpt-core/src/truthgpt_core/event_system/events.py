@@ -352,7 +352,7 @@ class RequestEnded(EventPayload, event_type=EventType.REQUEST_ENDED):
 
     reason: str
     tokens: int
-    first_token_seconds: float | None
+    first_token_seconds: float | None = None
     seconds: float
 
 

@@ -213,3 +213,23 @@ class OpenVino:
             [self._config(each["new"]) for each in requests],
         )
         return [list(each.m_generation_ids[0]) for each in found]
+
+    def arrive(self, requests: Requests) -> float:
+        """Take requests as they come, `at` seconds from now; return how long all of them took."""
+        import numpy as np
+        import openvino
+
+        began, left, handles = time.perf_counter(), list(enumerate(requests)), []
+        while left or self.pipeline.has_non_finished_requests():
+            while left and time.perf_counter() - began >= left[0][1]["at"]:
+                number, each = left.pop(0)
+                ids = openvino.Tensor(np.array([each["ids"]], dtype=np.int64))
+                handles.append(self.pipeline.add_request(number, ids, self._config(each["new"])))
+            if self.pipeline.has_non_finished_requests():
+                self.pipeline.step()
+            else:
+                time.sleep(0.001)
+        seconds = time.perf_counter() - began
+        made = [len(handle.read_all()[0].generated_ids) for handle in handles]
+        assert made == [each["new"] for each in requests], made
+        return seconds

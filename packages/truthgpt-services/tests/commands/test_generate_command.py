@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import shutil
 import threading
 
@@ -194,6 +195,16 @@ def test_a_device_that_never_ends_is_refused():
         ("--max-new-tokens", "0"),
         ("--max-new-tokens", "-1"),
         ("--seed", str(2**64)),
+        ("--min-new-tokens", "-1"),
+        ("--min-p", "1.5"),
+        ("--repetition-penalty", "0"),
+        ("--presence-penalty", "3"),
+        ("--frequency-penalty", "nan"),
+        ("--logit-bias", "5"),
+        ("--logit-bias", "a=1"),
+        ("--logprobs", "1001", "--json"),
+        ("--logprobs", "1"),
+        ("--prompt-logprobs", "1"),
         ("--stop", ""),
         ("--raw", "--system", "x"),
     ],
@@ -203,6 +214,92 @@ def test_a_wrong_option_is_a_usage_error_before_anything_is_loaded(arguments):
     done = CliRunner().invoke(generate, ["no/such/model", "x", *arguments])
     assert done.exit_code == 2, done.output
     assert arguments[0] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--min-new-tokens", "9", "--max-new-tokens", "8"), "min_new_tokens is 9"),
+        (("--logit-bias", "5=101"), "logit_bias of 5 is 101"),
+        (("--json-schema", "{"), "json_schema is not JSON"),
+        (("--json-schema", "{}", "--regex", "a"), "an answer has one form"),
+    ],
+)
+def test_options_that_do_not_go_together_are_a_usage_error(arguments, message):
+    """What the service would refuse is refused before anything is loaded."""
+    done = CliRunner().invoke(generate, ["no/such/model", "x", *arguments])
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+
+
+def test_log_probabilities_are_printed_as_json(tiny):
+    """Of each token of prompt and answer: id, text, logarithm, and the likeliest beside it."""
+    done = run(tiny, PROMPT, "--json", "--logprobs", 2, "--prompt-logprobs", 0)
+    said = json.loads(done.stdout)
+    assert [each["token"] for each in said["logprobs"]] == said["tokens"]["generated_ids"]
+    assert "".join(each["text"] for each in said["logprobs"]) == said["text"]
+    for each in said["logprobs"]:
+        # At temperature 0 the likeliest is taken.
+        assert each["top"][0] == {name: each[name] for name in ("token", "text", "logprob")}
+        assert len(each["top"]) == 2
+    assert [each["token"] for each in said["prompt_logprobs"]] == said["tokens"]["prompt_ids"]
+    assert [each["logprob"] is None for each in said["prompt_logprobs"]][:2] == [True, False]
+    assert "logprobs" not in json.loads(run(tiny, PROMPT, "--json").stdout)
+
+
+def test_a_schema_is_read_from_a_file_or_from_the_command_line(tiny, tmp_path):
+    """What begins with a brace is the schema itself."""
+    schema = '{"enum": ["yes", "no"]}'
+    (tmp_path / "answer.json").write_text(schema)
+    for given in (schema, tmp_path / "answer.json"):
+        done = CliRunner().invoke(generate, [str(tiny), PROMPT, "--json-schema", str(given)])
+        assert done.stdout in ('"yes"\n', '"no"\n')
+
+
+def test_a_text_can_have_to_match_an_expression(tiny):
+    """As a whole."""
+    done = CliRunner().invoke(generate, [str(tiny), PROMPT, "--regex", "[a-f]{3}[0-9]"])
+    assert re.fullmatch("[a-f]{3}[0-9]\n", done.stdout)
+
+
+def test_options_reach_the_model(tiny, continued):
+    """Each does what the option of the service does."""
+    first = json.loads(run(tiny, PROMPT, "--json").stdout)["tokens"]["generated_ids"][0]
+    options = {
+        "logit_bias": {first: -100.0},
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+        "min_new_tokens": 6,
+        "temperature": 0.9,
+        "min_p": 0.1,
+        "seed": 3,
+    }
+    arguments = ["--logit-bias", f"{first}=-100"]
+    for name, value in list(options.items())[1:]:
+        arguments += ["--" + name.replace("_", "-"), value]
+    said = json.loads(run(tiny, PROMPT, "--json", *arguments).stdout)
+    assert said["text"] == continued(PROMPT, **options)
+    assert first not in said["tokens"]["generated_ids"]
+
+
+def test_what_is_not_given_is_as_the_model_suggests(tiny, tmp_path, continued):
+    """And what is given counts more."""
+    model = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((model / "generation_config.json").read_text())
+    config |= {"do_sample": True, "temperature": 0.9, "top_k": 5}
+    (model / "generation_config.json").write_text(json.dumps(config))
+    suggested = continued(PROMPT, temperature=0.9, top_k=5)
+    assert run(model, PROMPT, "--engine", "torch").stdout == suggested + "\n"
+    greedy = run(model, PROMPT, "--engine", "torch", "--temperature", 0)
+    assert greedy.stdout == continued(PROMPT, temperature=0.0) + "\n"
+
+
+def test_that_no_template_was_applied_is_said(chatty, tiny):
+    """In one line on standard error, where the model has one."""
+    assert "template of the model was not applied" in run(chatty, PROMPT, "--raw").stderr
+    assert run(chatty, PROMPT).stderr.count("template") == 0
+    assert run(tiny, PROMPT, "--raw").stderr.count("template") == 0
 
 
 def test_no_prompt_at_a_terminal_is_a_usage_error(truthgpt):

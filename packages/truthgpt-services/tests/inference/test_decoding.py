@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections import Counter
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from truthgpt_core.hookspecs import hookimpl
 from truthgpt_services import InferenceService
 from truthgpt_services.inference.decoder import stream
 from truthgpt_services.inference.engine import SMALLEST_CACHE, TorchEngine, cache_length
-from truthgpt_services.inference.sampling import choose
 
 PROMPT = torch.tensor([[40, 69, 76, 76, 79]])
 CONTEXT = 512
@@ -144,102 +141,6 @@ def test_a_plugin_can_make_the_decode_step(model, bare_plugins):
     tokens = decoded(model, bare_plugins, max_new_tokens=4)
     assert tokens == [tokens[0] + more for more in range(4)]
     assert positions == [5, 6, 7]
-
-
-LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -8.0])
-
-
-def exact(temperature=1.0, keep=range(8)):
-    """The distribution over tokens, computed without the code under test."""
-    weights = [math.exp(float(LOGITS[token]) / temperature) for token in keep]
-    return {token: weight / sum(weights) for token, weight in zip(keep, weights, strict=True)}
-
-
-@pytest.mark.parametrize(
-    ("sampling", "expected"),
-    [
-        (SamplingParams(temperature=1.0), exact()),
-        (SamplingParams(temperature=0.5), exact(0.5)),
-        (SamplingParams(temperature=3.0), exact(3.0)),
-        (SamplingParams(temperature=1.0, top_k=3), exact(keep=range(3))),
-        # 0.392 + 0.238 + 0.144 = 0.774 is the first sum that reaches 0.7.
-        (SamplingParams(temperature=1.0, top_p=0.7), exact(keep=range(3))),
-        (SamplingParams(temperature=1.0, top_k=4, top_p=0.99), exact(keep=range(4))),
-        (SamplingParams(temperature=2.0, top_k=100), exact(2.0)),
-    ],
-)
-def test_tokens_are_drawn_with_their_exact_probabilities(sampling, expected):
-    """Chi-square over 20000 draws with a fixed seed: temperature, top_k and top_p do what they say.
-
-    The bound is the 99.99th percentile for 7 degrees of freedom, the most there are here.
-    """
-    draws = 20_000
-    rows = LOGITS.expand(draws, -1)
-    tokens = choose(rows, sampling, torch.Generator().manual_seed(0))
-    counts = Counter(tokens[:, 0].tolist())
-    assert set(counts) <= set(expected)
-    statistic = sum(
-        (counts[token] - draws * share) ** 2 / (draws * share) for token, share in expected.items()
-    )
-    assert statistic < 29.88
-
-
-# Eighths: two that differ by less than float32 can tell would be equally likely.
-logit_rows = st.lists(st.integers(-160, 160), min_size=2, max_size=12, unique=True).map(
-    lambda row: torch.tensor([row]) / 8
-)
-
-
-@given(logit_rows, st.integers(1, 12), st.integers(0, 99))
-def test_top_k_never_draws_what_is_not_among_the_k_likeliest(row, k, seed):
-    """For whatever logits and k."""
-    generator = torch.Generator().manual_seed(seed)
-    token = choose(row, SamplingParams(temperature=5.0, top_k=k), generator)
-    assert int(token) in row[0].argsort(descending=True)[:k].tolist()
-
-
-@given(logit_rows, st.floats(0.01, 1.0), st.integers(0, 99))
-def test_top_p_draws_from_the_fewest_that_reach_p(row, p, seed):
-    """What is likelier than the token drawn does not reach p without it."""
-    generator = torch.Generator().manual_seed(seed)
-    token = int(choose(row, SamplingParams(temperature=5.0, top_p=p), generator))
-    probabilities = (row[0].double() / 5.0).softmax(-1)
-    likelier = probabilities[probabilities > probabilities[token]].sum()
-    assert float(likelier) < p + 1e-5
-
-
-@given(logit_rows, st.sampled_from([{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 0.0}]))
-def test_the_narrowest_sampling_is_greedy(row, narrow):
-    """One token to choose from, or no temperature: the likeliest is taken."""
-    sampling = SamplingParams(**({"temperature": 1.0} | narrow))
-    assert int(choose(row, sampling, torch.Generator())) == int(row.argmax())
-
-
-@given(logit_rows, st.floats(1e-300, 1e-3))
-def test_a_temperature_near_nothing_does_not_crash(row, temperature):
-    """However small it is, a token is drawn, and it is the likeliest."""
-    token = int(
-        choose(row, SamplingParams(temperature=temperature), torch.Generator().manual_seed(0))
-    )
-    assert token == int(row.argmax())
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": -0.1},
-        {"temperature": math.inf},
-        {"temperature": math.nan},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_p": math.nan},
-    ],
-)
-def test_a_sampling_out_of_range_is_refused_by_name(wrong):
-    """The option that is wrong stands in the error."""
-    with pytest.raises(GenerationError, match=next(iter(wrong))):
-        SamplingParams(**wrong)
 
 
 @given(st.integers(1, 100_000), st.one_of(st.none(), st.integers(1, 100_000)))

@@ -141,6 +141,15 @@ def test_a_text_that_two_models_wrote_is_not_kept(service, model):
         {"temperature": 1.0, "seed": 4},
         {"temperature": 1.0, "top_k": 4},
         {"temperature": 1.0, "top_p": 0.5},
+        {"temperature": 1.0, "min_p": 0.2},
+        {"min_new_tokens": 3},
+        {"repetition_penalty": 1.5},
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": 0.5},
+        {"logit_bias": {70: 5.0}},
+        {"json_schema": True},
+        {"json_schema": {"type": "integer"}},
+        {"regex": "[a-z]*"},
     ],
 )
 def test_another_request_is_another_answer(service, options):
@@ -154,8 +163,24 @@ def test_another_request_is_another_answer(service, options):
 def test_at_temperature_0_the_rest_of_sampling_is_not_looked_at(service):
     """The likeliest token is the same with any seed."""
     service.generate(PROMPT, SHORT)
-    service.generate(PROMPT, SHORT | {"seed": 9, "top_k": 3, "temperature": 0.0})
+    chance = {"seed": 9, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "temperature": 0.0}
+    service.generate(PROMPT, SHORT | chance)
     assert service.cache_statistics.hits == 1
+
+
+def test_what_changes_no_text_is_not_looked_at(service):
+    """The order of biases, and how many texts are generated beside one."""
+    service.generate(PROMPT, SHORT | {"logit_bias": {5: 1.0, 70: 2.0}})
+    service.generate(PROMPT, SHORT | {"logit_bias": {70: 2.0, 5: 1.0}, "n": 2})
+    assert service.cache_statistics.hits >= 1
+
+
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+def test_an_answer_with_log_probabilities_is_computed_each_time(service, name):
+    """They are not kept."""
+    for _ in range(2):
+        service.generate(PROMPT, SHORT | {name: 1})
+    assert service.cache_statistics == CacheStatistics()
 
 
 def train_a_step(model, **options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from time import perf_counter
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from truthgpt_core.decoding import DEFAULT_NEW_TOKENS, GenerationError, SamplingParams
 from truthgpt_core.terminal_text import harmless, visible
 from truthgpt_services.commands.prompt_input import read_prompt_text
 from truthgpt_services.commands.values import named_values
@@ -16,7 +18,7 @@ from truthgpt_services.commands.values import named_values
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from truthgpt_core.decoding import Engine
+    from truthgpt_core.decoding import Engine, TokenLogprobs
     from truthgpt_services.inference.text import TextStream
     from truthgpt_services.services.inference_service import InferenceService
     from truthgpt_services.services.model_service import ModelService
@@ -42,21 +44,66 @@ class _Number(click.FloatRange):
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is: no chat template.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before TEXT; can be repeated.")
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="At most."
-)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="At most [default: 128].")
+@click.option("--min-new-tokens", type=click.IntRange(min=0), help="At least [default: 0].")
 @click.option(
     "--temperature",
     type=_Number(min=0),
-    default=0.0,
-    show_default=True,
-    help="0: the likeliest token.",
+    help="0: the likeliest token [default: the model's, else 0].",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: all tokens."
+    "--top-k", type=click.IntRange(min=0), help="0: all tokens [default: the model's, else 0]."
 )
-@click.option("--top-p", type=_Number(min=0, max=1, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=_SEEDS, default=0, show_default=True)
+@click.option(
+    "--top-p",
+    type=_Number(min=0, max=1, min_open=True),
+    help="The likeliest tokens with this probability [default: the model's, else 1].",
+)
+@click.option(
+    "--min-p",
+    type=_Number(min=0, max=1),
+    help="Tokens this times as probable as the likeliest [default: the model's, else 0].",
+)
+@click.option(
+    "--repetition-penalty",
+    type=_Number(min=0.001, max=1000),
+    help="Divides logits of tokens in prompt and answer [default: the model's, else 1].",
+)
+@click.option(
+    "--presence-penalty",
+    type=_Number(min=-2, max=2),
+    help="Subtracted for tokens in the answer [default: 0].",
+)
+@click.option(
+    "--frequency-penalty",
+    type=_Number(min=-2, max=2),
+    help="Subtracted each time a token is in the answer [default: 0].",
+)
+@click.option(
+    "--logit-bias",
+    metavar="ID=NUMBER",
+    multiple=True,
+    help="Added to the logit of a token, -100 to 100; can be repeated.",
+)
+@click.option("--seed", type=_SEEDS, help="Of the random choice [default: 0].")
+@click.option(
+    "--logprobs",
+    metavar="K",
+    type=click.IntRange(min=0, max=1000),
+    help="With --json: log-probabilities of tokens, and of the K likeliest beside each.",
+)
+@click.option(
+    "--prompt-logprobs",
+    metavar="K",
+    type=click.IntRange(min=0, max=1000),
+    help="The same for the tokens of the prompt.",
+)
+@click.option(
+    "--json-schema",
+    metavar="FILE",
+    help="Write JSON that this schema allows: a file, or the schema itself if it begins with {.",
+)
+@click.option("--regex", metavar="REGEX", help="Write text that matches this, as a whole.")
 @click.option(
     "--option",
     "-o",
@@ -97,10 +144,14 @@ def generate(
         raise click.UsageError("--system is part of a conversation, and --raw has none.")
     if "" in options["stop"]:
         raise click.UsageError("--stop is empty.")
+    for name in ("logprobs", "prompt_logprobs"):
+        if options[name] is not None and not as_json:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs --json, which prints them.")
     given = named_values(others)
     if named := sorted(given.keys() & options.keys()):
         name = named[0]
         raise click.UsageError(f"--option {name}: write --{name.replace('_', '-')} instead.")
+    options = _given(options)
     prompt_text = read_prompt_text(prompt, file)
     from truthgpt_core.application import get_application
     from truthgpt_services.commands.progress import display_progress
@@ -130,21 +181,31 @@ def generate(
             read = read_prompt(
                 tokenizer, prompt_text if raw else as_conversation(tokenizer, prompt_text, system)
             )
-            check_length(read, load_config(directory), options["max_new_tokens"])
+            check_length(
+                read, load_config(directory), options.get("max_new_tokens", DEFAULT_NEW_TOKENS)
+            )
 
         made = models.make_engine(
             source, {"device": device}, engine=engine, given=given, before_loading=check_prompt
         )
     if read is None:
         read = _prompt_for(made, prompt_text, system, raw=raw)
-    options["stop"] = list(options["stop"])
     options |= given
     service.configure(made, tokenizer)
+    if raw and _has_template(tokenizer if tokenizer is not None else made.tokenizer):
+        click.echo("truthgpt: --raw: the chat template of the model was not applied.", err=True)
     loading = perf_counter() - began
     stream = service.stream(read, options)
     if as_json:
         text = "".join(stream)
-        _print_json(text, stream, model=model, loading=loading, options=options)
+        tokenizer = tokenizer if tokenizer is not None else made.tokenizer
+        output = _as_json(text, stream, model=model, loading=loading, options=options)
+        output |= {
+            name: [_logprob(each, tokenizer) for each in getattr(stream, name)]
+            for name in ("logprobs", "prompt_logprobs")
+            if name in options
+        }
+        click.echo(json.dumps(output, ensure_ascii=False, indent=2))
     else:
         text = _print_text(stream, prompt_text)
     if not text:
@@ -152,6 +213,40 @@ def generate(
         if stream.stopped_by is not None:
             what = f'Nothing was generated before "{harmless(stream.stopped_by)}".'
         click.echo(f"truthgpt: {what}", err=True)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, as the service takes them.
+
+    Others are left to the model and to the service.
+    """
+    biases: dict[int, float] = {}
+    for text in options["logit_bias"]:
+        token, _, number = text.partition("=")
+        try:
+            biases[int(token)] = float(number)
+        except ValueError:
+            raise click.UsageError(f"--logit-bias {text:.60}: it must be ID=NUMBER.") from None
+    schema = options["json_schema"]
+    if schema is not None and not schema.lstrip().startswith("{"):
+        schema = read_prompt_text(None, schema)
+    found = options | {
+        "logit_bias": biases or None,
+        "json_schema": schema,
+        "stop": list(options["stop"]) or None,
+    }
+    found = {name: value for name, value in found.items() if value is not None}
+    try:
+        SamplingParams(**found)
+    except GenerationError as error:
+        raise click.UsageError(str(error)) from None
+    return found
+
+
+def _has_template(tokenizer: Any) -> bool:
+    from truthgpt_services.inference.prompts import has_template
+
+    return has_template(tokenizer)
 
 
 def _prompt_for(engine: Engine, prompt_text: str, system: str | None, *, raw: bool) -> Any:
@@ -182,16 +277,24 @@ def _is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _print_json(
-    text: str, stream: TextStream, *, model: str, loading: float, options: dict[str, Any]
-) -> None:
-    import json
+def _logprob(found: TokenLogprobs, tokenizer: Any) -> dict[str, Any]:
+    def described(token: int, logprob: float | None) -> dict[str, Any]:
+        # JSON has no infinity.
+        known = logprob if logprob is not None and math.isfinite(logprob) else None
+        return {"token": token, "text": tokenizer.decode([token]), "logprob": known}
 
+    top = [described(*each) for each in found.top]
+    return described(found.token, found.logprob) | {"top": top}
+
+
+def _as_json(
+    text: str, stream: TextStream, *, model: str, loading: float, options: dict[str, Any]
+) -> dict[str, Any]:
     first, seconds = stream.first_token_seconds, stream.seconds
     # The token that ends a text is decoded as well.
     after_first = len(stream.tokens) - 1 + (stream.finish_reason == "eos_token")
     rate = after_first / (seconds - first) if first is not None and after_first > 0 else None
-    output = {
+    return {
         "model": model,
         "text": text,
         "finish_reason": stream.finish_reason,
@@ -212,4 +315,3 @@ def _print_json(
         },
         "options": options,
     }
-    click.echo(json.dumps(output, ensure_ascii=False, indent=2))

@@ -9,6 +9,7 @@ from typing import Any
 from truthgpt_core.decoding import Engine, SamplingParams
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.inference.cache_key import Identity
+from truthgpt_services.inference.constraints import fits
 from truthgpt_services.inference.fingerprint import UnseenError
 from truthgpt_services.inference.options import RequestOptions
 from truthgpt_services.inference.response_cache import AnswerCache, CacheStatistics
@@ -80,6 +81,8 @@ class Answers:
             found[:] = [(answer, text, reason)]
             # Where the tokenizer is another one, the stop string may not be there.
             stopped = answer.stopped_by is not None
+            if not fits(asked.params, tokenizer, asked.end, tokens):
+                return False
             return stopped == (reason == "stop_sequence") and len(answer.tokens) == len(tokens)
 
         return found[0] if self._cache.get(key, usable) is not None else None

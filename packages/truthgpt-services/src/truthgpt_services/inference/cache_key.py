@@ -6,7 +6,6 @@ import hashlib
 import json
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -14,14 +13,14 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from truthgpt_core.decoding import Decoder, Engine, SamplingParams
+from truthgpt_core.decoding import SAMPLING_OPTIONS, Decoder, Engine, SamplingParams
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.inference.fingerprint import Fingerprint, UnseenError
 
-_FORMAT = "2"
+_FORMAT = "3"
 _CHUNK = 1 << 26
-_LIBRARIES = ("truthgpt-services", "torch", "transformers")
+_LIBRARIES = ("truthgpt-services", "torch", "transformers", "numpy", "llguidance")
 
 # Tensors whose changes PyTorch does not count are read for each key, up to so many bytes.
 _UNCOUNTED = 1 << 20
@@ -86,14 +85,13 @@ class Identity:
         if not isinstance(self._engine, TorchEngine):
             raise UnseenError(f"what the engine {self._engine.name} computes cannot be seen")
         device = next(self._model.parameters()).device.type
-        named = asdict(params)
-        count, stop = named.pop("max_new_tokens"), named.pop("stop")
-        chosen = {name: repr(value) for name, value in named.items()}
-        # A generator of random numbers gives others on another kind of device.
-        chosen["device"] = device
+        apart = {"max_new_tokens", "stop", "n", "logprobs", "prompt_logprobs"}
         if params.temperature == 0:
-            # The likeliest token is the same one, whatever else was said.
-            chosen = {"temperature": "0"}
+            # The likeliest token is the same one, whatever is said of chance.
+            apart |= {"temperature", "top_k", "top_p", "min_p", "seed"}
+        names = [name for name in SAMPLING_OPTIONS if name not in apart]
+        chosen = {name: repr(getattr(params, name)) for name in names}
+        chosen["logit_bias"] = repr(sorted(params.logit_bias.items()))
         parts = [
             _FORMAT,
             _versions(),
@@ -102,10 +100,10 @@ class Identity:
             str(torch.get_autocast_dtype(device)),
             self._of_plugins(),
             [*map(int, tokens)],
-            int(count),
+            int(params.max_new_tokens),
             chosen,
             sorted(end),
-            sorted(stop),
+            sorted(params.stop),
             [decoder.name, *(f"{name}={others[name]!r}" for name in sorted(others))],
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -79,5 +79,7 @@ def stream(
                     made += 1
                     if made == params.max_new_tokens:
                         return
+                if choose.finished:
+                    return
         finally:
             engine.close([state])

@@ -17,6 +17,7 @@ from truthgpt_core.decoding import (
 )
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.plugin_system import PluginManager
+from truthgpt_services.inference.constraints import make_constraint
 from truthgpt_services.inference.decoder import TokenByToken
 from truthgpt_services.inference.sampling import Sampler
 
@@ -54,11 +55,16 @@ class RequestOptions:
         Args:
             prompt: its tokens.
             tokenizer: of the model, for constraints.
+
+        Raises:
+            GenerationError: the constraint cannot be followed; see `make_constraint`.
         """
+        begin = make_constraint(self.params, tokenizer, self.end)
         return Sampler(
             self.params,
             prompt_length=len(prompt),
             end=self.end,
+            constraint=begin() if begin else None,
             device=getattr(self.engine, "device", "cpu"),
             processors=_processors(self.plugins, dict(self.others))[0],
         )
@@ -108,6 +114,8 @@ def read_options(
         require(engine, "logits", f'The option "{next(iter(others))}"')
     if processors:
         require(engine, "masks", f'The option "{next(iter(others))}"')
+    if engine.capabilities.logits and params.is_constrained:
+        require(engine, "masks", "A constraint")
     if params.prompt_logprobs is not None:
         require(engine, "prompt_logprobs", 'The option "prompt_logprobs"')
     end = engine.end_tokens

@@ -480,8 +480,8 @@ class Scheduler:
                 self._finish(row, "eos_token")
                 return
             row.computed = row.state.length
-            for token in tokens:
-                self._take(row, token)
+            for left, token in zip(range(len(tokens) - 1, -1, -1), tokens, strict=True):
+                self._take(row, token, ahead=left)
                 if row.request.finish_reason is not None:
                     return
         except Exception as error:  # noqa: BLE001 - handed to those who wait
@@ -489,8 +489,14 @@ class Scheduler:
         finally:
             self._count(engine_seconds=perf_counter() - began)
 
-    def _take(self, row: _Row, token: int) -> None:
-        """Add a token to a text, and end it if it is over."""
+    def _take(self, row: _Row, token: int, ahead: int = 0) -> None:
+        """Add a token to a text, and end it if it is over.
+
+        Args:
+            row: the text.
+            token: what comes next.
+            ahead: how many more were chosen already.
+        """
         request = row.request
         request.passes += 1
         if request.first_token is None:
@@ -503,7 +509,7 @@ class Scheduler:
         request.made += 1
         if request.accept(token):
             self._finish(row, "stop_sequence")
-        elif request.choose.finished:
+        elif request.choose.finished and ahead == 0:
             self._finish(row, "eos_token")
         elif request.made >= request.params.max_new_tokens:
             self._finish(row, "length")

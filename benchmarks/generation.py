@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -185,8 +186,7 @@ class Service:
         arrived: list[Any] = []
 
         def tokens(stream: Any, own: list[float]) -> None:
-            for _ in stream:
-                own.append(time.perf_counter())
+            own.extend(time.perf_counter() for _ in stream)
 
         times: list[list[float]] = [[] for _ in streams]
         threads = [
@@ -203,7 +203,7 @@ class Service:
         for thread in threads:
             thread.join()
         for own in times:
-            for before, after in zip(own, own[1:], strict=False):
+            for before, after in pairwise(own):
                 if after < at:
                     steps[0].append(after - before)
                 elif before < read:

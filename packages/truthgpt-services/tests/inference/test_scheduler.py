@@ -323,10 +323,13 @@ def test_a_prompt_s_log_probabilities_do_not_depend_on_its_pieces(make, monkeypa
 def test_each_text_is_told_of_as_events(service):
     """When it leaves the queue, with what it shares, and when and why it is over."""
     heard = []
-    on_event(EventType.REQUEST_STARTED, lambda event: heard.append(event.payload))
-    on_event(EventType.REQUEST_ENDED, lambda event: heard.append(event.payload))
-    service.generate(SYSTEM, {"max_new_tokens": 2, "logit_bias": {0: -100}})
-    service.generate(SYSTEM + "x", {"max_new_tokens": 3, "logit_bias": {0: -100}})
+
+    def hear(event):
+        heard.append(event.payload)
+
+    with on_event(EventType.REQUEST_STARTED, hear), on_event(EventType.REQUEST_ENDED, hear):
+        service.generate(SYSTEM, {"max_new_tokens": 2, "logit_bias": {0: -100}})
+        service.generate(SYSTEM + "x", {"max_new_tokens": 3, "logit_bias": {0: -100}})
     started, ended, again, over = heard
     assert (started.prompt_tokens, started.reused_tokens) == (len(SYSTEM), 0)
     assert (again.prompt_tokens, again.reused_tokens) == (len(SYSTEM) + 1, len(SYSTEM))
@@ -341,8 +344,8 @@ def test_a_critical_listener_that_raises_fails_the_text_it_heard_of(service, mak
         if event.data["prompt_tokens"] == 3:
             raise RuntimeError("not this one")
 
-    on_event(EventType.REQUEST_STARTED, refuse, critical=True)
     good, bad = service.stream("good", LONG), service.stream("bad", LONG)
-    with pytest.raises(RuntimeError, match="not this one"):
-        list(bad)
-    assert "".join(good) == alone(make, "good", LONG)
+    with on_event(EventType.REQUEST_STARTED, refuse, critical=True):
+        with pytest.raises(RuntimeError, match="not this one"):
+            list(bad)
+        assert "".join(good) == alone(make, "good", LONG)

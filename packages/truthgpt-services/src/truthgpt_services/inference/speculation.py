@@ -178,7 +178,8 @@ class _Draft(Guesser):
         same = min(common_prefix(self._held, list(tokens)), len(tokens) - 1)
         if same < self._state.length:
             self._engine.crop(self._state, same)
-        given, made = list(tokens[same:]), []
+        given = list(tokens[same:])
+        made: list[int] = []
         while len(made) < count:
             (logits,) = self._engine.forward([self._state], [given])
             given = [int(logits[-1].argmax())]

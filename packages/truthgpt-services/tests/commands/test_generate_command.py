@@ -347,3 +347,19 @@ def test_a_terminal_never_gets_control_characters_of_a_text(tiny, monkeypatch):
     monkeypatch.setattr("truthgpt_services.commands.generate._is_terminal", lambda: True)
     shown = run(tiny, "a\x1b[31mb\tc\nd", "--raw").stdout
     assert shown.startswith("a\\x1b[31mb\tc\nd")
+
+
+def test_several_texts_are_those_of_the_seeds_that_follow(tiny, continued):
+    """Lines of --- are between them, and as JSON they are a list."""
+    options = ("--temperature", "1", "--seed", "4", "-n", "3")
+    texts = [continued(PROMPT, temperature=1.0, seed=seed) for seed in (4, 5, 6)]
+    assert run(tiny, PROMPT, *options).stdout == "\n---\n".join(texts) + "\n"
+    found = json.loads(run(tiny, PROMPT, *options, "--json").stdout)
+    assert [each["text"] for each in found] == texts
+
+
+def test_that_a_text_was_cut_before_it_had_its_form_is_said(tiny):
+    """It would be taken for what was asked for."""
+    found = run(tiny, PROMPT, "--regex", "[ab]{50}")
+    assert len(found.stdout) > 1
+    assert "does not have the form that was asked for" in found.stderr

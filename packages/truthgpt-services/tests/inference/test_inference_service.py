@@ -93,7 +93,7 @@ def test_a_mistyped_option_is_suggested(service):
 def test_an_option_like_none_lists_all(service):
     """The error says what there is."""
     with pytest.raises(
-        GenerationError, match="Known: max_new_tokens, min_new_tokens, .*json_schema, regex"
+        GenerationError, match=r"Known: max_new_tokens, min_new_tokens, .*json_schema, regex"
     ):
         service.generate("x", {"beams": 1})
 

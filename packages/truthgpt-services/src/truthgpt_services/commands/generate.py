@@ -87,6 +87,9 @@ class _Number(click.FloatRange):
 )
 @click.option("--seed", type=_SEEDS, help="Of the random choice [default: 0].")
 @click.option(
+    "-n", type=click.IntRange(min=1, max=1024), help="Write so many texts, of SEED and those after."
+)
+@click.option(
     "--logprobs",
     metavar="K",
     type=click.IntRange(min=0, max=1000),
@@ -138,6 +141,7 @@ def generate(
       truthgpt generate build/demo "What is the capital of France?"
       truthgpt generate build/demo --raw "The future of AI is"
       truthgpt generate build/demo -f notes.txt "Summarize this."
+      truthgpt generate build/demo "Name a city." -n 3 --temperature 0.8
       cat question.txt | truthgpt generate build/demo --json
     """  # noqa: D301 - click wants the character, not its escape
     if raw and system is not None:
@@ -195,24 +199,36 @@ def generate(
     if raw and _has_template(tokenizer if tokenizer is not None else made.tokenizer):
         click.echo("truthgpt: --raw: the chat template of the model was not applied.", err=True)
     loading = perf_counter() - began
-    stream = service.stream(read, options)
+    streams = service.streams(read, options)
     if as_json:
-        text = "".join(stream)
         tokenizer = tokenizer if tokenizer is not None else made.tokenizer
-        output = _as_json(text, stream, model=model, loading=loading, options=options)
-        output |= {
-            name: [_logprob(each, tokenizer) for each in getattr(stream, name)]
-            for name in ("logprobs", "prompt_logprobs")
-            if name in options
-        }
-        click.echo(json.dumps(output, ensure_ascii=False, indent=2))
+        found = [
+            _as_json("".join(each), each, tokenizer, model=model, loading=loading, options=options)
+            for each in streams
+        ]
+        click.echo(json.dumps(found if "n" in options else found[0], ensure_ascii=False, indent=2))
     else:
-        text = _print_text(stream, prompt_text)
-    if not text:
+        for number, each in enumerate(streams):
+            if number:
+                click.echo("---")
+            _print_text(each, prompt_text)
+    for each in streams:
+        _warn(each, options)
+
+
+def _warn(stream: TextStream, options: dict[str, Any]) -> None:
+    """Say what the text of an answer does not."""
+    if not stream.text:
         what = "Nothing was generated: the model ended the text at once."
         if stream.stopped_by is not None:
             what = f'Nothing was generated before "{harmless(stream.stopped_by)}".'
         click.echo(f"truthgpt: {what}", err=True)
+    elif stream.finish_reason == "length" and options.keys() & {"json_schema", "regex"}:
+        click.echo(
+            "truthgpt: The text was cut off, so it does not have the form that was asked for. "
+            "--max-new-tokens lets it be longer.",
+            err=True,
+        )
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -261,16 +277,13 @@ def _prompt_for(engine: Engine, prompt_text: str, system: str | None, *, raw: bo
     return [*begin, {"role": "user", "content": prompt_text}]
 
 
-def _print_text(stream: TextStream, prompt_text: str) -> str:
+def _print_text(stream: TextStream, prompt_text: str) -> None:
     terminal = _is_terminal()
     if terminal and not stream.prompt.is_chat:
         click.echo(visible(prompt_text), nl=False)
-    pieces = []
     for piece in stream:
-        pieces.append(piece)
         click.echo(visible(piece) if terminal else piece, nl=False)
     click.echo()
-    return "".join(pieces)
 
 
 def _is_terminal() -> bool:
@@ -288,8 +301,19 @@ def _logprob(found: TokenLogprobs, tokenizer: Any) -> dict[str, Any]:
 
 
 def _as_json(
-    text: str, stream: TextStream, *, model: str, loading: float, options: dict[str, Any]
+    text: str,
+    stream: TextStream,
+    tokenizer: Any,
+    *,
+    model: str,
+    loading: float,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
+    scores: dict[str, Any] = {
+        name: [_logprob(each, tokenizer) for each in getattr(stream, name)]
+        for name in ("logprobs", "prompt_logprobs")
+        if name in options
+    }
     first, seconds = stream.first_token_seconds, stream.seconds
     # The token that ends a text is decoded as well.
     after_first = len(stream.tokens) - 1 + (stream.finish_reason == "eos_token")
@@ -314,4 +338,5 @@ def _as_json(
             "tokens_per_second": rate,
         },
         "options": options,
+        **scores,
     }

@@ -112,6 +112,7 @@ class TextStream(Iterator[str]):
             constraint allows nothing more), `length` (there are as many tokens as were asked for),
             `stop_sequence`, `timeout` or `cancelled`.
         cached: whether it came from the response cache.
+        text: what was read of it so far.
         pieces: where its pieces come from.
         times: seconds to the first token and to the end, of what the scheduler does not generate.
     """
@@ -126,6 +127,7 @@ class TextStream(Iterator[str]):
         self.prompt = prompt
         self.finish_reason: str | None = None
         self.cached = False
+        self.text = ""
         self._answer = answer
         self._request = request
         self._on_close = on_close
@@ -186,6 +188,7 @@ class TextStream(Iterator[str]):
         """Return the next piece of text, which is not empty."""
         while not (piece := next(self.pieces)):
             pass
+        self.text += piece
         return piece
 
     def close(self) -> None:

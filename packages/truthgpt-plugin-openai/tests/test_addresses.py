@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from openai_server import Handler, Server, serving, with_models
-from truthgpt_plugin_openai.engine import make_engine
-from truthgpt_plugin_openai.settings import read_settings
-from truthgpt_plugin_openai.source import Address, OpenAISource
 
 from truthgpt_core.decoding import GenerationError
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_plugin_openai.engine import make_engine
+from truthgpt_plugin_openai.settings import read_settings
+from truthgpt_plugin_openai.source import Address, OpenAISource
 
 
 def nothing(handler: Handler) -> None:

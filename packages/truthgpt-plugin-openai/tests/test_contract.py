@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from openai_server import Server, over, serving
-from truthgpt_plugin_openai.engine import OpenAIEngine, make_engine
 
 from truthgpt_core.testing import EngineContract
+from truthgpt_plugin_openai.engine import OpenAIEngine, make_engine
 from truthgpt_services import InferenceService, ModelService
 from truthgpt_services.testing import write_tiny_model
 

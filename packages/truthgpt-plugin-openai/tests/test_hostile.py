@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from openai_server import Handler, Respond, serving, with_models
-from truthgpt_plugin_openai.engine import make_engine
 
 from truthgpt_core.decoding import GenerationError, SamplingParams
+from truthgpt_plugin_openai.engine import make_engine
 
 KEY = "sk-secret-0123456789"
 CHAT = [{"role": "user", "content": "Hello"}]

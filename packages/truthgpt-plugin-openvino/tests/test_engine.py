@@ -91,16 +91,19 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
         OpenVINOEngine(file)
 
 
-@pytest.mark.parametrize(
-    ("path", "wanted"),
-    [("model.gguf", None), ("model.gguf", "torch"), ("model", "openvino"), (None, "openvino")],
-)
-def test_a_model_is_left_to_others_unless_it_is_asked_for(
-    path: str | None, wanted: str | None
-) -> None:
-    """The engine is never the default, and runs nothing but GGUF files."""
-    source = ResolvedModel("spec", "gguf", None if path is None else Path(path))
+@pytest.mark.parametrize("wanted", [None, "torch"])
+def test_a_model_is_left_to_others_unless_it_is_asked_for(wanted: str | None) -> None:
+    """The engine is never the default."""
+    source = ResolvedModel("spec", "gguf", Path("model.gguf"))
     assert OpenVINOPlugin().make_engine(source, EngineOptions(engine=wanted)) is None
+
+
+@pytest.mark.parametrize("path", [None, Path("model")])
+def test_what_is_not_a_gguf_file_is_refused(path: Path | None) -> None:
+    """By the reason, for what measures a file that was converted as well."""
+    source = ResolvedModel("spec", "directory", path)
+    with pytest.raises(GenerationError, match="runs GGUF files, and spec is not one"):
+        OpenVINOPlugin().make_engine(source, EngineOptions(engine="openvino"))
 
 
 def test_another_device_is_refused() -> None:

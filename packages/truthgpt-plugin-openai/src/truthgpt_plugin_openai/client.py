@@ -90,9 +90,10 @@ def make_client(address: Address, settings: Settings) -> openai.OpenAI:
         response.stream = Bounded(stream, address.url, settings.timeout)
 
     def strip(request: httpx2.Request) -> None:
-        # The library insists on a key, and a server may refuse one that it does not know.
+        # The library insists on a key, and takes more from the environment.
         if not settings.key:
-            request.headers.pop("Authorization", None)
+            for name in ("Authorization", "OpenAI-Organization", "OpenAI-Project"):
+                request.headers.pop(name, None)
 
     connect = min(_CONNECT_SECONDS, settings.timeout)
     timeout = httpx2.Timeout(settings.timeout, connect=connect)
@@ -105,6 +106,8 @@ def make_client(address: Address, settings: Settings) -> openai.OpenAI:
         http_client=httpx2.Client(
             timeout=timeout,
             follow_redirects=False,
+            # A proxy cannot reach this machine, and would read the key.
+            trust_env=not address.is_local,
             event_hooks={"request": [strip], "response": [bound]},
         ),
     )

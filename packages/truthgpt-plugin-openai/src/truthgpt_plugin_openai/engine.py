@@ -138,14 +138,12 @@ def make_engine(spec: str, given: dict[str, Any]) -> OpenAIEngine:
 
 def _text_of(choice: Any, *, is_chat: bool) -> tuple[str, bool]:
     """Return the text of an event, and whether the model works on the answer."""
-    if not is_chat:
-        return choice.text or "", bool(choice.text)
-    text = choice.delta.content or ""
+    text = (choice.delta.content if is_chat else choice.text) or ""
     if not isinstance(text, str):
-        raise ValueError("the content is not a text")
+        raise ValueError("what should be a text is not one")
     # Servers give what a model thinks before it answers in fields of their own.
-    thinks = any(getattr(choice.delta, name, None) for name in ("reasoning_content", "reasoning"))
-    return text, bool(text or thinks)
+    thoughts = ("reasoning_content", "reasoning") if is_chat else ()
+    return text, bool(text or any(getattr(choice.delta, name, None) for name in thoughts))
 
 
 def _response_format(schema: Any) -> dict[str, Any]:

@@ -30,10 +30,14 @@ class Address:
     model: str | None
 
     @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine."""
+        return urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+
+    @property
     def is_private(self) -> bool:
         """Whether nobody else reads what is sent there."""
-        parts = urlsplit(self.url)
-        return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+        return self.is_local or self.url.startswith("https:")
 
 
 def read_address(spec: str) -> Address:
@@ -58,7 +62,7 @@ def read_address(spec: str) -> Address:
         )
     if parts.query:
         raise AddressError(f"{url!r:.200} has a query, which is not supported", hint=_HINT)
-    return Address(url.rstrip("/"), model or None)
+    return Address(parts.geturl().rstrip("/"), model or None)
 
 
 class OpenAISource(ModelSource):

@@ -27,8 +27,14 @@ class OpenVINOPlugin(Plugin):
     @hookimpl(tryfirst=True)
     def make_engine(self, source: ResolvedModel, options: EngineOptions) -> Engine | None:
         """Run a GGUF file on a CPU, where the user asks for this engine."""
-        if options.engine != "openvino" or source.path is None or not source.is_gguf:
+        if options.engine != "openvino":
             return None
+        if source.path is None or not source.is_gguf:
+            raise GenerationError(
+                f"The engine openvino runs GGUF files, and {source.spec:.200} is not one",
+                hint="Measuring and optimizing convert such a file, and need an engine that gives "
+                "logits.",
+            )
         if options.device not in ("auto", "cpu") or options.dtype is not None:
             raise GenerationError(
                 "The engine openvino runs a model on the CPU, with the dtypes that it chooses",

@@ -7,14 +7,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from openai_server import Handler, Server, serving, with_models
 
+# One worker imports torch for the commands of all.
+pytestmark = pytest.mark.xdist_group("command")
+
 
 def truthgpt(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command."""
-    command = [str(Path(sys.executable).with_name("truthgpt")), *arguments]
+    command = [sys.executable, str(Path(sys.executable).with_name("truthgpt")), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -26,6 +30,11 @@ def answer(handler: Handler) -> None:
     handler.send_text(f"You said {asked!r}")
     handler.send_text(".", "stop")
     handler.end_stream()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes_begin_warm(warm_processes: ModuleType) -> None:
+    """Let the commands begin with torch imported."""
 
 
 @pytest.fixture(scope="module")

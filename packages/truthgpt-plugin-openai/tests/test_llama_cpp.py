@@ -46,7 +46,8 @@ def url() -> Iterator[str]:
     # By default a new request breaks off the one before.
     command += ["--interrupt_requests", "false"]
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen([*command, "--n_threads", "2"], stdout=quiet, stderr=quiet)
+    # Threads that wait for one another spin, which takes minutes on a busy machine.
+    process = subprocess.Popen([*command, "--n_threads", "1"], stdout=quiet, stderr=quiet)
     url = f"http://127.0.0.1:{port}/v1"
     try:
         for _ in range(START_SECONDS * 10):
@@ -65,7 +66,7 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def engine(url: str) -> OpenAIEngine:
     """An engine for it."""
-    return make_engine(f"openai:{url}", {})
+    return make_engine(f"openai:{url}", {"timeout": 100})
 
 
 class TestLlamaCpp(EngineContract):

@@ -32,8 +32,11 @@ ACCELERATE = PACKAGES / "truthgpt-plugin-accelerate"
 TRACKERS = tuple(
     PACKAGES / f"truthgpt-plugin-{name}" for name in ("tensorboard", "wandb", "mlflow", "trackio")
 )
+OPENAI = PACKAGES / "truthgpt-plugin-openai"
+OPENVINO = PACKAGES / "truthgpt-plugin-openvino"
 COMPUTING = (NATIVE, QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)
+EVERY = (*ALL, OPENAI, OPENVINO, *TRACKERS)
 WHEELS = ROOT / ".nox" / "built"
 DIST = ROOT / "dist"
 
@@ -85,15 +88,14 @@ def build(folder: Path) -> None:
     for wheel in folder.glob("truthgpt_*.whl"):
         wheel.unlink()
     command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder)
-    subprocess.run([*command, *ALL, *TRACKERS], check=True)
+    subprocess.run([*command, *EVERY], check=True)
 
 
 @cache
 def built() -> dict[str, Path]:
     """Build the wheels of this workspace, once; return each under the name of its folder."""
-    packages = (*ALL, *TRACKERS)
     build(WHEELS)
-    names = {each.name: each.name.replace("-", "_") for each in packages}
+    names = {each.name: each.name.replace("-", "_") for each in EVERY}
     return {name: next(WHEELS.glob(f"{stem}-*.whl")) for name, stem in names.items()}
 
 
@@ -144,7 +146,7 @@ def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
 def check_imports(session: nox.Session) -> None:
     """Check the direction of imports."""
     # Sources are read, and not imported: what the packages need is not needed here.
-    sources = os.pathsep.join(str(package / "src") for package in (*ALL, *TRACKERS))
+    sources = os.pathsep.join(str(package / "src") for package in EVERY)
     session.run("lint-imports", env={"PYTHONPATH": sources})
 
 
@@ -260,9 +262,9 @@ def core(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def packages(session: nox.Session) -> None:
-    """The sessions services, plugins and workspace, in one environment: torch takes a minute."""
+    """Services, the engine openai, plugins and workspace, in one environment, for torch's sake."""
     failed = []
-    for checks in (services, plugins, workspace):
+    for checks in (services, openai, plugins, workspace):
         try:
             checks(session)
         except CommandFailed:
@@ -274,16 +276,41 @@ def packages(session: nox.Session) -> None:
 @nox.session(python=PYTHON, default=False)
 def services(session: nox.Session) -> None:
     """The services, with no plugin installed."""
-    uninstall(session, *COMPUTING)
+    uninstall(session, *COMPUTING, OPENAI)
     install(session, CORE, SERVICES)
     run_tests(session, SERVICES / "tests")
+
+
+@nox.session(python=PYTHON, default=False)
+def openai(session: nox.Session) -> None:
+    """The engine openai, beside the services, and its types; without llama-cpp-python's server."""
+    uninstall(session, *COMPUTING)
+    install(session, CORE, SERVICES, OPENAI)
+    session.install(*TYPES)
+    session.run("mypy", "--strict", str(OPENAI / "src"))
+    run_tests(session, OPENAI / "tests")
+
+
+@nox.session(python=PYTHON, default=False)
+def engines(session: nox.Session) -> None:
+    """The engines of others with a real model: openvino, and openai with llama-cpp-python.
+
+    It takes some four minutes, most of them to install torch, openvino and llama-cpp-python and to
+    load the model again and again, so it is not among the default sessions.
+    """
+    install(session, CORE, SERVICES, OPENAI, OPENVINO, tests_of=(OPENAI,))
+    session.install("--no-deps", DEMO_MODEL)
+    session.install("llama-cpp-python[server]>=0.3.36", *TYPES)
+    session.run("mypy", "--strict", str(OPENVINO / "src"))
+    run_tests(session, OPENVINO / "tests")
+    run_tests(session, OPENAI / "tests" / "test_llama_cpp.py")
 
 
 @nox.session(python=PYTHON, default=False)
 def plugins(session: nox.Session) -> None:
     """The plugins that compute, one after the other, without the services."""
     for package in COMPUTING:
-        uninstall(session, SERVICES, *COMPUTING)
+        uninstall(session, SERVICES, *COMPUTING, OPENAI)
         install(session, CORE, package)
         run_tests(session, package / "tests")
 

@@ -19,12 +19,14 @@ except ModuleNotFoundError:
     ) from None
 
 # Before it is imported, so that a failed assertion of the suite shows its values.
-pytest.register_assert_rewrite("truthgpt_core.testing.tracking")
+for _module in ("engine_logits", "engine_text", "engines", "tracking"):
+    pytest.register_assert_rewrite(f"truthgpt_core.testing.{_module}")
 
+from truthgpt_core.testing.engines import EngineContract  # noqa: E402
 from truthgpt_core.testing.tracking import (  # noqa: E402
     RecordedRun,
     SimulatedTraining,
     TrackerContract,
 )
 
-__all__ = ["RecordedRun", "SimulatedTraining", "TrackerContract"]
+__all__ = ["EngineContract", "RecordedRun", "SimulatedTraining", "TrackerContract"]

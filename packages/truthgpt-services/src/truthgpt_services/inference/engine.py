@@ -86,9 +86,14 @@ class TorchEngine(Engine):
         for each in tokens:
             self._check(each)
         groups: dict[_Group, list[int]] = {}
-        rows = [_row(state) for state in states]
+        rows = [self._own(state) for state in states]
+        if len(set(rows)) < len(rows):
+            raise GenerationError("A sequence is given twice")
         for index, row in enumerate(rows):
             groups.setdefault(row.group, []).append(index)
+        # Of all groups before the first is computed: an error changes none.
+        for group, indices in groups.items():
+            group.check_room(max(len(tokens[index]) for index in indices))
         found: dict[_Row, torch.Tensor] = {}
         with torch.inference_mode():
             for group, indices in groups.items():
@@ -109,7 +114,7 @@ class TorchEngine(Engine):
         if not 0 <= length <= state.length:
             raise GenerationError(f"A sequence of {state.length} tokens cannot keep {length}")
         if length < state.length:
-            row = _row(state)
+            row = self._own(state)
             with torch.inference_mode():
                 row.group.crop(row, length)
 
@@ -141,6 +146,14 @@ class TorchEngine(Engine):
         if not tokens:
             raise GenerationError("The prompt is empty")
         refuse_unknown_tokens(tokens, self.vocabulary_size)
+
+    def _own(self, state: SequenceState) -> _Row:
+        row = _row(state)
+        if not row.group.is_of(self):
+            raise GenerationError("The sequence was opened by another engine")
+        if row.closed:
+            raise GenerationError("The sequence is closed")
+        return row
 
     @property
     def _kind(self) -> str:
@@ -177,15 +190,20 @@ class _Group:
         self._token = torch.zeros(rows, 1, dtype=torch.int64, device=engine.device)
         self._position = torch.zeros_like(self._token)
 
-    def forward(
-        self, tokens: dict[_Row, Sequence[int]], *, all_logits: bool
-    ) -> dict[_Row, torch.Tensor]:
-        width = max(map(len, tokens.values()))
+    def is_of(self, engine: TorchEngine) -> bool:
+        return self._engine is engine
+
+    def check_room(self, width: int) -> None:
         if self._columns + width > self._length:
             raise GenerationError(
                 f"The cache has {self._length} positions, and {self._columns + width} are needed",
                 hint="Open the sequences with more positions.",
             )
+
+    def forward(
+        self, tokens: dict[_Row, Sequence[int]], *, all_logits: bool
+    ) -> dict[_Row, torch.Tensor]:
+        width = max(map(len, tokens.values()))
         given = [tokens.get(row, ()) for row in self.states]
         lengths = [row.length for row in self.states]
         ids = [[0] * (width - len(each)) + list(each) for each in given]

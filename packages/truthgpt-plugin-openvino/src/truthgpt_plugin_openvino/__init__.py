@@ -1,0 +1,1 @@
+"""The engine `openvino`: GGUF files, run by OpenVINO GenAI."""

@@ -1,0 +1,56 @@
+"""Tokens become whole characters, and nothing of a stop string is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from truthgpt_plugin_openvino.text import TextPieces
+
+
+def decode(tokens: Sequence[int]) -> str:
+    """Bytes, as the tokenizers of models have them."""
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def shown(text: str, *stop: str) -> tuple[list[str], bool]:
+    """Return the pieces of a text of one token a byte, and whether a stop string ended it."""
+    pieces, found = TextPieces(decode, stop), []
+    for token in text.encode():
+        found.append(pieces.add(token))
+        if pieces.stopped:
+            break
+    return [*filter(None, [*found, pieces.rest()])], pieces.stopped
+
+
+def test_a_character_of_several_tokens_is_one_piece() -> None:
+    """Nothing broken is shown in between."""
+    assert shown("aé🙂b") == (["a", "é", "🙂", "b"], False)
+
+
+def test_half_a_character_at_the_end_is_shown_as_such() -> None:
+    """There are no tokens that complete it."""
+    pieces = TextPieces(decode, ())
+    assert [pieces.add(token) for token in "é".encode()[:1]] == [""]
+    assert pieces.rest() == "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one two three", ("two",), "one "),
+        ("one two three", ("three", "two"), "one "),
+        ("one twofold", ("twice",), "one twofold"),
+        ("aaab", ("aab",), "a"),
+        ("one", ("one",), ""),
+        ("en", ("end",), "en"),
+    ],
+)
+def test_a_text_ends_before_the_first_stop_string(
+    text: str, stop: tuple[str, ...], expected: str
+) -> None:
+    """What may be its beginning is held back until that is known."""
+    pieces, stopped = shown(text, *stop)
+    assert "".join(pieces) == expected
+    assert stopped == (expected != text)

@@ -45,7 +45,8 @@ def table() -> str:
         else:
             shown = ["yes" if value else "no" for value in values]
         rows.append([f"`{each.name}`", *shown])
-    for option in SAMPLING_OPTIONS:
+    # Several texts are several requests, whatever the engine.
+    for option in [each for each in SAMPLING_OPTIONS if each != "n"]:
         shown = ["yes" if option in engine.options else "no" for engine in found]
         rows.append([f"option `{option}`", *shown])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -95,7 +95,8 @@ class Engine(ABC):
         end_tokens: those that end a text.
         options: names of the `SamplingParams` that it knows. An engine that gives logits knows
             all, since tokens are chosen outside of it; one that chooses them itself names those
-            that its `generate` takes, and others are refused by name.
+            that its `generate` takes, and others are refused by name. `n` need not be among
+            them: several texts are asked for one by one.
         defaults: what the model's authors suggest for `SamplingParams`, by name; used where the
             user does not say.
         tokenizer: with the interface of those of transformers; None to take the one that is

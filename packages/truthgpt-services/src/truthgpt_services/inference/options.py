@@ -96,7 +96,8 @@ def read_options(
         raise GenerationError(f"The options are {options!r}: they must be a mapping")
     given = {str(name): value for name, value in (options or {}).items()}
     chosen = {name: given.pop(name) for name in SAMPLING_OPTIONS if name in given}
-    if unknown := sorted(chosen.keys() - engine.options):
+    # Several texts are several requests, whatever the engine.
+    if unknown := sorted(chosen.keys() - engine.options - {"n"}):
         raise GenerationError(
             f'The engine {engine.name} has no option "{unknown[0]}"',
             hint=f"It has: {', '.join(sorted(engine.options))}.",

@@ -167,9 +167,8 @@ class InferenceService:
         one = isinstance(prompt, str) or is_conversation(prompt)
         if not asked.engine.capabilities.logits:
             prompts = [prompt] if one else list(prompt)
-            return _unpacked(
-                [["".join(self._stream_of_engine(each, asked))] for each in prompts], one, 1
-            )
+            texts = [["".join(text) for text in self._of_engine(each, asked)] for each in prompts]
+            return _unpacked(texts, one, asked.params.n)
         read = [self._prompt(prompt, "The prompt", asked)] if one else self._prompts(prompt, asked)
         with _call_events(self._events) as tally:
             texts = self._texts(read, asked, priority, timeout, tally)
@@ -273,7 +272,7 @@ class InferenceService:
         self, prompt: object, asked: RequestOptions, priority: int, timeout: float | None
     ) -> list[TextStream]:
         if not asked.engine.capabilities.logits:
-            return [self._stream_of_engine(prompt, asked)]
+            return self._of_engine(prompt, asked)
         read = self._prompt(prompt, "The prompt", asked)
         made: list[TextStream] = []
         try:
@@ -353,6 +352,11 @@ class InferenceService:
         # Between two pieces its consumer may have trained the model.
         if self._answers is not None and key == self._answers.key(request.prompt, asked):
             self._answers.put(key, answer.tokens, request.finish_reason)
+
+    def _of_engine(self, prompt: object, asked: RequestOptions) -> list[TextStream]:
+        """Return the texts that an engine generates which chooses tokens itself."""
+        numbered = map(asked.numbered, range(asked.params.n))
+        return [self._stream_of_engine(prompt, each) for each in numbered]
 
     def _stream_of_engine(self, prompt: object, asked: RequestOptions) -> TextStream:
         """Let an engine that chooses tokens itself generate the text."""

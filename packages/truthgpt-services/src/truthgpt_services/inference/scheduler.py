@@ -32,6 +32,9 @@ MOST_PROMPT_TOKENS = 512
 LEAST_PROMPT_TOKENS = 16
 """Tokens of prompts in one pass at least, however slow the passes are."""
 
+UNMEASURED_PROMPT_TOKENS = 64
+"""Tokens of prompts in one pass while others wait and no pass was measured yet."""
+
 LONGEST_PASS = 2.0
 """How long a pass with tokens of prompts may take while others wait for their next token, as a
 multiple of one without."""
@@ -407,8 +410,10 @@ class Scheduler:
         room = MOST_PROMPT_TOKENS
         # Sequences that share columns have to go through them together.
         each_alike = not self._engine.capabilities.continuous_batching
-        if not all(row.is_reading for row in rows) and self._prompt_seconds > 0.0:
-            spare = (LONGEST_PASS - 1.0) * self._pass_seconds / self._prompt_seconds
+        if not all(row.is_reading for row in rows):
+            spare = float(UNMEASURED_PROMPT_TOKENS)
+            if self._pass_seconds > 0.0 and self._prompt_seconds > 0.0:
+                spare = (LONGEST_PASS - 1.0) * self._pass_seconds / self._prompt_seconds
             room = max(LEAST_PROMPT_TOKENS, min(room, int(spare)))
         pieces = []
         for row in rows:

@@ -27,6 +27,9 @@ constexpr int64_t AHEAD = 4096;
 
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
 
+// To a second cache, what is needed later.
+inline void prefetch_far(const void* at) { __builtin_prefetch(at, 0, 2); }
+
 inline Lanes load(const float* from) {
     Lanes lanes;
     std::memcpy(&lanes, from, sizeof lanes);

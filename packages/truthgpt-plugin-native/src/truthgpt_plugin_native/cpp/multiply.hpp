@@ -42,6 +42,7 @@ struct BFloat16 : OfFloats {
     }
 };
 
+#if !defined(PACKED_INTEGERS)
 template <bool ONE_SCALE>
 struct Int8 : OfIntegers {
     template <int R, int N, typename... Arguments>
@@ -56,6 +57,7 @@ struct Int4 : OfIntegers {
         tile_of_int4<R, N>(arguments...);
     }
 };
+#endif
 
 // R rows of m times rows [n, end) of activations, N at a time, and what is left fewer.
 template <typename Kind, int R, int N>
@@ -93,8 +95,13 @@ void multiply(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64
     switch (m.kind) {
         case FLOAT32: with(Float32()); break;
         case BFLOAT16: with(BFloat16()); break;
+#if defined(PACKED_INTEGERS)
+        case INT8: multiply_integers<false>(m, x, first, last, count, out, step); break;
+        default: multiply_integers<true>(m, x, first, last, count, out, step);
+#else
         case INT8: m.group == m.columns ? with(Int8<true>()) : with(Int8<false>()); break;
         default: with(Int4());
+#endif
     }
     if (m.bias != nullptr)
         for (int64_t n = 0; n < count; ++n)

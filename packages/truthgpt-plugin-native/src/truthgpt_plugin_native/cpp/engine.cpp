@@ -222,11 +222,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
         }
     }
 
+    template <typename Stored>
     void query_of(const Pass& pass, const Layer& layer, int64_t n, int32_t head, float* to) const {
         std::copy_n(q_.data() + (n * s.heads + head) * s.head_dim, s.head_dim, to);
         std::fill(to + s.head_dim, to + width_, 0.0f);
         if (layer.q_norm != nullptr) normalize_row(to, layer.q_norm, s.head_dim, s.epsilon, to);
         rotate(to, pass.tokens[n].position);
+#if defined(__AVX512BF16__)
+        if constexpr (IN_PAIRS<Stored>) round_to_bfloat16(to, width_, to);
+#endif
     }
 
     template <typename Stored>
@@ -278,7 +282,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
             Query queries[MOST_QUERIES];
             for (int i = 0; i < count; ++i) {
                 float* query = own.queries.data() + i * width_;
-                query_of(pass, layer, piece.token, piece.head * shared + head + i, query);
+                query_of<Stored>(pass, layer, piece.token, piece.head * shared + head + i, query);
                 queries[i] = {query, first, end};
             }
             attend_to(keys + begin * width_, values + begin * width_, begin, queries, count,
@@ -287,7 +291,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     }
 
     // All query heads that share a key head, of some tokens of one sequence, and all segments. Each
-    // segment is read from memory, and made float32, once for all of them.
+    // segment is read from memory, and made what products read, once for all of them.
     template <typename Stored>
     void attend_together(const Pass& pass, const Layer& layer, int32_t index, const Piece& piece, Scratch& own) {
         const int32_t shared = s.heads / s.kv_heads;
@@ -302,7 +306,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
             const int64_t n = piece.token + row / shared, position = pass.tokens[n].position;
             const int32_t head = piece.head * shared + int32_t(row % shared);
             float* query = own.queries.data() + row * width_;
-            query_of(pass, layer, n, head, query);
+            query_of<Stored>(pass, layer, n, head, query);
             queries[row] = {query, first_seen(layer, position), position + 1};
             first = std::min(first, queries[row].first);
             last = std::max(last, queries[row].last);
@@ -313,8 +317,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
         for (int i = 0; i < MOST_QUERIES; ++i) next[i].values = own.sums.data() + i * width_;
         for (int64_t begin = first / SEGMENT * SEGMENT; begin < last; begin += SEGMENT) {
             const int64_t positions = (std::min(SEGMENT, last - begin) + LANES - 1) / LANES * LANES;
-            const float* k = as_floats(keys + begin * width_, positions * width_, own.keys.data());
-            const float* v = as_floats(values + begin * width_, positions * width_, own.values.data());
+            const Read<Stored>* k = to_read(keys + begin * width_, positions * width_, own.keys.data());
+            const Read<Stored>* v = to_read(values + begin * width_, positions * width_, own.values.data());
             for (int64_t row = 0; row < total; row += MOST_QUERIES) {
                 const int count = int(std::min<int64_t>(MOST_QUERIES, total - row));
                 attend_to(k, v, begin, &queries[row], count, s.attention_scale, width_,

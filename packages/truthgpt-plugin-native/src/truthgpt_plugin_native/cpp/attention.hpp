@@ -202,34 +202,48 @@ void weigh_seen(const Stored* values, const float* const* rows, const int64_t* f
         weigh_all<Stored, 1>(values, rows + n, common, last[n], width, sums + n);
 }
 
-// Let N queries attend to the positions of one segment, from `begin` on. `scores` has room for
-// N * SEGMENT numbers.
+// The positions of a segment, which begins at `begin`, that a query may look at.
+struct Seen {
+    int64_t first, last;
+
+    Seen(const Query& query, int64_t begin)
+        : first(std::clamp<int64_t>(query.first - begin, 0, SEGMENT)),
+          last(std::clamp<int64_t>(query.last - begin, 0, SEGMENT)) {}
+};
+
+// The scores of N queries, each a row of SEGMENT numbers.
 template <typename Stored, int N>
-void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, float scale,
-               int32_t width, float* scores, Partial* found) {
+void score(const Stored* keys, int64_t begin, const Query* queries, int32_t width, float* scores) {
     const float* numbers[N];
-    float *rows[N], *to[N], *sums[N];
-    int64_t first[N], last[N], end = 0;
+    float* to[N];
+    int64_t end = 0;
     for (int n = 0; n < N; ++n) {
         numbers[n] = queries[n].numbers;
-        first[n] = std::clamp<int64_t>(queries[n].first - begin, 0, SEGMENT);
-        last[n] = std::clamp<int64_t>(queries[n].last - begin, 0, SEGMENT);
-        end = std::max(end, last[n]);
-        rows[n] = scores + n * SEGMENT;
-        sums[n] = found[n].values;
+        end = std::max(end, Seen(queries[n], begin).last);
     }
     // As many sums as registers hold.
     constexpr int AT_ONCE = N < 4 || LANES > 8 ? 4 : 2;
     for (int64_t p = 0; p < end; p += AT_ONCE * LANES) {
-        for (int n = 0; n < N; ++n) to[n] = rows[n] + p;
+        for (int n = 0; n < N; ++n) to[n] = scores + n * SEGMENT + p;
 #if defined(__AVX512BF16__)
         if constexpr (IN_PAIRS<Stored>) scores_of_pairs<N, AT_ONCE>(keys + p * width, numbers, width, to);
         else
 #endif
             scores_of<Stored, N, AT_ONCE>(keys + p * width, numbers, width, to);
     }
+}
+
+// The values that N rows of weights come to.
+template <typename Stored, int N>
+void weigh_by(const Stored* values, int64_t begin, const Query* queries, int32_t width, float* weights,
+              Partial* found) {
+    float *rows[N], *sums[N];
+    int64_t first[N], last[N];
     for (int n = 0; n < N; ++n) {
-        soften(rows[n], first[n], last[n], scale, found[n]);
+        const Seen seen(queries[n], begin);
+        first[n] = seen.first, last[n] = seen.last;
+        rows[n] = weights + n * SEGMENT;
+        sums[n] = found[n].values;
         std::fill_n(sums[n], width, 0.0f);
     }
 #if defined(__AVX512BF16__)
@@ -239,16 +253,35 @@ void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Qu
         weigh_seen<Stored, N>(values, rows, first, last, width, sums);
 }
 
-// Of `count` queries; keys and values are those of the segment.
-template <typename Stored>
-void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, int count,
-               float scale, int32_t width, float* scores, Partial* found) {
-    switch (count) {
-        case 1: return attend_to<Stored, 1>(keys, values, begin, queries, scale, width, scores, found);
-        case 2: return attend_to<Stored, 2>(keys, values, begin, queries, scale, width, scores, found);
-        case 3: return attend_to<Stored, 3>(keys, values, begin, queries, scale, width, scores, found);
-        default: return attend_to<Stored, 4>(keys, values, begin, queries, scale, width, scores, found);
+// Call what takes a constant of at most MOST_QUERIES with as many of `count`, and with their place.
+template <typename Take>
+void in_groups(int64_t count, Take take) {
+    for (int64_t at = 0; at < count; at += MOST_QUERIES) {
+        switch (count - at) {
+            case 1: take(std::integral_constant<int, 1>(), at); break;
+            case 2: take(std::integral_constant<int, 2>(), at); break;
+            case 3: take(std::integral_constant<int, 3>(), at); break;
+            default: take(std::integral_constant<int, 4>(), at);
+        }
     }
+}
+
+// Let queries attend to the positions of one segment, from `begin` on, whose keys and values these are.
+// All of them meet the keys before any meets the values: a first cache holds either. `scores` has room
+// for SEGMENT numbers of each.
+template <typename Stored>
+void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, int64_t count,
+               float scale, int32_t width, float* scores, Partial* found) {
+    in_groups(count, [&](auto n, int64_t at) {
+        score<Stored, n()>(keys, begin, queries + at, width, scores + at * SEGMENT);
+    });
+    for (int64_t n = 0; n < count; ++n) {
+        const Seen seen(queries[n], begin);
+        soften(scores + n * SEGMENT, seen.first, seen.last, scale, found[n]);
+    }
+    in_groups(count, [&](auto n, int64_t at) {
+        weigh_by<Stored, n()>(values, begin, queries + at, width, scores + at * SEGMENT, found + at);
+    });
 }
 
 // Add what a later segment came to, in the order of segments.

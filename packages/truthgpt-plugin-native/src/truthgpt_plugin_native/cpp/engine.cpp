@@ -44,18 +44,25 @@ struct Scratch {
     Rows alone;
     std::vector<float> outs, queries, scores, sums, key, keys, values;
     std::vector<Query> piece_queries;
-    std::vector<Partial> piece_partials;
+    std::vector<Partial> piece_partials, next_partials;
 
     Scratch(const Shape& s, int32_t longest, Rounding rounding)
         : alone(MOST_ALONE, longest, rounding),
-          queries(TOKENS_AT_ONCE * s.heads * padded(s.head_dim)),
-          scores(MOST_QUERIES * SEGMENT),
-          sums(MOST_QUERIES * padded(s.head_dim)),
+          queries(rows_of_piece(s) * padded(s.head_dim)),
+          scores(rows_of_piece(s) * SEGMENT),
+          sums(rows_of_piece(s) * padded(s.head_dim)),
           key(padded(s.head_dim)),
           keys(SEGMENT * padded(s.head_dim)),
           values(SEGMENT * padded(s.head_dim)),
-          piece_queries(TOKENS_AT_ONCE * s.heads),
-          piece_partials(TOKENS_AT_ONCE * s.heads) {}
+          piece_queries(rows_of_piece(s)),
+          piece_partials(rows_of_piece(s)),
+          next_partials(rows_of_piece(s)) {
+        for (size_t row = 0; row < next_partials.size(); ++row)
+            next_partials[row].values = sums.data() + row * padded(s.head_dim);
+    }
+
+    // Queries that attend to the same keys together.
+    static size_t rows_of_piece(const Shape& s) { return size_t(TOKENS_AT_ONCE) * (s.heads / s.kv_heads); }
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -277,17 +284,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
         if (first >= end) return;
         const Stored* keys = token.sequence->keys<Stored>(index, piece.head);
         const Stored* values = token.sequence->values<Stored>(index, piece.head);
-        for (int32_t head = 0; head < shared; head += MOST_QUERIES) {
-            const int count = std::min<int32_t>(MOST_QUERIES, shared - head);
-            Query queries[MOST_QUERIES];
-            for (int i = 0; i < count; ++i) {
-                float* query = own.queries.data() + i * width_;
-                query_of<Stored>(pass, layer, piece.token, piece.head * shared + head + i, query);
-                queries[i] = {query, first, end};
-            }
-            attend_to(keys + begin * width_, values + begin * width_, begin, queries, count,
-                      s.attention_scale, width_, own.scores.data(), found + head);
+        for (int32_t h = 0; h < shared; ++h) {
+            float* query = own.queries.data() + h * width_;
+            query_of<Stored>(pass, layer, piece.token, piece.head * shared + h, query);
+            own.piece_queries[h] = {query, first, end};
         }
+        attend_to(keys + begin * width_, values + begin * width_, begin, own.piece_queries.data(), shared,
+                  s.attention_scale, width_, own.scores.data(), found);
     }
 
     // All query heads that share a key head, of some tokens of one sequence, and all segments. Each
@@ -313,19 +316,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
             all[row] = Partial();
             all[row].values = attended_.data() + (n * s.heads + head) * width_;
         }
-        Partial next[MOST_QUERIES];
-        for (int i = 0; i < MOST_QUERIES; ++i) next[i].values = own.sums.data() + i * width_;
+        std::vector<Partial>& next = own.next_partials;
         for (int64_t begin = first / SEGMENT * SEGMENT; begin < last; begin += SEGMENT) {
             const int64_t positions = (std::min(SEGMENT, last - begin) + LANES - 1) / LANES * LANES;
             const Read<Stored>* k = to_read(keys + begin * width_, positions * width_, own.keys.data());
             const Read<Stored>* v = to_read(values + begin * width_, positions * width_, own.values.data());
-            for (int64_t row = 0; row < total; row += MOST_QUERIES) {
-                const int count = int(std::min<int64_t>(MOST_QUERIES, total - row));
-                attend_to(k, v, begin, &queries[row], count, s.attention_scale, width_,
-                          own.scores.data(), next);
-                for (int i = 0; i < count; ++i)
-                    merge(all[row + i], next[i], s.attention_scale, width_);
-            }
+            attend_to(k, v, begin, queries.data(), total, s.attention_scale, width_, own.scores.data(),
+                      next.data());
+            for (int64_t row = 0; row < total; ++row) merge(all[row], next[row], s.attention_scale, width_);
         }
         for (int64_t row = 0; row < total; ++row) divide(all[row], width_);
     }

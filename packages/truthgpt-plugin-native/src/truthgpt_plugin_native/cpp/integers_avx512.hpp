@@ -48,6 +48,7 @@ void tile_of_packed(const Packed& packed, const Rows& x, int64_t first, int32_t 
                         int32_t word;
                         std::memcpy(&word, xs[n] + block * BLOCK + half * 16 + i * 4, sizeof word);
                         words[i] = _mm512_set1_epi32(word);
+                        compute_here(words[i]);
                     }
                     const float* scales = fine[n] + block * OCTETS + half * 2;
                     const __m512 low = _mm512_set1_ps(scales[0]), high = _mm512_set1_ps(scales[1]);
@@ -63,6 +64,7 @@ void tile_of_packed(const Packed& packed, const Rows& x, int64_t first, int32_t 
                             high);
                         const __m512 both = _mm512_add_ps(lows, highs);
                         inner[n][v] = half == 0 ? both : _mm512_add_ps(inner[n][v], both);
+                        compute_here(inner[n][v]);
                     }
                 }
             }
@@ -76,6 +78,7 @@ void tile_of_packed(const Packed& packed, const Rows& x, int64_t first, int32_t 
                         inner[n][v] =
                             _mm512_add_ps(inner[n][v], _mm512_set1_ps(of_blocks[n][block] * -128.0f));
                     sums[n][v] = _mm512_fmadd_ps(inner[n][v], steps, sums[n][v]);
+                    compute_here(sums[n][v]);
                 }
             }
         }

@@ -124,6 +124,15 @@ inline void hold(Vector& vector) {
 #endif
 }
 
+// What is computed of it is computed here: compilers would rather begin everything at once, and write to
+// memory what registers do not hold.
+template <typename Vector>
+inline void compute_here(Vector& vector) {
+#if defined(__AVX512F__)
+    asm volatile("" : "+v"(vector));
+#endif
+}
+
 inline float total(EightLanes v) {
 #if defined(__AVX2__)
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));

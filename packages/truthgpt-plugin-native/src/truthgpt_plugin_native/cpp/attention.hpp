@@ -166,25 +166,25 @@ struct Query {
     int64_t first, last;
 };
 
-// Make weights of the scores of positions [first, last) of a segment; others become zero up to the next
-// vector.
+// Make weights of the scores of positions [first, last) of a segment. Of others, up to whole vectors,
+// they become nothing beside the largest, which is 1.
 inline void soften(float* row, int64_t first, int64_t last, float scale, Partial& found) {
+    found.largest = -INFINITY;
+    found.sum = 0.0f;
+    if (first >= last) return;
     const int64_t begin = first / LANES * LANES, end = (last + LANES - 1) / LANES * LANES;
-    const auto fill = [&](float value) {
-        std::fill(row + begin, row + first, value);
-        std::fill(row + last, row + std::max(last, end), value);
-    };
-    fill(-INFINITY);
+    std::fill(row + begin, row + first, -INFINITY);
+    std::fill(row + last, row + end, -INFINITY);
     Lanes most = same(-INFINITY);
-    for (int64_t p = begin; p < last; p += LANES) most = larger(load(row + p), most);
-    float largest = -INFINITY;
-    for (int i = 0; i < LANES; ++i) largest = most[i] > largest ? most[i] : largest;
-    for (int64_t p = begin; p < last; p += LANES)
-        store(exponential((load(row + p) - same(largest)) * same(scale)), row + p);
-    fill(0.0f);
+    for (int64_t p = begin; p < end; p += LANES) most = larger(load(row + p), most);
+    found.largest = largest_of(most);
+    const Lanes largest = same(found.largest), scales = same(scale);
     Lanes sum = {};
-    for (int64_t p = begin; p < last; p += LANES) sum += load(row + p);
-    found.largest = largest;
+    for (int64_t p = begin; p < end; p += LANES) {
+        const Lanes weights = exponential((load(row + p) - largest) * scales);
+        store(weights, row + p);
+        sum += weights;
+    }
     found.sum = total(sum);
 }
 

@@ -81,6 +81,16 @@ inline Lanes larger(Lanes a, Lanes b) {
 #endif
 }
 
+inline float largest_of(Lanes v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float largest = v[0];
+    for (int i = 1; i < LANES; ++i) largest = v[i] > largest ? v[i] : largest;
+    return largest;
+#endif
+}
+
 // As for one number, but with fewer roundings where the machine can.
 inline Lanes exponential(Lanes exact) {
 #if defined(__AVX2__) && defined(__FMA__)

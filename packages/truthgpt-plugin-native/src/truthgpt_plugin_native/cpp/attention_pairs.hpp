@@ -5,6 +5,7 @@
 // bfloat16.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>

@@ -346,10 +346,24 @@ class Engine : public std::enable_shared_from_this<Engine> {
         rows.round(n, s.heads * s.head_dim);
     }
 
-    float activated(float g) const {
-        if (s.activation == SILU) return g / (1.0f + exponential(-g));
-        const float inner = 1.5957691216057308f * (g + 0.044715f * g * g * g);
-        return g / (1.0f + exponential(-inner));
+    Lanes activated(Lanes g) const {
+        const Lanes one = same(1.0f);
+        if (s.activation == SILU) return g / (one + exponential(-g));
+        const Lanes inner = same(1.5957691216057308f) * (g + same(0.044715f) * g * g * g);
+        return g / (one + exponential(-inner));
+    }
+
+    // Always in whole vectors: a number has the same bits wherever a piece begins and ends.
+    void gate(const float* gates, const float* ups, int32_t count, float* to) const {
+        int32_t i = 0;
+        for (; i + LANES <= count; i += LANES)
+            store(activated(load(gates + i)) * load(ups + i), to + i);
+        if (i == count) return;
+        float rest[3][LANES] = {};
+        std::copy_n(gates + i, count - i, rest[0]);
+        std::copy_n(ups + i, count - i, rest[1]);
+        store(activated(load(rest[0])) * load(rest[1]), rest[2]);
+        std::copy_n(rest[2], count - i, to + i);
     }
 
     void mlp(const Pass& pass, Worker& worker, const Layer& layer) {
@@ -362,11 +376,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
                 float *gates = own.outs.data(), *ups = gates + pass.count * each;
                 multiply(layer.gate, x, first, last, pass.count, gates, each);
                 multiply(layer.up, x, first, last, pass.count, ups, each);
-                for (int64_t n = 0; n < pass.count; ++n) {
-                    float* to = gated_.data() + n * s.intermediate + first;
-                    for (int32_t i = 0; i < last - first; ++i)
-                        to[i] = activated(gates[n * each + i]) * ups[n * each + i];
-                }
+                for (int64_t n = 0; n < pass.count; ++n)
+                    gate(gates + n * each, ups + n * each, last - first,
+                         gated_.data() + n * s.intermediate + first);
             });
         multiply_all(
             pass, worker, {&layer.down}, pass.count,

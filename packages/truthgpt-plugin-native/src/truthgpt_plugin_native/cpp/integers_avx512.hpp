@@ -2,6 +2,11 @@
 //
 // Its instruction multiplies unsigned bytes by signed ones. Weights of int8 are made unsigned by adding
 // 128, and 128 times the sum of each block of activations is what is taken away again.
+//
+// A number is added up in one order, whether its row of weights is read as it lies or packed. Of each
+// block the octets' products are integers, which are multiplied by the activations' scales and added in
+// twos; what that comes to is multiplied by the weights' scale. In a part of PART_BLOCKS every fourth
+// block is added to the same sum, then the four sums to each other; then part is added to part.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +20,7 @@
 
 namespace {
 
-constexpr int CLASSES = 4, OCTETS = BLOCK / OCTET;
+constexpr int SUMS_OF_PART = 4, OCTETS = BLOCK / OCTET;
 
 // V vectors of packed rows times N rows of activations: of a part of the columns, added to what is in
 // out[n * step + row], or to nothing if it is the first.
@@ -30,11 +35,11 @@ void tile_of_packed(const Packed& packed, const Rows& x, int64_t first, int32_t 
         of_blocks[n] = x.sums(first + n) + begin;
     }
     __m512 parts[N][V];
-    for (int from = 0; from < CLASSES; ++from) {
+    for (int from = 0; from < SUMS_OF_PART; ++from) {
         __m512 sums[N][V];
         for (int n = 0; n < N; ++n)
             for (int v = 0; v < V; ++v) sums[n][v] = _mm512_setzero_ps();
-        for (int32_t block = from; block < end - begin; block += CLASSES) {
+        for (int32_t block = from; block < end - begin; block += SUMS_OF_PART) {
             __m512 inner[N][V];
 #pragma GCC unroll 2
             for (int half = 0; half < 2; ++half) {
@@ -83,10 +88,8 @@ void tile_of_packed(const Packed& packed, const Rows& x, int64_t first, int32_t 
             }
         }
         for (int n = 0; n < N; ++n)
-            for (int v = 0; v < V; ++v) {
-                __m512* to = &parts[n][v];
-                *to = from == 0 ? sums[n][v] : _mm512_add_ps(*to, sums[n][v]);
-            }
+            for (int v = 0; v < V; ++v)
+                parts[n][v] = from == 0 ? sums[n][v] : _mm512_add_ps(parts[n][v], sums[n][v]);
     }
     for (int n = 0; n < N; ++n)
         for (int v = 0; v < V; ++v) {
@@ -134,8 +137,6 @@ void strip_of_integers(const Matrix& m, const Rows& x, int32_t first, int32_t la
     }
 }
 
-constexpr int64_t MOST_FEW = 8;
-
 template <int N, bool MINIMA>
 void tiles_of_few(const Matrix& m, const Rows& x, int32_t row, int32_t last, int64_t n, int64_t count,
                   float* out, int64_t step) {
@@ -149,7 +150,8 @@ void multiply_integers(const Matrix& m, const Rows& x, int32_t first, int32_t la
                        int64_t step) {
     if (count <= MOST_FEW) {
         for (int32_t row = first; row < last; row += FEW_ROWS)
-            tiles_of_few<4, MINIMA>(m, x, row, std::min(last, row + FEW_ROWS), 0, count, out + row - first, step);
+            tiles_of_few<4, MINIMA>(m, x, row, std::min(last, row + FEW_ROWS), 0, count, out + row - first,
+                                    step);
         return;
     }
     for (int32_t row = first; row < last; row += PACKED_VECTORS * SIDE_BY_SIDE) {

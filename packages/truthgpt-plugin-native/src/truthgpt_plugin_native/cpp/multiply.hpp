@@ -13,19 +13,14 @@ namespace {
 
 // How many rows of weights and of activations are multiplied at once, so that sums stay in registers.
 #if defined(__AVX512F__)
-constexpr int FLOAT_ROWS = 4, FLOAT_TOKENS = 6, INTEGER_ROWS = 4, INTEGER_TOKENS = 4;
+constexpr int FLOAT_ROWS = 4, FLOAT_TOKENS = 6;
 #else
-constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4, INTEGER_ROWS = 2, INTEGER_TOKENS = 4;
+constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4;
 #endif
 
 struct OfFloats {
     static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = FLOAT_TOKENS;
     static constexpr bool EXACT = true;
-};
-
-struct OfIntegers {
-    static constexpr int ROWS = INTEGER_ROWS, TOKENS = INTEGER_TOKENS, AT_ONCE = 16;
-    static constexpr bool EXACT = false;
 };
 
 struct Float32 : OfFloats {
@@ -43,6 +38,11 @@ struct BFloat16 : OfFloats {
 };
 
 #if !defined(PACKED_INTEGERS)
+struct OfIntegers {
+    static constexpr int ROWS = 2, TOKENS = 4, AT_ONCE = 16;
+    static constexpr bool EXACT = false;
+};
+
 template <bool ONE_SCALE>
 struct Int8 : OfIntegers {
     template <int R, int N, typename... Arguments>

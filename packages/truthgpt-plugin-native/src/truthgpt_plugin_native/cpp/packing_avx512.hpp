@@ -1,8 +1,7 @@
 // Rows of integers put side by side: a vector has four columns of sixteen rows.
 //
-// So each lane sums up a number of its own, scales of rows are vectors, and nothing is left to be added
-// up across lanes. Packing takes little beside the products of one row of activations, and nothing
-// beside those of hundreds.
+// So each lane adds up a number of its own, the scales of rows are vectors, and nothing is left to be
+// added up across lanes. Packing takes as long as the products of some ten rows of activations.
 #pragma once
 
 #include <algorithm>

@@ -102,8 +102,8 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
 // Rows of activations as products read them: exact, for integers rounded to 8 bits, and for weights of
 // bfloat16 rounded to that, if the machine multiplies it.
 //
-// Each OCTET of numbers has a scale of its own. Fours would cost a third more time, and sixteens
-// four times the error of weights of 8 bits.
+// Each OCTET of numbers has a scale of its own. With fours, products would take a third more
+// instructions; with sixteens, rounding would cost twice as many nats.
 class Rows {
    public:
     Rows(int32_t rows, int32_t columns, Rounding to)

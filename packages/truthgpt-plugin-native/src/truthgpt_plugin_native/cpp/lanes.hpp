@@ -10,6 +10,10 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define PACKED_INTEGERS  // rows of integers lie side by side in vectors
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)

@@ -14,6 +14,14 @@ namespace {
 
 constexpr int OCTET = 8;  // activations that are rounded by one scale
 
+// How many activations each stored scale is of. Vectors of AVX2 have two lanes for an octet, and its
+// scale is there for either.
+#if defined(__AVX2__) && !defined(PACKED_INTEGERS)
+constexpr int PER_SCALE = OCTET / 2;
+#else
+constexpr int PER_SCALE = OCTET;
+#endif
+
 #if defined(__AVX512BF16__)
 constexpr bool BFLOAT16_ROUNDS = true;  // activations are rounded for weights of bfloat16
 #else
@@ -30,16 +38,10 @@ struct Rounding {
     }
 };
 
-// Round a block of activations: what each OCTET of them is multiplied by goes to `scales`. Returns what
+// Round a block of activations: what PER_SCALE of them are multiplied by goes to `scales`. Returns what
 // the rounded numbers add up to. An integer of NaN, or of what is beyond all integers, is not defined:
 // there the scale is NaN. Activations too small to have an inverse are nothing beside any others.
 #if defined(__AVX2__)
-// The scales of a block, each for the two lanes that its products come to.
-inline __m256 each_of_two(const float* scales) {
-    return _mm256_permutevar_ps(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(scales)),
-                                _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
-}
-
 inline float round_block(const float* from, int8_t* to, float* scales) {
     const __m256i infinite = _mm256_set1_epi32(0x7f800000);
     const __m256 most = _mm256_set1_ps(127.0f);
@@ -62,7 +64,10 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
     // Each lane of a vector has the same scale.
     const __m256 steps = _mm256_blend_ps(_mm256_blend_ps(each[0], each[1], 0x22),
                                          _mm256_blend_ps(each[2], each[3], 0x88), 0xcc);
-    _mm_storeu_ps(scales, _mm256_castps256_ps128(steps));
+    const __m256 each_of_two = _mm256_permutevar_ps(_mm256_permute2f128_ps(steps, steps, 0),
+                                                    _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+    if (PER_SCALE == OCTET) _mm_storeu_ps(scales, _mm256_castps256_ps128(steps));
+    else _mm256_storeu_ps(scales, each_of_two);
     // Packing goes by halves of vectors: fours of numbers 0, 2, 4, 6, 1, 3, 5, 7.
     const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(integers[0], integers[1]),
@@ -71,7 +76,7 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
     const __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes),
                                            _mm256_set1_epi16(1));
-    return total((EightLanes)_mm256_mul_ps(_mm256_cvtepi32_ps(sums), each_of_two(scales)));
+    return total((EightLanes)_mm256_mul_ps(_mm256_cvtepi32_ps(sums), each_of_two));
 }
 #else
 inline float round_block(const float* from, int8_t* to, float* scales) {
@@ -113,14 +118,14 @@ class Rows {
           exact_(size_t(rows) * columns_),
           rounded_(to.bytes ? size_t(rows) * columns_ : 0),
           halves_(to.halves ? size_t(rows) * columns_ : 0),
-          scales_(to.bytes ? size_t(rows) * columns_ / OCTET : 0),
+          scales_(to.bytes ? size_t(rows) * columns_ / PER_SCALE : 0),
           sums_(to.bytes ? size_t(rows) * blocks_ : 0) {}
 
     float* exact(int64_t row) { return exact_.data() + row * columns_; }
     const float* exact(int64_t row) const { return exact_.data() + row * columns_; }
     const int8_t* rounded(int64_t row) const { return rounded_.data() + row * columns_; }
     const uint16_t* halves(int64_t row) const { return halves_.data() + row * columns_; }
-    const float* scales(int64_t row) const { return scales_.data() + row * (columns_ / OCTET); }
+    const float* scales(int64_t row) const { return scales_.data() + row * (columns_ / PER_SCALE); }
     // Of each block, what its rounded numbers add up to.
     const float* sums(int64_t row) const { return sums_.data() + row * blocks_; }
 
@@ -135,11 +140,11 @@ class Rows {
     void round_to_bytes(int64_t row, int32_t length) {
         const float* from = exact(row);
         int8_t* to = rounded_.data() + row * columns_;
-        float *scales = scales_.data() + row * (columns_ / OCTET), *sums = sums_.data() + row * blocks_;
+        float *scales = scales_.data() + row * (columns_ / PER_SCALE), *sums = sums_.data() + row * blocks_;
         const int32_t blocks = length / BLOCK;
         for (int32_t block = 0; block < blocks; ++block)
             sums[block] = round_block(from + block * BLOCK, to + block * BLOCK,
-                                      scales + block * (BLOCK / OCTET));
+                                      scales + block * (BLOCK / PER_SCALE));
         // Vectors of eight blocks read beyond the last.
         std::fill_n(sums + blocks, 8, 0.0f);
     }

@@ -13,9 +13,8 @@
 #include "matrix.hpp"
 #include "rows.hpp"
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#if defined(PACKED_INTEGERS)
 #include "integers_avx512.hpp"
-#define PACKED_INTEGERS
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "integers_avx2.hpp"
 #else

@@ -7,7 +7,7 @@ import torch
 from truthgpt_core.optimization import StoredMatrix
 
 BLOCK = 32
-QUAD = 4
+OCTET = 8
 
 
 def random_matrix(rows: int, blocks: int, group: int, *, packed: bool) -> StoredMatrix:
@@ -34,7 +34,7 @@ def weights_of(matrix: StoredMatrix) -> torch.Tensor:
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Return rows, each four numbers rounded to 8 bits, in float64."""
-    quads = x.double().view(len(x), x.shape[1] // QUAD, QUAD)
-    steps = quads.abs().amax(-1, keepdim=True) / 127
-    return (torch.where(steps > 0, (quads / steps).round(), 0.0) * steps).view(x.shape)
+    """Return rows, each eight numbers rounded to 8 bits, in float64."""
+    octets = x.double().view(len(x), x.shape[1] // OCTET, OCTET)
+    steps = octets.abs().amax(-1, keepdim=True) / 127
+    return (torch.where(steps > 0, (octets / steps).round(), 0.0) * steps).view(x.shape)

@@ -33,7 +33,7 @@ def make_matmul() -> StoredMatmul | None:
 
 
 def multiply(x: Tensor, matrix: StoredMatrix) -> Tensor:
-    """Multiply rows, each rounded to 8 bits in fours that share a scale.
+    """Multiply rows, each rounded to 8 bits in eights that share a scale.
 
     Args:
         x: floating point of shape (rows, in), on the CPU. There are no derivatives by it.

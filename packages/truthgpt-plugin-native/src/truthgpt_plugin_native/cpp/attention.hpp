@@ -7,7 +7,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <type_traits>
 
+#include "attention_pairs.hpp"
 #include "lanes.hpp"
 
 namespace {
@@ -20,7 +22,8 @@ inline void put(float value, uint16_t* to) { *to = to_bfloat16(value); }
 
 // Of one sequence, all layers: keys as (layer, head, position / LANES, dimension, position % LANES),
 // so that a vector has one dimension of several positions; values as (layer, head, position,
-// dimension). Memory that no position has filled is not touched.
+// dimension). In pairs: keys as (..., position / LANES, dimension / 2, position % LANES, dimension % 2),
+// values as (..., position / 2, dimension, position % 2). Memory that no position has filled is not touched.
 class Sequence {
    public:
     Sequence(int32_t layers, int32_t heads, int32_t width, int64_t positions, bool halves)
@@ -52,10 +55,11 @@ class Sequence {
     template <typename Stored>
     void write(int32_t layer, int32_t head, int64_t position, const float* key, const float* value,
                int32_t dimensions) {
-        Stored* to = keys<Stored>(layer, head) + position / LANES * LANES * width_ + position % LANES;
-        for (int32_t i = 0; i < dimensions; ++i) put(key[i], to + i * LANES);
-        to = values<Stored>(layer, head) + position * width_;
-        for (int32_t i = 0; i < dimensions; ++i) put(value[i], to + i);
+        constexpr int32_t PAIR = IN_PAIRS<Stored> ? 2 : 1;
+        Stored* to = keys<Stored>(layer, head) + position / LANES * LANES * width_ + position % LANES * PAIR;
+        for (int32_t i = 0; i < dimensions; ++i) put(key[i], to + i / PAIR * PAIR * LANES + i % PAIR);
+        to = values<Stored>(layer, head) + position / PAIR * PAIR * width_ + position % PAIR;
+        for (int32_t i = 0; i < dimensions; ++i) put(value[i], to + i * PAIR);
     }
 
     // Begin with the first positions of another sequence of the same model.
@@ -155,88 +159,143 @@ void weigh_all(const Stored* values, const float* const* weights, int64_t first,
     }
 }
 
-inline const float* as_floats(const float* from, int64_t, float*) { return from; }
+// What products read of keys and values, where they are of many queries.
+template <typename Stored>
+using Read = std::conditional_t<IN_PAIRS<Stored>, Stored, float>;
 
 // A multiple of LANES numbers.
-inline const float* as_floats(const uint16_t* from, int64_t count, float* to) {
-    for (int64_t i = 0; i < count; i += LANES) store(load(from + i), to + i);
-    return to;
+template <typename Stored>
+const Read<Stored>* to_read(const Stored* from, int64_t count, float* to) {
+    if constexpr (std::is_same_v<Stored, Read<Stored>>) {
+        return from;
+    } else {
+        for (int64_t i = 0; i < count; i += LANES) store(load(from + i), to + i);
+        return to;
+    }
 }
 
-// One query, and where it may look: the positions [first, last).
+// One query, and where it may look: the positions [first, last). For pairs, its numbers are rounded.
 struct Query {
     const float* numbers;
     int64_t first, last;
 };
 
-// Let N queries attend to the positions of one segment, from `begin` on. `scores` has room for
-// N * SEGMENT numbers.
+// Make weights of the scores of positions [first, last) of a segment. Of others, up to whole vectors,
+// they become nothing beside the largest, which is 1.
+inline void soften(float* row, int64_t first, int64_t last, float scale, Partial& found) {
+    found.largest = -INFINITY;
+    found.sum = 0.0f;
+    if (first >= last) return;
+    const int64_t begin = first / LANES * LANES, end = (last + LANES - 1) / LANES * LANES;
+    std::fill(row + begin, row + first, -INFINITY);
+    std::fill(row + last, row + end, -INFINITY);
+    Lanes most = same(-INFINITY);
+    for (int64_t p = begin; p < end; p += LANES) most = larger(load(row + p), most);
+    found.largest = largest_of(most);
+    const Lanes largest = same(found.largest), scales = same(scale);
+    Lanes sum = {};
+    for (int64_t p = begin; p < end; p += LANES) {
+        const Lanes weights = exponential((load(row + p) - largest) * scales);
+        store(weights, row + p);
+        sum += weights;
+    }
+    found.sum = total(sum);
+}
+
+// Values of positions [first[n], last[n]), weighted by row n of `rows`. What one query may not look at
+// is not even multiplied by zero: it may be NaN.
 template <typename Stored, int N>
-void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, float scale,
-               int32_t width, float* scores, Partial* found) {
+void weigh_seen(const Stored* values, const float* const* rows, const int64_t* first, const int64_t* last,
+                int32_t width, float* const* sums) {
+    const int64_t latest = *std::max_element(first, first + N), common = *std::min_element(last, last + N);
+    for (int n = 0; n < N; ++n)
+        weigh_all<Stored, 1>(values, rows + n, first[n], latest < common ? latest : last[n], width, sums + n);
+    if (latest >= common) return;
+    weigh_all<Stored, N>(values, rows, latest, common, width, sums);
+    for (int n = 0; n < N; ++n)
+        weigh_all<Stored, 1>(values, rows + n, common, last[n], width, sums + n);
+}
+
+// The positions of a segment, which begins at `begin`, that a query may look at.
+struct Seen {
+    int64_t first, last;
+
+    Seen(const Query& query, int64_t begin)
+        : first(std::clamp<int64_t>(query.first - begin, 0, SEGMENT)),
+          last(std::clamp<int64_t>(query.last - begin, 0, SEGMENT)) {}
+};
+
+// The scores of N queries, each a row of SEGMENT numbers.
+template <typename Stored, int N>
+void score(const Stored* keys, int64_t begin, const Query* queries, int32_t width, float* scores) {
     const float* numbers[N];
-    float *rows[N], *sums[N];
-    const float* weights[N];
-    int64_t first[N], last[N], common = SEGMENT, latest = 0, end = 0;
+    float* to[N];
+    int64_t end = 0;
     for (int n = 0; n < N; ++n) {
         numbers[n] = queries[n].numbers;
-        first[n] = std::clamp<int64_t>(queries[n].first - begin, 0, SEGMENT);
-        last[n] = std::clamp<int64_t>(queries[n].last - begin, 0, SEGMENT);
-        common = std::min(common, last[n]);
-        latest = std::max(latest, first[n]);
-        end = std::max(end, last[n]);
-        weights[n] = scores + n * SEGMENT;
-        sums[n] = found[n].values;
+        end = std::max(end, Seen(queries[n], begin).last);
     }
     // As many sums as registers hold.
     constexpr int AT_ONCE = N < 4 || LANES > 8 ? 4 : 2;
     for (int64_t p = 0; p < end; p += AT_ONCE * LANES) {
-        for (int n = 0; n < N; ++n) rows[n] = scores + n * SEGMENT + p;
-        scores_of<Stored, N, AT_ONCE>(keys + p * width, numbers, width, rows);
-    }
-    for (int n = 0; n < N; ++n) {
-        float* row = scores + n * SEGMENT;
-        std::fill(row, row + first[n], -INFINITY);
-        std::fill(row + last[n], row + SEGMENT, -INFINITY);
-        Lanes most = same(-INFINITY);
-        for (int64_t p = 0; p < last[n]; p += LANES) {
-            const Lanes next = load(row + p);
-            most = next > most ? next : most;
-        }
-        float largest = -INFINITY;
-        for (int i = 0; i < LANES; ++i) largest = most[i] > largest ? most[i] : largest;
-        std::fill(row, row + first[n], 0.0f);
-        for (int64_t p = first[n]; p < last[n]; ++p) row[p] = exponential((row[p] - largest) * scale);
-        std::fill(row + last[n], row + SEGMENT, 0.0f);
-        Lanes sum = {};
-        for (int64_t p = 0; p < last[n]; p += LANES) sum += load(row + p);
-        found[n].largest = largest;
-        found[n].sum = total(sum);
-        std::fill_n(sums[n], width, 0.0f);
-    }
-    // What one query may not look at is not even multiplied by zero: it may be NaN.
-    if (latest < common) {
-        for (int n = 0; n < N; ++n)
-            weigh_all<Stored, 1>(values, weights + n, first[n], latest, width, sums + n);
-        weigh_all<Stored, N>(values, weights, latest, common, width, sums);
-        for (int n = 0; n < N; ++n)
-            weigh_all<Stored, 1>(values, weights + n, common, last[n], width, sums + n);
-    } else {
-        for (int n = 0; n < N; ++n)
-            weigh_all<Stored, 1>(values, weights + n, first[n], last[n], width, sums + n);
+        for (int n = 0; n < N; ++n) to[n] = scores + n * SEGMENT + p;
+#if defined(__AVX512BF16__)
+        if constexpr (IN_PAIRS<Stored>) scores_of_pairs<N, AT_ONCE>(keys + p * width, numbers, width, to);
+        else
+#endif
+            scores_of<Stored, N, AT_ONCE>(keys + p * width, numbers, width, to);
     }
 }
 
-// Of `count` queries; keys and values are those of the segment.
-template <typename Stored>
-void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, int count,
-               float scale, int32_t width, float* scores, Partial* found) {
-    switch (count) {
-        case 1: return attend_to<Stored, 1>(keys, values, begin, queries, scale, width, scores, found);
-        case 2: return attend_to<Stored, 2>(keys, values, begin, queries, scale, width, scores, found);
-        case 3: return attend_to<Stored, 3>(keys, values, begin, queries, scale, width, scores, found);
-        default: return attend_to<Stored, 4>(keys, values, begin, queries, scale, width, scores, found);
+// The values that N rows of weights come to.
+template <typename Stored, int N>
+void weigh_by(const Stored* values, int64_t begin, const Query* queries, int32_t width, float* weights,
+              Partial* found) {
+    float *rows[N], *sums[N];
+    int64_t first[N], last[N];
+    for (int n = 0; n < N; ++n) {
+        const Seen seen(queries[n], begin);
+        first[n] = seen.first, last[n] = seen.last;
+        rows[n] = weights + n * SEGMENT;
+        sums[n] = found[n].values;
+        std::fill_n(sums[n], width, 0.0f);
     }
+#if defined(__AVX512BF16__)
+    if constexpr (IN_PAIRS<Stored>) weigh_seen_pairs<N>(values, rows, SEGMENT, first, last, width, sums);
+    else
+#endif
+        weigh_seen<Stored, N>(values, rows, first, last, width, sums);
+}
+
+// Call what takes a constant of at most MOST_QUERIES with as many of `count`, and with their place.
+template <typename Take>
+void in_groups(int64_t count, Take take) {
+    for (int64_t at = 0; at < count; at += MOST_QUERIES) {
+        switch (count - at) {
+            case 1: take(std::integral_constant<int, 1>(), at); break;
+            case 2: take(std::integral_constant<int, 2>(), at); break;
+            case 3: take(std::integral_constant<int, 3>(), at); break;
+            default: take(std::integral_constant<int, 4>(), at);
+        }
+    }
+}
+
+// Let queries attend to the positions of one segment, from `begin` on, whose keys and values these are.
+// All of them meet the keys before any meets the values: a first cache holds either. `scores` has room
+// for SEGMENT numbers of each.
+template <typename Stored>
+void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, int64_t count,
+               float scale, int32_t width, float* scores, Partial* found) {
+    in_groups(count, [&](auto n, int64_t at) {
+        score<Stored, n()>(keys, begin, queries + at, width, scores + at * SEGMENT);
+    });
+    for (int64_t n = 0; n < count; ++n) {
+        const Seen seen(queries[n], begin);
+        soften(scores + n * SEGMENT, seen.first, seen.last, scale, found[n]);
+    }
+    in_groups(count, [&](auto n, int64_t at) {
+        weigh_by<Stored, n()>(values, begin, queries + at, width, scores + at * SEGMENT, found + at);
+    });
 }
 
 // Add what a later segment came to, in the order of segments.

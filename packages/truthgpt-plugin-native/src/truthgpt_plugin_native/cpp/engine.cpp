@@ -44,18 +44,25 @@ struct Scratch {
     Rows alone;
     std::vector<float> outs, queries, scores, sums, key, keys, values;
     std::vector<Query> piece_queries;
-    std::vector<Partial> piece_partials;
+    std::vector<Partial> piece_partials, next_partials;
 
     Scratch(const Shape& s, int32_t longest, Rounding rounding)
         : alone(MOST_ALONE, longest, rounding),
-          queries(TOKENS_AT_ONCE * s.heads * padded(s.head_dim)),
-          scores(MOST_QUERIES * SEGMENT),
-          sums(MOST_QUERIES * padded(s.head_dim)),
+          queries(rows_of_piece(s) * padded(s.head_dim)),
+          scores(rows_of_piece(s) * SEGMENT),
+          sums(rows_of_piece(s) * padded(s.head_dim)),
           key(padded(s.head_dim)),
           keys(SEGMENT * padded(s.head_dim)),
           values(SEGMENT * padded(s.head_dim)),
-          piece_queries(TOKENS_AT_ONCE * s.heads),
-          piece_partials(TOKENS_AT_ONCE * s.heads) {}
+          piece_queries(rows_of_piece(s)),
+          piece_partials(rows_of_piece(s)),
+          next_partials(rows_of_piece(s)) {
+        for (size_t row = 0; row < next_partials.size(); ++row)
+            next_partials[row].values = sums.data() + row * padded(s.head_dim);
+    }
+
+    // Queries that attend to the same keys together.
+    static size_t rows_of_piece(const Shape& s) { return size_t(TOKENS_AT_ONCE) * (s.heads / s.kv_heads); }
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -222,11 +229,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
         }
     }
 
+    template <typename Stored>
     void query_of(const Pass& pass, const Layer& layer, int64_t n, int32_t head, float* to) const {
         std::copy_n(q_.data() + (n * s.heads + head) * s.head_dim, s.head_dim, to);
         std::fill(to + s.head_dim, to + width_, 0.0f);
         if (layer.q_norm != nullptr) normalize_row(to, layer.q_norm, s.head_dim, s.epsilon, to);
         rotate(to, pass.tokens[n].position);
+#if defined(__AVX512BF16__)
+        if constexpr (IN_PAIRS<Stored>) round_to_bfloat16(to, width_, to);
+#endif
     }
 
     template <typename Stored>
@@ -273,21 +284,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
         if (first >= end) return;
         const Stored* keys = token.sequence->keys<Stored>(index, piece.head);
         const Stored* values = token.sequence->values<Stored>(index, piece.head);
-        for (int32_t head = 0; head < shared; head += MOST_QUERIES) {
-            const int count = std::min<int32_t>(MOST_QUERIES, shared - head);
-            Query queries[MOST_QUERIES];
-            for (int i = 0; i < count; ++i) {
-                float* query = own.queries.data() + i * width_;
-                query_of(pass, layer, piece.token, piece.head * shared + head + i, query);
-                queries[i] = {query, first, end};
-            }
-            attend_to(keys + begin * width_, values + begin * width_, begin, queries, count,
-                      s.attention_scale, width_, own.scores.data(), found + head);
+        for (int32_t h = 0; h < shared; ++h) {
+            float* query = own.queries.data() + h * width_;
+            query_of<Stored>(pass, layer, piece.token, piece.head * shared + h, query);
+            own.piece_queries[h] = {query, first, end};
         }
+        attend_to(keys + begin * width_, values + begin * width_, begin, own.piece_queries.data(), shared,
+                  s.attention_scale, width_, own.scores.data(), found);
     }
 
     // All query heads that share a key head, of some tokens of one sequence, and all segments. Each
-    // segment is read from memory, and made float32, once for all of them.
+    // segment is read from memory, and made what products read, once for all of them.
     template <typename Stored>
     void attend_together(const Pass& pass, const Layer& layer, int32_t index, const Piece& piece, Scratch& own) {
         const int32_t shared = s.heads / s.kv_heads;
@@ -302,26 +309,21 @@ class Engine : public std::enable_shared_from_this<Engine> {
             const int64_t n = piece.token + row / shared, position = pass.tokens[n].position;
             const int32_t head = piece.head * shared + int32_t(row % shared);
             float* query = own.queries.data() + row * width_;
-            query_of(pass, layer, n, head, query);
+            query_of<Stored>(pass, layer, n, head, query);
             queries[row] = {query, first_seen(layer, position), position + 1};
             first = std::min(first, queries[row].first);
             last = std::max(last, queries[row].last);
             all[row] = Partial();
             all[row].values = attended_.data() + (n * s.heads + head) * width_;
         }
-        Partial next[MOST_QUERIES];
-        for (int i = 0; i < MOST_QUERIES; ++i) next[i].values = own.sums.data() + i * width_;
+        std::vector<Partial>& next = own.next_partials;
         for (int64_t begin = first / SEGMENT * SEGMENT; begin < last; begin += SEGMENT) {
             const int64_t positions = (std::min(SEGMENT, last - begin) + LANES - 1) / LANES * LANES;
-            const float* k = as_floats(keys + begin * width_, positions * width_, own.keys.data());
-            const float* v = as_floats(values + begin * width_, positions * width_, own.values.data());
-            for (int64_t row = 0; row < total; row += MOST_QUERIES) {
-                const int count = int(std::min<int64_t>(MOST_QUERIES, total - row));
-                attend_to(k, v, begin, &queries[row], count, s.attention_scale, width_,
-                          own.scores.data(), next);
-                for (int i = 0; i < count; ++i)
-                    merge(all[row + i], next[i], s.attention_scale, width_);
-            }
+            const Read<Stored>* k = to_read(keys + begin * width_, positions * width_, own.keys.data());
+            const Read<Stored>* v = to_read(values + begin * width_, positions * width_, own.values.data());
+            attend_to(k, v, begin, queries.data(), total, s.attention_scale, width_, own.scores.data(),
+                      next.data());
+            for (int64_t row = 0; row < total; ++row) merge(all[row], next[row], s.attention_scale, width_);
         }
         for (int64_t row = 0; row < total; ++row) divide(all[row], width_);
     }
@@ -344,10 +346,24 @@ class Engine : public std::enable_shared_from_this<Engine> {
         rows.round(n, s.heads * s.head_dim);
     }
 
-    float activated(float g) const {
-        if (s.activation == SILU) return g / (1.0f + exponential(-g));
-        const float inner = 1.5957691216057308f * (g + 0.044715f * g * g * g);
-        return g / (1.0f + exponential(-inner));
+    Lanes activated(Lanes g) const {
+        const Lanes one = same(1.0f);
+        if (s.activation == SILU) return g / (one + exponential(-g));
+        const Lanes inner = same(1.5957691216057308f) * (g + same(0.044715f) * g * g * g);
+        return g / (one + exponential(-inner));
+    }
+
+    // Always in whole vectors: a number has the same bits wherever a piece begins and ends.
+    void gate(const float* gates, const float* ups, int32_t count, float* to) const {
+        int32_t i = 0;
+        for (; i + LANES <= count; i += LANES)
+            store(activated(load(gates + i)) * load(ups + i), to + i);
+        if (i == count) return;
+        float rest[3][LANES] = {};
+        std::copy_n(gates + i, count - i, rest[0]);
+        std::copy_n(ups + i, count - i, rest[1]);
+        store(activated(load(rest[0])) * load(rest[1]), rest[2]);
+        std::copy_n(rest[2], count - i, to + i);
     }
 
     void mlp(const Pass& pass, Worker& worker, const Layer& layer) {
@@ -360,11 +376,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
                 float *gates = own.outs.data(), *ups = gates + pass.count * each;
                 multiply(layer.gate, x, first, last, pass.count, gates, each);
                 multiply(layer.up, x, first, last, pass.count, ups, each);
-                for (int64_t n = 0; n < pass.count; ++n) {
-                    float* to = gated_.data() + n * s.intermediate + first;
-                    for (int32_t i = 0; i < last - first; ++i)
-                        to[i] = activated(gates[n * each + i]) * ups[n * each + i];
-                }
+                for (int64_t n = 0; n < pass.count; ++n)
+                    gate(gates + n * each, ups + n * each, last - first,
+                         gated_.data() + n * s.intermediate + first);
             });
         multiply_all(
             pass, worker, {&layer.down}, pass.count,

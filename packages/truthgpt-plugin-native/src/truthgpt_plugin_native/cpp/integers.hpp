@@ -3,12 +3,18 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "lanes.hpp"
 #include "matrix.hpp"
 #include "rows.hpp"
 
 namespace {
+
+constexpr int32_t PART_BLOCKS = 24;  // what is added up before it is added to the rest of a row
+
+template <bool MINIMA>
+using Scale = std::conditional_t<MINIMA, uint16_t, float>;
 
 // R rows of int8, and N rows of activations.
 template <int R, int N>

@@ -50,7 +50,7 @@ void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
             }
             for (int n = 0; n < N; ++n) {
                 __m256i bytes = bytes_at(of.xs[n] + block * BLOCK);
-                __m256 each = _mm256_loadu_ps(of.fine[n] + block * (BLOCK / QUAD));
+                __m256 each = _mm256_loadu_ps(of.fine[n] + block * (BLOCK / PER_SCALE));
                 hold(bytes);
                 hold(each);
                 for (int r = 0; r < R; ++r) {
@@ -97,8 +97,8 @@ void tile_of_int4(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
                 const __m256 low_step = _mm256_broadcast_ss(steps[r] + i);
                 const __m256 high_step = _mm256_broadcast_ss(steps[r] + i + 1);
                 for (int n = 0; n < N; ++n) {
-                    const __m256 low_each = _mm256_loadu_ps(of.fine[n] + column / QUAD);
-                    const __m256 high_each = _mm256_loadu_ps(of.fine[n] + (column + BLOCK) / QUAD);
+                    const __m256 low_each = _mm256_loadu_ps(of.fine[n] + column / PER_SCALE);
+                    const __m256 high_each = _mm256_loadu_ps(of.fine[n] + (column + BLOCK) / PER_SCALE);
                     __m256 sum = sums[r][n];
                     sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(quads(lows, bytes_at(of.xs[n] + column))),
                                           _mm256_mul_ps(low_step, low_each), sum);

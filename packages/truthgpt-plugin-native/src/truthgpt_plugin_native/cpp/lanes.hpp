@@ -10,6 +10,10 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define PACKED_INTEGERS  // rows of integers lie side by side in vectors
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -26,6 +30,9 @@ typedef float EightLanes __attribute__((vector_size(8 * sizeof(float))));
 constexpr int64_t AHEAD = 4096;
 
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
+
+// To a second cache, what is needed later.
+inline void prefetch_far(const void* at) { __builtin_prefetch(at, 0, 2); }
 
 inline Lanes load(const float* from) {
     Lanes lanes;
@@ -68,6 +75,59 @@ inline Lanes fused(Lanes a, Lanes b, Lanes c) {
 #endif
 }
 
+inline Lanes larger(Lanes a, Lanes b) {
+#if defined(__AVX512F__)
+    return (Lanes)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Lanes)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+inline float largest_of(Lanes v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float largest = v[0];
+    for (int i = 1; i < LANES; ++i) largest = v[i] > largest ? v[i] : largest;
+    return largest;
+#endif
+}
+
+// As for one number, but with fewer roundings where the machine can.
+inline Lanes exponential(Lanes exact) {
+#if defined(__AVX2__) && defined(__FMA__)
+    // In this order NaN becomes a bound.
+    Lanes x = larger(exact, same(-87.0f));
+    x = x > same(88.0f) ? same(88.0f) : x;
+    const Lanes scaled = x * same(1.44269504088896341f);
+#if defined(__AVX512F__)
+    const Lanes n = (Lanes)_mm512_roundscale_ps((__m512)scaled, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const Lanes n = (Lanes)_mm256_round_ps((__m256)scaled, _MM_FROUND_TO_NEAREST_INT);
+#endif
+    Lanes r = fused(n, same(-0.693359375f), x);
+    r = fused(n, same(2.12194440e-4f), r);
+    Lanes p = same(1.9875691500e-4f);
+    for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                             5.0000001201e-1f})
+        p = fused(p, r, same(next));
+    p = fused(p * r, r, r) + same(1.0f);
+#if defined(__AVX512F__)
+    const Lanes found = (Lanes)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    const __m256i power = _mm256_slli_epi32(
+        _mm256_add_epi32(_mm256_cvtps_epi32((__m256)n), _mm256_set1_epi32(127)), 23);
+    const Lanes found = p * (Lanes)power;
+#endif
+    return exact == exact ? found : exact;
+#else
+    for (int i = 0; i < LANES; ++i) exact[i] = exponential(exact[i]);
+    return exact;
+#endif
+}
+
 // Compilers would rather load a vector again for each use of it than once. For the same reason, to have
 // numbers stay in registers, loops that read arrays of sums in the end say that they are unrolled: g++
 // would write each sum to memory after every product.
@@ -75,6 +135,15 @@ template <typename Vector>
 inline void hold(Vector& vector) {
 #if defined(__AVX2__)
     asm("" : "+v"(vector));
+#endif
+}
+
+// What is computed of it is computed here: compilers would rather begin everything at once, and write to
+// memory what registers do not hold.
+template <typename Vector>
+inline void compute_here(Vector& vector) {
+#if defined(__AVX512F__)
+    asm volatile("" : "+v"(vector));
 #endif
 }
 

@@ -13,19 +13,14 @@ namespace {
 
 // How many rows of weights and of activations are multiplied at once, so that sums stay in registers.
 #if defined(__AVX512F__)
-constexpr int FLOAT_ROWS = 4, FLOAT_TOKENS = 6, INTEGER_ROWS = 4, INTEGER_TOKENS = 4;
+constexpr int FLOAT_ROWS = 4, FLOAT_TOKENS = 6;
 #else
-constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4, INTEGER_ROWS = 2, INTEGER_TOKENS = 4;
+constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4;
 #endif
 
 struct OfFloats {
     static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = FLOAT_TOKENS;
     static constexpr bool EXACT = true;
-};
-
-struct OfIntegers {
-    static constexpr int ROWS = INTEGER_ROWS, TOKENS = INTEGER_TOKENS, AT_ONCE = 16;
-    static constexpr bool EXACT = false;
 };
 
 struct Float32 : OfFloats {
@@ -42,6 +37,12 @@ struct BFloat16 : OfFloats {
     }
 };
 
+#if !defined(PACKED_INTEGERS)
+struct OfIntegers {
+    static constexpr int ROWS = 2, TOKENS = 4, AT_ONCE = 16;
+    static constexpr bool EXACT = false;
+};
+
 template <bool ONE_SCALE>
 struct Int8 : OfIntegers {
     template <int R, int N, typename... Arguments>
@@ -56,6 +57,7 @@ struct Int4 : OfIntegers {
         tile_of_int4<R, N>(arguments...);
     }
 };
+#endif
 
 // R rows of m times rows [n, end) of activations, N at a time, and what is left fewer.
 template <typename Kind, int R, int N>
@@ -93,8 +95,13 @@ void multiply(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64
     switch (m.kind) {
         case FLOAT32: with(Float32()); break;
         case BFLOAT16: with(BFloat16()); break;
+#if defined(PACKED_INTEGERS)
+        case INT8: multiply_integers<false>(m, x, first, last, count, out, step); break;
+        default: multiply_integers<true>(m, x, first, last, count, out, step);
+#else
         case INT8: m.group == m.columns ? with(Int8<true>()) : with(Int8<false>()); break;
         default: with(Int4());
+#endif
     }
     if (m.bias != nullptr)
         for (int64_t n = 0; n < count; ++n)

@@ -46,17 +46,24 @@ struct Pass {
             if (tokens[n].logits != nullptr) asked.push_back(n);
             most_segments = std::max(most_segments, segments(tokens[n].position));
         }
-        for (int64_t n = 0; n < count;) {
-            int64_t end = n + 1;
-            while (!single && end < count && end < n + TOKENS_AT_ONCE &&
-                   tokens[end].sequence == tokens[n].sequence)
-                ++end;
-            const int64_t first = single ? 0 : end - n;
-            const int64_t last = single ? segments(tokens[n].position) - 1 : first;
-            for (int64_t what = first; what <= last; ++what)
-                for (int32_t head = 0; head < s.kv_heads; ++head) pieces.push_back({n, head, what});
-            n = end;
-        }
+        if (single)
+            for (int64_t n = 0; n < count; ++n)
+                for (int64_t segment = 0; segment < segments(tokens[n].position); ++segment)
+                    for (int32_t head = 0; head < s.kv_heads; ++head) pieces.push_back({n, head, segment});
+        else
+            for (int64_t n = 0; n < count;) n = cut(n, s.kv_heads);
+    }
+
+   private:
+    // Cut the tokens of the sequence that token n is of; return the one after them. A head's pieces
+    // follow each other, and find its keys and values in the cache.
+    int64_t cut(int64_t n, int32_t kv_heads) {
+        int64_t end = n + 1;
+        while (end < count && tokens[end].sequence == tokens[n].sequence) ++end;
+        for (int32_t head = 0; head < kv_heads; ++head)
+            for (int64_t at = n; at < end; at += TOKENS_AT_ONCE)
+                pieces.push_back({at, head, std::min(TOKENS_AT_ONCE, end - at)});
+        return end;
     }
 };
 

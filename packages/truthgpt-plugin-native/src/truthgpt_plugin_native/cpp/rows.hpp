@@ -12,7 +12,15 @@
 
 namespace {
 
-constexpr int QUAD = 4;  // activations that are rounded by one scale
+constexpr int OCTET = 8;  // activations that are rounded by one scale
+
+// How many activations each stored scale is of. Vectors of AVX2 have two lanes for an octet, and its
+// scale is there for either.
+#if defined(__AVX2__) && !defined(PACKED_INTEGERS)
+constexpr int PER_SCALE = OCTET / 2;
+#else
+constexpr int PER_SCALE = OCTET;
+#endif
 
 #if defined(__AVX512BF16__)
 constexpr bool BFLOAT16_ROUNDS = true;  // activations are rounded for weights of bfloat16
@@ -30,7 +38,7 @@ struct Rounding {
     }
 };
 
-// Round a block of activations: what each QUAD of them is multiplied by goes to `scales`. Returns what
+// Round a block of activations: what PER_SCALE of them are multiplied by goes to `scales`. Returns what
 // the rounded numbers add up to. An integer of NaN, or of what is beyond all integers, is not defined:
 // there the scale is NaN. Activations too small to have an inverse are nothing beside any others.
 #if defined(__AVX2__)
@@ -45,6 +53,7 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
         __m256i largest = _mm256_and_si256((__m256i)numbers, _mm256_set1_epi32(0x7fffffff));
         largest = _mm256_max_epi32(largest, _mm256_shuffle_epi32(largest, 0xb1));
         largest = _mm256_max_epi32(largest, _mm256_shuffle_epi32(largest, 0x4e));
+        largest = _mm256_max_epi32(largest, _mm256_permute2x128_si256(largest, largest, 1));
         const __m256 inverse = _mm256_div_ps(most, (__m256)largest);
         const __m256i usual = _mm256_cmpgt_epi32(infinite, largest);
         const __m256i used = _mm256_and_si256(usual, _mm256_cmpgt_epi32(infinite, (__m256i)inverse));
@@ -52,40 +61,44 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
         const __m256 scale = _mm256_and_ps((__m256)used, _mm256_div_ps((__m256)largest, most));
         each[i] = _mm256_blendv_ps(_mm256_set1_ps(NAN), scale, (__m256)usual);
     }
-    // Packing goes by halves of vectors: quads 0, 2, 4, 6, 1, 3, 5, 7.
+    // Each lane of a vector has the same scale.
+    const __m256 steps = _mm256_blend_ps(_mm256_blend_ps(each[0], each[1], 0x22),
+                                         _mm256_blend_ps(each[2], each[3], 0x88), 0xcc);
+    const __m256 each_of_two = _mm256_permutevar_ps(_mm256_permute2f128_ps(steps, steps, 0),
+                                                    _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+    if (PER_SCALE == OCTET) _mm_storeu_ps(scales, _mm256_castps256_ps128(steps));
+    else _mm256_storeu_ps(scales, each_of_two);
+    // Packing goes by halves of vectors: fours of numbers 0, 2, 4, 6, 1, 3, 5, 7.
     const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256 steps = _mm256_permutevar8x32_ps(
-        _mm256_blend_ps(_mm256_blend_ps(each[0], each[1], 0xaa), _mm256_blend_ps(each[2], each[3], 0xaa),
-                        0xcc),
-        in_order);
-    _mm256_storeu_ps(scales, steps);
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(integers[0], integers[1]),
                                               _mm256_packs_epi32(integers[2], integers[3]));
     const __m256i bytes = _mm256_permutevar8x32_epi32(packed, in_order);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
     const __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes),
                                            _mm256_set1_epi16(1));
-    return total((EightLanes)_mm256_mul_ps(_mm256_cvtepi32_ps(sums), steps));
+    return total((EightLanes)_mm256_mul_ps(_mm256_cvtepi32_ps(sums), each_of_two));
 }
 #else
 inline float round_block(const float* from, int8_t* to, float* scales) {
     float all = 0.0f;
-    for (int quad = 0; quad < BLOCK / QUAD; ++quad, from += QUAD, to += QUAD) {
+    for (int octet = 0; octet < BLOCK / OCTET; ++octet, from += OCTET, to += OCTET) {
         uint32_t most = 0;
-        for (int i = 0; i < QUAD; ++i) most = std::max(most, bits_of(from[i]) & 0x7fffffffu);
+        for (int i = 0; i < OCTET; ++i) most = std::max(most, bits_of(from[i]) & 0x7fffffffu);
         const bool usual = most < 0x7f800000u;
         float largest;
         std::memcpy(&largest, &most, sizeof largest);
         const float inverse = 127.0f / largest;
         if (!usual || is_not_finite(inverse)) {
-            std::fill_n(to, QUAD, int8_t(0));
-            scales[quad] = usual ? 0.0f : NAN;
+            std::fill_n(to, OCTET, int8_t(0));
+            scales[octet] = usual ? 0.0f : NAN;
         } else {
-            for (int i = 0; i < QUAD; ++i)
+            for (int i = 0; i < OCTET; ++i)
                 to[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
-            scales[quad] = largest / 127.0f;
+            scales[octet] = largest / 127.0f;
         }
-        all += scales[quad] * float(to[0] + to[1] + to[2] + to[3]);
+        int sum = 0;
+        for (int i = 0; i < OCTET; ++i) sum += to[i];
+        all += scales[octet] * float(sum);
     }
     return all;
 }
@@ -94,8 +107,8 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
 // Rows of activations as products read them: exact, for integers rounded to 8 bits, and for weights of
 // bfloat16 rounded to that, if the machine multiplies it.
 //
-// Each QUAD of numbers has a scale of its own. Instructions that multiply bytes add up so many products
-// in a lane of their result, so that finer scales than one for many blocks cost no more time.
+// Each OCTET of numbers has a scale of its own. With fours, products would take a third more
+// instructions; with sixteens, rounding would cost twice as many nats.
 class Rows {
    public:
     Rows(int32_t rows, int32_t columns, Rounding to)
@@ -105,14 +118,14 @@ class Rows {
           exact_(size_t(rows) * columns_),
           rounded_(to.bytes ? size_t(rows) * columns_ : 0),
           halves_(to.halves ? size_t(rows) * columns_ : 0),
-          scales_(to.bytes ? size_t(rows) * columns_ / QUAD : 0),
+          scales_(to.bytes ? size_t(rows) * columns_ / PER_SCALE : 0),
           sums_(to.bytes ? size_t(rows) * blocks_ : 0) {}
 
     float* exact(int64_t row) { return exact_.data() + row * columns_; }
     const float* exact(int64_t row) const { return exact_.data() + row * columns_; }
     const int8_t* rounded(int64_t row) const { return rounded_.data() + row * columns_; }
     const uint16_t* halves(int64_t row) const { return halves_.data() + row * columns_; }
-    const float* scales(int64_t row) const { return scales_.data() + row * (columns_ / QUAD); }
+    const float* scales(int64_t row) const { return scales_.data() + row * (columns_ / PER_SCALE); }
     // Of each block, what its rounded numbers add up to.
     const float* sums(int64_t row) const { return sums_.data() + row * blocks_; }
 
@@ -127,11 +140,11 @@ class Rows {
     void round_to_bytes(int64_t row, int32_t length) {
         const float* from = exact(row);
         int8_t* to = rounded_.data() + row * columns_;
-        float *scales = scales_.data() + row * (columns_ / QUAD), *sums = sums_.data() + row * blocks_;
+        float *scales = scales_.data() + row * (columns_ / PER_SCALE), *sums = sums_.data() + row * blocks_;
         const int32_t blocks = length / BLOCK;
         for (int32_t block = 0; block < blocks; ++block)
             sums[block] = round_block(from + block * BLOCK, to + block * BLOCK,
-                                      scales + block * (BLOCK / QUAD));
+                                      scales + block * (BLOCK / PER_SCALE));
         // Vectors of eight blocks read beyond the last.
         std::fill_n(sums + blocks, 8, 0.0f);
     }

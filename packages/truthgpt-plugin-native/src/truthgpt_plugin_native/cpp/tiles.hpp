@@ -1,7 +1,8 @@
 // Some rows of weights times some rows of activations.
 //
 // Each number that comes out is a sum of its own, in an order that depends on nothing but the length
-// of a row: LANES partial sums, each over every LANES-th number, added up in the end.
+// of a row: LANES partial sums, each over every LANES-th number, added up in the end. For integers see
+// the code for each kind of processor.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +13,7 @@
 #include "matrix.hpp"
 #include "rows.hpp"
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#if defined(PACKED_INTEGERS)
 #include "integers_avx512.hpp"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "integers_avx2.hpp"

@@ -47,7 +47,7 @@ class QuantizeOptions(Options):
             that name.
         kernel: how layers are computed on a CPU where PyTorch runs the model. `native`
             multiplies the integers as they are, with the code of a plugin that has some
-            (truthgpt-plugin-native, with activations rounded to 8 bits in fours).
+            (truthgpt-plugin-native, with activations rounded to 8 bits in eights).
             `packed` multiplies a few rows with activations in the model's dtype;
             `packed-bfloat16` the same with activations rounded to bfloat16; both want
             int8 by whole channels. `dequantize` makes floating-point weights each time.

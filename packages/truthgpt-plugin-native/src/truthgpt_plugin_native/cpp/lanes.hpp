@@ -1,6 +1,7 @@
 // Vectors of floats, as wide as the machine's.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -165,5 +166,19 @@ inline EightLanes halves(__m512 v) {
 
 inline float total(Lanes v) { return total(halves((__m512)v)); }
 #endif
+
+float sum_of_squares(const float* x, int32_t length) {
+    Lanes sums = {};
+    int32_t i = 0;
+    for (; i + LANES <= length; i += LANES) sums = fused(load(x + i), load(x + i), sums);
+    float sum = total(sums);
+    for (; i < length; ++i) sum += x[i] * x[i];
+    return sum;
+}
+
+void normalize_row(const float* x, const float* weight, int32_t length, float epsilon, float* out) {
+    const float factor = 1.0f / std::sqrt(sum_of_squares(x, length) / float(length) + epsilon);
+    for (int32_t i = 0; i < length; ++i) out[i] = x[i] * factor * weight[i];
+}
 
 }  // namespace

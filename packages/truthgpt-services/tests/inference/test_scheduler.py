@@ -21,6 +21,7 @@ from truthgpt_core.decoding import (
 from truthgpt_core.event_system import EventType, on_event
 from truthgpt_core.hookspecs import hookimpl
 from truthgpt_services import InferenceService
+from truthgpt_services.inference.decoder import TokenByToken
 from truthgpt_services.inference.scheduler import QueueFullError
 
 LONG = {"max_new_tokens": 60, "logit_bias": {0: -100}}
@@ -536,3 +537,35 @@ def test_counting_and_cancelling_may_be_one_thread_s(service):
     with service._setup.scheduler._counting:
         stream.close()
     assert service.statistics.cancelled == 1
+
+
+def test_what_is_too_late_takes_no_place_among_those_that_wait(make, engine):
+    """Also before a pass ends it."""
+    service = make(engine, max_waiting=2)
+    late = [service.stream(name, LONG, timeout=0.0) for name in ("a", "b")]
+    assert "".join(service.stream("c", LONG)) == alone(make, "c", LONG)
+    assert ["".join(each) for each in late] == ["", ""]
+
+
+class Counts(TokenByToken):
+    """Decodes token by token, and counts texts."""
+
+    name = "counts"
+    texts = 0
+
+    def decode(self, engine, state, prompt, choose):
+        Counts.texts += 1
+        return super().decode(engine, state, prompt, choose)
+
+
+def test_a_decoder_that_is_derived_from_token_by_token_is_used(make, bare_plugins, engine):
+    """It is a plugin's own, whatever it is derived from."""
+
+    class Counting:
+        @hookimpl
+        def make_decoder(self, options):
+            return Counts() if options.pop("count", False) else None
+
+    bare_plugins.register_plugin(Counting(), "counting")
+    assert make(engine).generate("x", {**LONG, "count": True}) == alone(make, "x", LONG)
+    assert Counts.texts == 1

@@ -181,7 +181,8 @@ class Scheduler:
             raise GenerationError("The prompt is empty")
         refuse_too_long(request.positions, self._engine.context_length)
         with self._queue:
-            waiting = sum(each[2].finish_reason is None for each in self._waiting)
+            now = monotonic()
+            waiting = sum(self._why_over(each[2], now) is None for each in self._waiting)
             if waiting >= self._max_waiting and not self._closed:
                 raise QueueFullError(
                     f"{waiting} requests wait for the model, which is the limit",

@@ -165,3 +165,14 @@ def test_a_wrong_prompt_is_named_before_any_is_decoded(service, model, prompts, 
     model.register_forward_hook(lambda *_: pytest.fail("the model was called"))
     with pytest.raises(GenerationError, match=message):
         service.generate(prompts)
+
+
+def test_texts_with_log_probabilities_of_prompts_do_not_fill_each_other_s_cache(
+    bare_plugins, model, tokenizer
+):
+    """They take passes of their own, which would widen what they share."""
+    service = InferenceService(bare_plugins)
+    service.configure(model, tokenizer)
+    prompts, options = ["The a", "The longer b", "x y", "q"], {"max_new_tokens": 100}
+    expected = [service.generate(each, options) for each in prompts]
+    assert service.generate(prompts, {**options, "prompt_logprobs": 0}) == expected

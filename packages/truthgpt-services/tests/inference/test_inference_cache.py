@@ -61,7 +61,7 @@ def test_sampling_without_a_seed_is_kept_too(service):
     assert service.generate(PROMPT, sampled) == first
     assert service.generate(PROMPT, sampled | {"seed": 0}) == first
     assert service.cache_statistics.hits == 2
-    service.configure(service._engine.model, service._tokenizer)
+    service.configure(service._setup.engine.model, service._setup.tokenizer)
     assert service.generate(PROMPT, sampled) == first
 
 

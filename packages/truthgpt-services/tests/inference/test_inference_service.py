@@ -79,9 +79,9 @@ def test_tokens_that_are_no_text_stream_as_they_decode(service, script, tokenize
 
 def first_token(service):
     """The token that the tiny model says after "The ", which no script changes."""
-    tokens = service._tokenizer("The ", return_tensors="pt").input_ids
+    tokens = service._setup.tokenizer("The ", return_tensors="pt").input_ids
     with torch.inference_mode():
-        return int(service._engine.model(input_ids=tokens).logits[0, -1].argmax())
+        return int(service._setup.engine.model(input_ids=tokens).logits[0, -1].argmax())
 
 
 def test_a_mistyped_option_is_suggested(service):

@@ -155,3 +155,40 @@ def test_a_model_of_transformers_drafts_and_checks(service, model, tokenizer, ba
     expected = made.generate("The import statement", options)
     assert made.generate("The import statement", {**options, "draft": True}) == expected
     assert made.generate("The import statement", {**options, LOOKUP: 8}) == expected
+
+
+def test_no_guess_is_checked_where_a_constraint_has_ended(bare_plugins, tokenizer):
+    """The text is over there, and not an error, for a model without an end token too."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    class Endless:
+        """The tokenizer, without its end token."""
+
+        eos_token_id = None
+        backend_tokenizer = tokenizer.backend_tokenizer
+
+        def __call__(self, text, **options):
+            return tokenizer(text, **options)
+
+        def __len__(self):
+            return len(tokenizer)
+
+        def decode(self, tokens):
+            return tokenizer.decode(tokens)
+
+        def get_chat_template(self):
+            raise ValueError
+
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    made = InferenceService(bare_plugins)
+    made.configure(LlamaForCausalLM(config).eval(), Endless())
+    options = {"regex": "abcdefabcdef", "max_new_tokens": 60, LOOKUP: 16}
+    assert made.generate("abcdef" * 4 + "abc", options) == "abcdefabcdef"

@@ -71,7 +71,8 @@ class RequestOptions:
 
     def own_decoder(self) -> Decoder | None:
         """Return a strategy for one text; None for token by token."""
-        if isinstance(self.decoder, TokenByToken):
+        # A plugin's may be derived from it.
+        if type(self.decoder) is TokenByToken:
             return None
         return _decoder(self.plugins, self.engine, dict(self.others))
 

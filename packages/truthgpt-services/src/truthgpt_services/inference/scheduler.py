@@ -42,6 +42,9 @@ multiple of one without."""
 LEAST_SHARED = 16
 """From how many common tokens on a sequence is copied: below that, reading them takes no longer."""
 
+LONGEST_SLEEP = 1.0
+"""Seconds after which who waits looks by itself: an interrupt may have kept it from being woken."""
+
 
 class QueueFullError(GenerationError):
     """There are as many requests as may wait."""
@@ -101,6 +104,12 @@ class _Row:
         """Whether more than its last token is missing in the cache."""
         return self.decoded is None and len(self.tokens) - self.computed > 1
 
+    @property
+    def is_scoring(self) -> bool:
+        """Whether log-probabilities of its prompt are missing."""
+        request = self.request
+        return request.params.prompt_logprobs is not None and self.computed < len(request.prompt)
+
 
 class Scheduler:
     """Generates texts with one engine, each as it would be alone.
@@ -134,18 +143,20 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._notify = notify or (lambda request: None)
         self._kept = PrefixCache(engine, prefix_cache_tokens if able.fork else 0)
-        self._queue = threading.Lock()
+        # Reentrant, as all locks here: collecting memory may cancel while this thread holds one.
+        self._queue = threading.RLock()
         self._waiting: list[tuple[int, int, Request]] = []
         self._rows: list[_Row] = []
         self._session: AbstractContextManager[None] | None = None
-        self._counting = threading.Lock()
+        self._counting = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._submitted = 0
         self._beginning: list[Request] = []
-        # Held by the thread that takes the passes.
-        self._driving = threading.Lock()
+        self._closed = False
+        # The thread that takes the passes. A dict is set in one step: after an interrupt, at
+        # whatever place, a thread still knows whether it has the turn. A lock does not say.
+        self._turn: dict[str, int] = {}
         self._changed = threading.Condition()
-        self._watching = 0
         self._lost = False
         self._pass_seconds = self._prompt_seconds = 0.0
 
@@ -173,38 +184,33 @@ class Scheduler:
             raise GenerationError("The prompt is empty")
         refuse_too_long(request.positions, self._engine.context_length)
         with self._queue:
-            waiting = sum(each[2].finish_reason is None for each in self._waiting)
-            if waiting >= self._max_waiting:
+            now = monotonic()
+            waiting = sum(self._why_over(each[2], now) is None for each in self._waiting)
+            if waiting >= self._max_waiting and not self._closed:
                 raise QueueFullError(
                     f"{waiting} requests wait for the model, which is the limit",
                     hint="Try again later, or raise max_waiting.",
                 )
             self._submitted += 1
-            insort(self._waiting, (request.priority, self._submitted, request))
+            entry = (request.priority, self._submitted, request)
+            if not self._closed:
+                insort(self._waiting, entry)
+                return
+        self._end(request, "cancelled")
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Take passes, or let another thread take them, until something is so.
 
         Args:
             ready: whether it is so; true at the latest when some requests have ended.
+
+        Raises:
+            GenerationError: this thread is within a pass, which would have to end first.
         """
         while not ready():
-            if self._driving.acquire(blocking=False):
-                try:
-                    while not ready():
-                        if not self._pass() and not ready():
-                            raise RuntimeError("No request is left that could make it so")
-                finally:
-                    self._driving.release()
-                    self._wake()
-                    self._free_lost()
-            else:
-                with self._changed:
-                    self._watching += 1
-                    # Who drives may have stopped between the two.
-                    if not ready() and self._driving.locked():
-                        self._changed.wait()
-                    self._watching -= 1
+            self.refuse_nested()
+            if not self._drive(ready):
+                self._sleep(ready)
 
     def cancel(self, request: Request) -> None:
         """End a request: its place is free before the next pass.
@@ -216,35 +222,93 @@ class Scheduler:
             self._free_lost()
 
     def close(self) -> None:
-        """End all requests, and free what is kept."""
-        with self._driving:
-            with self._queue:
-                left = [request for _, _, request in self._waiting]
-                self._waiting.clear()
-            for row in list(self._rows):
-                self._free(row)
-                self._end(row.request, "cancelled")
-            for request in left:
-                self._end(request, "cancelled")
-            self._kept.clear()
-            self._leave_when_idle()
-        self._wake()
+        """End all requests, those that still come too, and free what is kept.
+
+        Raises:
+            GenerationError: this thread is within a pass.
+        """
+        self.refuse_nested()
+        self._closed = self._lost = True
+        while True:
+            try:
+                if self._take_turn():
+                    self._drop_unwanted()
+                    self._kept.clear()
+                    self._leave_when_idle()
+                    return
+            finally:
+                self._give_turn()
+            self._sleep(lambda: False)
+
+    def refuse_nested(self) -> None:
+        """Refuse to wait for a text within a pass, which would have to end first.
+
+        Raises:
+            GenerationError: this thread is within a pass.
+        """
+        if self._has_turn():
+            raise GenerationError(
+                "A listener, logits processor or decoder waits for text of the service that "
+                "called it",
+                hint="Let another thread ask for it, or ask when that text is over.",
+            )
+
+    def _drive(self, ready: Callable[[], bool]) -> bool:
+        """Take passes until something is so.
+
+        Returns:
+            Whether it is; if not, another thread takes the passes.
+        """
+        took = False
+        try:
+            try:
+                took = self._take_turn()
+                while took and not ready():
+                    if not self._pass() and not ready():
+                        raise RuntimeError("No request is left that could make it so")
+            finally:
+                self._give_turn()
+        finally:
+            # Again, for an interrupt that came just before.
+            self._give_turn()
+            self._free_lost()
+        return took
+
+    def _sleep(self, ready: Callable[[], bool]) -> None:
+        """Wait until the thread that takes the passes has done something."""
+        with self._changed:
+            # Who has the turn may have given it back between the two.
+            if not ready() and self._turn:
+                self._changed.wait(LONGEST_SLEEP)
+
+    def _has_turn(self) -> bool:
+        return self._turn.get("thread") == threading.get_ident()
+
+    def _take_turn(self) -> bool:
+        """Return whether this thread, which does not have the turn, has it now."""
+        me = threading.get_ident()
+        return self._turn.setdefault("thread", me) == me
+
+    def _give_turn(self) -> None:
+        if self._has_turn():
+            del self._turn["thread"]
+            self._wake()
 
     def _free_lost(self) -> None:
         # Without waiting: the thread that drives may be this one, collecting memory.
-        while self._lost and self._driving.acquire(blocking=False):
+        while self._lost and not self._has_turn():
             try:
+                if not self._take_turn():
+                    return
                 self._lost = False
                 self._drop_unwanted()
                 self._leave_when_idle()
             finally:
-                self._driving.release()
-            self._wake()
+                self._give_turn()
 
     def _wake(self) -> None:
-        if self._watching:
-            with self._changed:
-                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
 
     def _pass(self) -> bool:
         """Take one pass, and wake those who wait for what it gave.
@@ -253,6 +317,7 @@ class Scheduler:
             Whether there was anything to do.
         """
         began = perf_counter()
+        before = list(self._rows)
         self._lost = False
         try:
             self._drop_unwanted()
@@ -268,7 +333,7 @@ class Scheduler:
             stopped = GenerationError(f"Generating was ended by {type(error).__name__}")
             for row in list(self._rows):
                 self._fail(row, stopped)
-            for request in self._beginning:
+            for request in [*(row.request for row in before), *self._beginning]:
                 self._end(request, "error", stopped)
             self._leave_when_idle()
             raise
@@ -281,19 +346,19 @@ class Scheduler:
         """End what was cancelled or is too late, in rows and among those that wait."""
         now = monotonic()
         for row in list(self._rows):
-            if (reason := row.request.why_over(now)) is not None:
-                self._free(row)
-                self._end(row.request, reason)
-        # Without waiting: memory may be collected, which cancels, while the queue is held.
-        if self._queue.acquire(blocking=False):
-            try:
-                over = [each for each in self._waiting if each[2].why_over(now) is not None]
-                if over:
-                    self._waiting = [each for each in self._waiting if each not in over]
-            finally:
-                self._queue.release()
-            for _, _, request in over:
-                self._end(request, request.why_over(now) or "cancelled")
+            if (reason := self._why_over(row.request, now)) is not None:
+                self._finish(row, reason)
+        with self._queue:
+            waiting = [request for _, _, request in self._waiting]
+        over = [each for each in waiting if self._why_over(each, now) is not None]
+        for request in over:
+            self._end(request, self._why_over(request, now) or "cancelled")
+        if over:
+            with self._queue:
+                self._waiting = [each for each in self._waiting if each[2].finish_reason is None]
+
+    def _why_over(self, request: Request, now: float) -> str | None:
+        return "cancelled" if self._closed else request.why_over(now)
 
     # Admission
 
@@ -307,12 +372,15 @@ class Scheduler:
         with self._queue:
             left = []
             for entry in self._waiting:
+                # One that an interrupt kept from being taken out.
+                if entry[2].finish_reason is not None:
+                    continue
                 if len(together) < free and self._may_begin(entry[2], together):
                     together.append(entry[2])
                 else:
                     left.append(entry)
-            self._waiting = left
             self._beginning = together
+            self._waiting = left
         if together:
             self._begin(together)
         self._beginning = []
@@ -345,13 +413,17 @@ class Scheduler:
 
     def _begin(self, together: Sequence[Request]) -> None:
         """Open sequences, those that share a cache at once."""
-        if self._session is None:
-            self._session = self._engine.session()
-            self._session.__enter__()
+        try:
+            self._enter()
+        except Exception as error:  # noqa: BLE001 - handed to those who wait
+            for request in together:
+                self._end(request, "error", error)
+            return
         if not self._engine.capabilities.fork:
-            shared = [each for each in together if each.decoder is None]
+            # Passes of its own would widen the columns that it shares.
+            shared = [each for each in together if not _reads_all(each)]
             groups = [shared] if shared else []
-            groups += [[each] for each in together if each.decoder is not None]
+            groups += [[each] for each in together if _reads_all(each)]
         else:
             groups = [[each] for each in together]
         for group in groups:
@@ -364,16 +436,23 @@ class Scheduler:
             for request, state in zip(group, states, strict=True):
                 request.started = monotonic()
                 row = _Row(request, state, list(request.prompt), request.reused)
-                if request.decoder is not None:
-                    row.decoded = iter(
-                        request.decoder.decode(self._engine, state, request.prompt, request.choose)
-                    )
                 self._rows.append(row)
                 self._count(reused_tokens=request.reused)
                 try:
+                    if request.decoder is not None:
+                        made = request.decoder.decode(
+                            self._engine, state, request.prompt, request.choose
+                        )
+                        row.decoded = iter(made)
                     self._notify(request)
                 except Exception as error:  # noqa: BLE001 - handed to those who wait
                     self._fail(row, error)
+
+    def _enter(self) -> None:
+        if self._session is None:
+            session = self._engine.session()
+            session.__enter__()
+            self._session = session
 
     def _open(self, group: Sequence[Request]) -> list[SequenceState]:
         (request, *others) = group
@@ -398,7 +477,7 @@ class Scheduler:
     def _decode(self, rows: Sequence[_Row]) -> None:
         """Give each sequence its next tokens, in one pass."""
         pieces = self._pieces(rows)
-        alone = [each for each in pieces if each[0].request.params.prompt_logprobs is not None]
+        alone = [each for each in pieces if each[0].is_scoring]
         together = [each for each in pieces if each not in alone]
         if together:
             self._forward(together, all_logits=False)
@@ -460,7 +539,7 @@ class Scheduler:
 
     def _advance(self, row: _Row, piece: Sequence[int], logits: Any) -> None:
         request = row.request
-        if request.params.prompt_logprobs is not None and row.computed < len(request.prompt):
+        if row.is_scoring:
             self._score_prompt(row, logits)
         row.computed += len(piece)
         if row.computed == len(row.tokens):
@@ -522,14 +601,18 @@ class Scheduler:
     # Ends
 
     def _finish(self, row: _Row, reason: str) -> None:
-        self._free(row)
-        self._end(row.request, reason)
+        error: Exception | None = None
+        try:
+            self._free(row)
+        except Exception as raised:  # noqa: BLE001 - handed to those who wait
+            reason, error = "error", raised
+        self._end(row.request, reason, error)
 
     def _fail(self, row: _Row, error: BaseException) -> None:
         self._rows.remove(row)
         # It may be broken, and the error that counts is the first.
         with suppress(Exception):
-            self._engine.close([row.state])
+            self._close(row)
         self._end(row.request, "error", error)
 
     def _free(self, row: _Row) -> None:
@@ -537,11 +620,18 @@ class Scheduler:
         if row.decoded is None:
             self._kept.keep(row.state, tuple(row.tokens[: row.computed]))
         else:
+            self._close(row)
+
+    def _close(self, row: _Row) -> None:
+        try:
             close = getattr(row.decoded, "close", lambda: None)
             close()
+        finally:
             self._engine.close([row.state])
 
     def _end(self, request: Request, reason: str, error: BaseException | None = None) -> None:
+        if request.finish_reason is not None:
+            return
         request.finish(reason, error)
         counted = {"cancelled": "cancelled", "timeout": "timed_out", "error": "failed"}
         self._count(**{counted.get(reason, "finished"): 1})

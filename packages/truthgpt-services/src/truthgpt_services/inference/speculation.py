@@ -104,7 +104,8 @@ class Speculative(Decoder):
                 for row, guessed in zip(logits, [*guess, None], strict=True):
                     made.append(choose(row, tokens))
                     tokens.append(made[-1])
-                    if made[-1] != guessed:
+                    # Where a constraint admits nothing more, no guess can be checked.
+                    if made[-1] != guessed or getattr(choose, "finished", False):
                         break
                 if guess:
                     pace.learn(len(guess), len(made) - 1)

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from truthgpt_core.decoding import TokenLogprobs
 from truthgpt_services.inference.prompts import Prompt
 from truthgpt_services.inference.request import Request
+
+Pieces = Generator[str, None, str | None]
+"""Pieces of a text; what it returns is why the text ended."""
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds since a text was asked for.
+
+    Attributes:
+        first_token: to the first token; None before.
+        seconds: to what came last.
+    """
+
+    first_token: float | None = None
+    seconds: float = 0.0
 
 
 class StopStrings:
@@ -114,7 +132,7 @@ class TextStream(Iterator[str]):
         cached: whether it came from the response cache.
         text: what was read of it so far.
         pieces: where its pieces come from.
-        times: seconds to the first token and to the end, of what the scheduler does not generate.
+        times: of what the scheduler does not generate.
     """
 
     def __init__(
@@ -131,8 +149,9 @@ class TextStream(Iterator[str]):
         self._answer = answer
         self._request = request
         self._on_close = on_close
-        self.pieces: Generator[str] = _nothing()
-        self.times: tuple[float | None, float] = (None, 0.0)
+        # They do not know this object: it is gone, and ends them, when nobody holds it.
+        self.pieces: Pieces = _nothing()
+        self.times = Times()
 
     @property
     def tokens(self) -> list[int]:
@@ -158,14 +177,14 @@ class TextStream(Iterator[str]):
     def first_token_seconds(self) -> float | None:
         """From when it was asked for to the first token; None before, and if there is none."""
         if self._request is None:
-            return self.times[0]
+            return self.times.first_token
         return self._request.first_token_seconds
 
     @property
     def seconds(self) -> float:
         """From when it was asked for to the end; 0 before, and if nothing was computed."""
         if self._request is None:
-            return self.times[1]
+            return self.times.seconds
         ended = self._request.ended
         return 0.0 if ended is None else ended - self._request.submitted
 
@@ -179,22 +198,29 @@ class TextStream(Iterator[str]):
         """Whether all of it is known."""
         return self._request is None or self._request.finish_reason is not None
 
-    def start(self, pieces: Generator[str]) -> TextStream:
+    def start(self, pieces: Pieces) -> TextStream:
         """Take the pieces from here."""
         self.pieces = pieces
         return self
 
     def __next__(self) -> str:
         """Return the next piece of text, which is not empty."""
-        while not (piece := next(self.pieces)):
-            pass
+        try:
+            while not (piece := next(self.pieces)):
+                pass
+        except StopIteration as end:
+            # One that is asked for more again returns nothing.
+            self.finish_reason = self.finish_reason or end.value
+            raise
         self.text += piece
         return piece
 
     def close(self) -> None:
         """Make no more of it: what it takes in the batch is free before the next pass."""
-        self.pieces.close()
         self._on_close()
+        # Another thread may be reading: it gets the end.
+        with suppress(ValueError):
+            self.pieces.close()
         if self.finish_reason is None:
             self.finish_reason = "cancelled"
 
@@ -203,8 +229,9 @@ class TextStream(Iterator[str]):
         self._on_close()
 
 
-def _nothing() -> Generator[str]:
+def _nothing() -> Pieces:
     yield from ()
+    return None
 
 
 def _overlap(text: str, string: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, perf_counter
@@ -27,9 +27,9 @@ from truthgpt_services.inference.options import RequestOptions, read_options
 from truthgpt_services.inference.prompts import Prompt, is_conversation, read_prompt
 from truthgpt_services.inference.request import Request
 from truthgpt_services.inference.response_cache import CacheStatistics
-from truthgpt_services.inference.scheduler import Scheduler, SchedulerStatistics
+from truthgpt_services.inference.scheduler import QueueFullError, Scheduler, SchedulerStatistics
 from truthgpt_services.inference.settings import InferenceSettings, read_settings
-from truthgpt_services.inference.text import AnswerText, TextStream
+from truthgpt_services.inference.text import AnswerText, Pieces, TextStream
 
 Conversation = list[Message] | tuple[Message, ...]
 
@@ -47,11 +47,8 @@ class InferenceService:
     ) -> None:
         self._plugins = plugins or get_plugin_manager()
         self._events = events or self._plugins.events
-        self._engine: Engine | None = None
-        self._tokenizer: Any = None
-        self._settings = InferenceSettings()
-        self._scheduler: Scheduler | None = None
-        self._answers: Answers | None = None
+        # One thing, which is replaced at once: other threads may be asking for text meanwhile.
+        self._setup: _Setup | None = None
 
     def configure(
         self, model: Any, tokenizer: Any = None, config: Mapping[str, Any] | None = None
@@ -77,19 +74,15 @@ class InferenceService:
                 for prompts that begin the same way, if it can).
 
         Raises:
-            GenerationError: a setting is unknown or wrong.
+            GenerationError: a setting is unknown or wrong; or it is called by a listener, logits
+                processor or decoder while it takes part in generating.
         """
         settings = read_settings(config)
         self._plugins.activate_all()
         engine = model if isinstance(model, Engine) else TorchEngine(model, self._plugins.hooks)
-        self._engine = engine
-        self._tokenizer = tokenizer if tokenizer is not None else engine.tokenizer
-        self._settings = settings
-        if self._scheduler is not None:
-            self._scheduler.close()
-        self._scheduler = self._answers = None
+        scheduler = answers = None
         if engine.capabilities.logits:
-            self._scheduler = Scheduler(
+            scheduler = Scheduler(
                 engine,
                 max_batch_size=settings.max_batch_size,
                 max_waiting=settings.max_waiting,
@@ -97,25 +90,31 @@ class InferenceService:
                 notify=self._tell,
             )
         if settings.use_cache:
-            self._answers = Answers(settings, engine, self._plugins)
+            answers = Answers(settings, engine, self._plugins)
+        if self._setup is not None and self._setup.scheduler is not None:
+            self._setup.scheduler.close()
+        tokenizer = tokenizer if tokenizer is not None else engine.tokenizer
+        self._setup = _Setup(engine, tokenizer, settings, scheduler, answers)
 
     @property
     def statistics(self) -> SchedulerStatistics:
         """What was generated since `configure`, and what waits."""
-        return SchedulerStatistics() if self._scheduler is None else self._scheduler.statistics
+        scheduler = None if self._setup is None else self._setup.scheduler
+        return SchedulerStatistics() if scheduler is None else scheduler.statistics
 
     @property
     def cache_statistics(self) -> CacheStatistics:
         """How often the cache was asked since `configure`; never, if there is none."""
-        return CacheStatistics() if self._answers is None else self._answers.statistics
+        answers = None if self._setup is None else self._setup.answers
+        return CacheStatistics() if answers is None else answers.statistics
 
     def clear_cache(self) -> None:
         """Forget every answer, those in `cache_dir` included, and read the weights anew.
 
         For weights that were changed past PyTorch: through `.data`, NumPy or their address.
         """
-        if self._answers is not None:
-            self._answers.clear()
+        if self._setup is not None and self._setup.answers is not None:
+            self._setup.answers.clear()
 
     @overload
     def generate(
@@ -161,17 +160,21 @@ class InferenceService:
             option `n` is more than 1, a list of that many texts in place of each text.
 
         Raises:
-            GenerationError: as for `stream`, and `prompt` is neither.
+            GenerationError: as for `stream`, and `prompt` is neither; or another thread called
+                `configure` meanwhile.
         """
-        asked = self._options(options)
+        setup, asked = self._options(options)
         one = isinstance(prompt, str) or is_conversation(prompt)
         if not asked.engine.capabilities.logits:
             prompts = [prompt] if one else list(prompt)
             texts = [["".join(text) for text in self._of_engine(each, asked)] for each in prompts]
             return _unpacked(texts, one, asked.params.n)
-        read = [self._prompt(prompt, "The prompt", asked)] if one else self._prompts(prompt, asked)
+        if one:
+            read = [_prompt(setup, prompt, "The prompt", asked)]
+        else:
+            read = _prompts(setup, prompt, asked)
         with _call_events(self._events) as tally:
-            texts = self._texts(read, asked, priority, timeout, tally)
+            texts = self._texts(setup, read, asked, priority, timeout, tally)
         return _unpacked(texts, one, asked.params.n)
 
     def stream(
@@ -206,13 +209,13 @@ class InferenceService:
                 the text.
             QueueFullError: as many texts wait as may.
         """
-        asked = self._options(options)
+        setup, asked = self._options(options)
         if asked.params.n != 1:
             raise GenerationError(
                 f"n is {asked.params.n}, and a stream is one text",
                 hint="Call streams, which returns one for each text, or generate.",
             )
-        (stream,) = self._streams(prompt, asked, priority, timeout)
+        (stream,) = self._streams(setup, prompt, asked, priority, timeout)
         return stream
 
     def streams(
@@ -237,14 +240,16 @@ class InferenceService:
         Raises:
             GenerationError: as for `stream`.
         """
-        return self._streams(prompt, self._options(options), priority, timeout)
+        setup, asked = self._options(options)
+        return self._streams(setup, prompt, asked, priority, timeout)
 
-    def _options(self, options: Mapping[str, Any] | None) -> RequestOptions:
-        if self._engine is None:
+    def _options(self, options: Mapping[str, Any] | None) -> tuple[_Setup, RequestOptions]:
+        setup = self._setup
+        if setup is None:
             raise GenerationError(
                 "There is no model to generate with", hint="Call configure first."
             )
-        return read_options(options, self._engine, self._tokenizer, self._plugins)
+        return setup, read_options(options, setup.engine, setup.tokenizer, self._plugins)
 
     def _tell(self, request: Request) -> None:
         """Emit the event that a text begins, or ended."""
@@ -269,89 +274,35 @@ class InferenceService:
         )
 
     def _streams(
-        self, prompt: object, asked: RequestOptions, priority: int, timeout: float | None
+        self,
+        setup: _Setup,
+        prompt: object,
+        asked: RequestOptions,
+        priority: int,
+        timeout: float | None,
     ) -> list[TextStream]:
         if not asked.engine.capabilities.logits:
             return self._of_engine(prompt, asked)
-        read = self._prompt(prompt, "The prompt", asked)
+        read = _prompt(setup, prompt, "The prompt", asked)
         made: list[TextStream] = []
         try:
             for index in range(asked.params.n):
-                stream = self._start(read, asked.numbered(index), priority, timeout)
-                made.append(stream.start(self._announced(stream, stream.pieces)))
+                stream = _start(setup, read, asked.numbered(index), priority, timeout)
+                pieces = self._announced(stream.tokens, stream.pieces, cached=stream.cached)
+                made.append(stream.start(pieces))
         except BaseException:
             for stream in made:
                 stream.close()
             raise
         return made
 
-    def _announced(self, stream: TextStream, pieces: Generator[str]) -> Generator[str]:
+    def _announced(self, tokens: list[int], pieces: Pieces, *, cached: bool) -> Pieces:
         """Emit events of a text that is a call by itself."""
         with _call_events(self._events) as tally:
-            for piece in pieces:
-                if not stream.cached:
-                    tally.tokens, tally.computed = len(stream.tokens), True
-                yield piece
-
-    def _start(
-        self, read: Prompt, asked: RequestOptions, priority: int, timeout: float | None
-    ) -> TextStream:
-        """Return a text: from the cache, or as the scheduler will generate it."""
-        key = None if self._answers is None else self._answers.key(read.tokens, asked)
-        known = None
-        if self._answers is not None:
-            known = self._answers.get(key, asked, self._tokenizer)
-        if known is not None:
-            answer, text, reason = known
-            stream = TextStream(read, answer)
-            stream.cached = True
-            return stream.start(_recalled(stream, text, reason))
-        answer, pieces = AnswerText(self._tokenizer, asked.params.stop), deque[str]()
-
-        def accept(token: int) -> bool:
-            pieces.append(answer.add(token))
-            return answer.stopped_by is not None
-
-        request = Request(
-            prompt=read.tokens,
-            params=asked.params,
-            choose=asked.sampler(read.tokens, self._tokenizer),
-            accept=accept,
-            end=asked.end,
-            decoder=asked.own_decoder(),
-            priority=priority,
-            deadline=None if timeout is None else monotonic() + timeout,
-        )
-        scheduler = self._scheduler
-        assert scheduler is not None
-        scheduler.submit(request)
-        stream = TextStream(read, answer, request, lambda: scheduler.cancel(request))
-        return stream.start(self._made(stream, request, answer, pieces, key, asked))
-
-    def _made(
-        self,
-        stream: TextStream,
-        request: Request,
-        answer: AnswerText,
-        pieces: deque[str],
-        key: str | None,
-        asked: RequestOptions,
-    ) -> Generator[str]:
-        """Yield a text as the scheduler makes it."""
-        assert self._scheduler is not None
-        while True:
-            self._scheduler.wait(lambda: bool(pieces) or request.finish_reason is not None)
-            while pieces:
-                yield pieces.popleft()
-            if request.finish_reason is not None and not pieces:
-                break
-        if request.error is not None:
-            raise request.error
-        stream.finish_reason = request.finish_reason
-        yield answer.rest()
-        # Between two pieces its consumer may have trained the model.
-        if self._answers is not None and key == self._answers.key(request.prompt, asked):
-            self._answers.put(key, answer.tokens, request.finish_reason)
+            reason = yield from pieces
+            if not cached:
+                tally.add(len(tokens))
+        return reason
 
     def _of_engine(self, prompt: object, asked: RequestOptions) -> list[TextStream]:
         """Return the texts that an engine generates which chooses tokens itself."""
@@ -368,52 +319,31 @@ class InferenceService:
                 f"The prompt is {prompt!r:.80}: it must be a text or a list of messages"
             )
         stream = TextStream(Prompt("" if is_chat else str(prompt), (), is_chat))
+        times = stream.times
 
-        def pieces() -> Generator[str]:
-            began, first = perf_counter(), None
+        def pieces() -> Pieces:
+            began = perf_counter()
             with _call_events(self._events) as tally, asked.engine.session():
                 made = iter(asked.engine.generate(prompt, asked.params))
                 while True:
                     try:
                         piece = next(made)
                     except StopIteration as end:
-                        stream.finish_reason = end.value or "eos_token"
+                        reason = end.value or "eos_token"
                         break
                     tally.add(1)
-                    first = perf_counter() - began if first is None else first
-                    stream.times = (first, perf_counter() - began)
+                    times.seconds = perf_counter() - began
+                    if times.first_token is None:
+                        times.first_token = times.seconds
                     yield piece
-                stream.times = (first, perf_counter() - began)
+                times.seconds = perf_counter() - began
+            return str(reason)
 
         return stream.start(pieces())
 
-    def _prompts(self, given: Any, asked: RequestOptions) -> list[Prompt]:
-        if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
-            raise GenerationError(
-                f"The prompt is {given!r:.80}: it must be a text, a list of messages or a list "
-                "of such prompts"
-            )
-        # All of them before the first is decoded: that may take long.
-        return [
-            self._prompt(each, f"Prompt {number} of {len(given)}", asked)
-            for number, each in enumerate(given, start=1)
-        ]
-
-    def _prompt(self, given: object, name: str, asked: RequestOptions) -> Prompt:
-        prompt = read_prompt(self._tokenizer, given, name)
-        if not prompt.tokens:
-            raise GenerationError(f"{name} is empty")
-        used, limit = len(prompt.tokens) + asked.params.max_new_tokens, asked.engine.context_length
-        if limit is not None and used > limit:
-            raise GenerationError(
-                f"{name}: prompt and answer have {used} tokens, and the model holds {limit}",
-                hint="Shorten the prompt, or ask for fewer tokens.",
-            )
-        refuse_unknown_tokens(prompt.tokens, asked.engine.vocabulary_size, name)
-        return prompt
-
     def _texts(
         self,
+        setup: _Setup,
         prompts: Sequence[Prompt],
         asked: RequestOptions,
         priority: int,
@@ -421,7 +351,10 @@ class InferenceService:
         tally: _Tally,
     ) -> list[list[str]]:
         """Return the texts of several prompts, generated together."""
-        assert self._scheduler is not None
+        scheduler = setup.scheduler
+        assert scheduler is not None
+        # Before any is submitted: that they end is an event, whose listener may be who asks.
+        scheduler.refuse_nested()
         each = [asked.numbered(index) for index in range(asked.params.n)]
         # What is asked twice is answered once. Those of like length go together: where sequences
         # are padded, padding is computed for nothing.
@@ -434,20 +367,49 @@ class InferenceService:
         try:
             while left or going:
                 # No more than are generated at once, so that there is room for others to wait.
-                while left and len(going) < self._settings.max_batch_size:
-                    what = left.popleft()
+                while left and len(going) < setup.settings.max_batch_size:
+                    what = left[0]
                     rest = None if timeout is None else timeout - (monotonic() - began)
-                    going[what] = self._start(wanted[what], each[what[1]], priority, rest)
-                self._scheduler.wait(lambda: any(text.is_over for text in going.values()))
+                    try:
+                        going[what] = _start(setup, wanted[what], each[what[1]], priority, rest)
+                    except QueueFullError:
+                        if not going:
+                            raise
+                        break
+                    left.popleft()
+                scheduler.wait(lambda: any(text.is_over for text in going.values()))
                 for what in [what for what, text in going.items() if text.is_over]:
                     stream = going.pop(what)
                     texts[what] = "".join(stream)
+                    if stream.finish_reason == "cancelled":
+                        raise GenerationError(
+                            "Generating was ended: another thread called configure meanwhile"
+                        )
                     if not stream.cached:
                         tally.add(len(stream.tokens))
         finally:
             for stream in going.values():
                 stream.close()
         return [[texts[prompt.tokens, index] for index in numbers] for prompt in prompts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """What `configure` made.
+
+    Attributes:
+        engine: runs the model.
+        tokenizer: of the model.
+        settings: what was asked for.
+        scheduler: generates with the engine; None if that chooses tokens itself.
+        answers: the response cache; None if none is wanted.
+    """
+
+    engine: Engine
+    tokenizer: Any
+    settings: InferenceSettings
+    scheduler: Scheduler | None
+    answers: Answers | None
 
 
 @dataclass(slots=True)
@@ -463,9 +425,97 @@ class _Tally:
         self.computed = True
 
 
-def _recalled(stream: TextStream, text: str, reason: str) -> Generator[str]:
-    stream.finish_reason = reason
+def _start(
+    setup: _Setup, read: Prompt, asked: RequestOptions, priority: int, timeout: float | None
+) -> TextStream:
+    """Return a text: from the cache, or as the scheduler will generate it."""
+    key = known = None
+    if setup.answers is not None:
+        key = setup.answers.key(read.tokens, asked)
+        known = setup.answers.get(key, asked, setup.tokenizer)
+    if known is not None:
+        answer, text, reason = known
+        stream = TextStream(read, answer)
+        stream.cached = True
+        return stream.start(_recalled(text, reason))
+    answer, pieces = AnswerText(setup.tokenizer, asked.params.stop), deque[str]()
+
+    def accept(token: int) -> bool:
+        pieces.append(answer.add(token))
+        return answer.stopped_by is not None
+
+    request = Request(
+        prompt=read.tokens,
+        params=asked.params,
+        choose=asked.sampler(read.tokens, setup.tokenizer),
+        accept=accept,
+        end=asked.end,
+        decoder=asked.own_decoder(),
+        priority=priority,
+        deadline=None if timeout is None else monotonic() + timeout,
+    )
+    scheduler = setup.scheduler
+    assert scheduler is not None
+    scheduler.submit(request)
+    stream = TextStream(read, answer, request, lambda: scheduler.cancel(request))
+    return stream.start(_made(scheduler, setup.answers, request, answer, pieces, key, asked))
+
+
+def _made(
+    scheduler: Scheduler,
+    answers: Answers | None,
+    request: Request,
+    answer: AnswerText,
+    pieces: deque[str],
+    key: str | None,
+    asked: RequestOptions,
+) -> Pieces:
+    """Yield a text as the scheduler makes it; return why it ended."""
+    while True:
+        scheduler.wait(lambda: bool(pieces) or request.finish_reason is not None)
+        while pieces:
+            yield pieces.popleft()
+        if request.finish_reason is not None and not pieces:
+            break
+    if request.error is not None:
+        raise request.error
+    yield answer.rest()
+    # Between two pieces its consumer may have trained the model.
+    if answers is not None and key == answers.key(request.prompt, asked):
+        answers.put(key, answer.tokens, request.finish_reason)
+    return request.finish_reason
+
+
+def _recalled(text: str, reason: str) -> Pieces:
     yield text
+    return reason
+
+
+def _prompts(setup: _Setup, given: Any, asked: RequestOptions) -> list[Prompt]:
+    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
+        raise GenerationError(
+            f"The prompt is {given!r:.80}: it must be a text, a list of messages or a list "
+            "of such prompts"
+        )
+    # All of them before the first is decoded: that may take long.
+    return [
+        _prompt(setup, each, f"Prompt {number} of {len(given)}", asked)
+        for number, each in enumerate(given, start=1)
+    ]
+
+
+def _prompt(setup: _Setup, given: object, name: str, asked: RequestOptions) -> Prompt:
+    prompt = read_prompt(setup.tokenizer, given, name)
+    if not prompt.tokens:
+        raise GenerationError(f"{name} is empty")
+    used, limit = len(prompt.tokens) + asked.params.max_new_tokens, asked.engine.context_length
+    if limit is not None and used > limit:
+        raise GenerationError(
+            f"{name}: prompt and answer have {used} tokens, and the model holds {limit}",
+            hint="Shorten the prompt, or ask for fewer tokens.",
+        )
+    refuse_unknown_tokens(prompt.tokens, asked.engine.vocabulary_size, name)
+    return prompt
 
 
 def _unpacked(texts: list[list[str]], one: bool, n: int) -> Any:

@@ -223,7 +223,7 @@ def demo_from_wheels(session: nox.Session) -> None:
     engines = {each["name"]: each["measured"]["engine"] for each in report["variants"]}
     if (engines["baseline"], engines["quantize"]) != ("native", "native"):
         session.error(f"The models ran on {engines}")
-    session.run(truthgpt, "generate", str(output / "out"), env=environment)
+    session.run(truthgpt, "generate", str(output / "out"), "Why is the sky blue?", env=environment)
 
 
 @nox.session(python=PYTHON)

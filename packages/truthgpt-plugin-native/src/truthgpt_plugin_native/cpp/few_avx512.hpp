@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int64_t MOST_FEW = 8;  // rows of activations, for which packing does not pay
+constexpr int64_t MOST_FEW = 4;  // rows of activations, for which packing does not pay
 constexpr int FEW_ROWS = 4;  // of a matrix, which are read side by side
 
 // The scales and minima of four rows and blocks: in fours of lanes the rows, one after the other the

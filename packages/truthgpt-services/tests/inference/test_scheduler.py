@@ -130,7 +130,7 @@ def test_lower_numbers_of_priority_begin_first(make, engine):
 
 def test_a_long_prompt_is_read_in_pieces_while_others_go_on(make, engine, monkeypatch):
     """Each pass gives the texts that are being generated their next token."""
-    monkeypatch.setattr("truthgpt_services.inference.scheduler.MOST_PROMPT_TOKENS", 16)
+    monkeypatch.setattr("truthgpt_services.inference.pass_times.MOST_PROMPT_TOKENS", 16)
     service = make(engine)
     first = service.stream("first", LONG)
     pieces = [next(first)]
@@ -323,7 +323,7 @@ def test_a_prompt_s_log_probabilities_do_not_depend_on_its_pieces(make, monkeypa
     options = {"max_new_tokens": 1, "prompt_logprobs": 1}
     whole = make(ExactEngine()).stream(SYSTEM, options)
     list(whole)
-    monkeypatch.setattr("truthgpt_services.inference.scheduler.MOST_PROMPT_TOKENS", size)
+    monkeypatch.setattr("truthgpt_services.inference.pass_times.MOST_PROMPT_TOKENS", size)
     parts = make(ExactEngine()).stream(SYSTEM, options)
     list(parts)
     assert parts.prompt_logprobs == whole.prompt_logprobs
@@ -534,7 +534,7 @@ def test_counting_and_cancelling_may_be_one_thread_s(service):
     """Memory that is collected while statistics are read cancels a text."""
     stream = service.stream("x", LONG)
     next(stream)
-    with service._setup.scheduler._counting:
+    with service._setup.scheduler._counters._lock:
         stream.close()
     assert service.statistics.cancelled == 1
 
@@ -569,3 +569,11 @@ def test_a_decoder_that_is_derived_from_token_by_token_is_used(make, bare_plugin
     bare_plugins.register_plugin(Counting(), "counting")
     assert make(engine).generate("x", {**LONG, "count": True}) == alone(make, "x", LONG)
     assert Counts.texts == 1
+
+
+@pytest.mark.parametrize("wrong", [{"priority": None}, {"priority": 1.5}, {"timeout": "soon"}])
+def test_a_wrong_priority_or_timeout_is_refused_by_name(service, wrong):
+    """Nothing is submitted, and the next request is served."""
+    with pytest.raises(GenerationError, match=f"{next(iter(wrong))} is "):
+        service.stream("x", LONG, **wrong)
+    assert service.statistics.submitted == 0

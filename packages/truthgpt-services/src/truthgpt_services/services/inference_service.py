@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any, overload
 
-from truthgpt_core.decoding import Engine, GenerationError, refuse_unknown_tokens
+from truthgpt_core.decoding import Engine, GenerationError
 from truthgpt_core.errors import in_one_line
 from truthgpt_core.event_system import (
     EventEmitter,
@@ -24,12 +24,14 @@ from truthgpt_services.data.chat_template import Message
 from truthgpt_services.inference.answers import Answers
 from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.inference.options import RequestOptions, read_options
-from truthgpt_services.inference.prompts import Prompt, is_conversation, read_prompt
+from truthgpt_services.inference.prompts import Prompt, is_conversation
 from truthgpt_services.inference.request import Request
 from truthgpt_services.inference.response_cache import CacheStatistics
-from truthgpt_services.inference.scheduler import QueueFullError, Scheduler, SchedulerStatistics
-from truthgpt_services.inference.settings import InferenceSettings, read_settings
-from truthgpt_services.inference.text import AnswerText, Pieces, TextStream
+from truthgpt_services.inference.scheduler import QueueFullError, Scheduler
+from truthgpt_services.inference.settings import read_settings
+from truthgpt_services.inference.setup import Setup
+from truthgpt_services.inference.statistics import SchedulerStatistics
+from truthgpt_services.inference.text import Pieces, TextStream
 
 Conversation = list[Message] | tuple[Message, ...]
 
@@ -48,7 +50,7 @@ class InferenceService:
         self._plugins = plugins or get_plugin_manager()
         self._events = events or self._plugins.events
         # One thing, which is replaced at once: other threads may be asking for text meanwhile.
-        self._setup: _Setup | None = None
+        self._setup: Setup | None = None
 
     def configure(
         self, model: Any, tokenizer: Any = None, config: Mapping[str, Any] | None = None
@@ -94,7 +96,7 @@ class InferenceService:
         if self._setup is not None and self._setup.scheduler is not None:
             self._setup.scheduler.close()
         tokenizer = tokenizer if tokenizer is not None else engine.tokenizer
-        self._setup = _Setup(engine, tokenizer, settings, scheduler, answers)
+        self._setup = Setup(engine, tokenizer, settings, scheduler, answers)
 
     @property
     def statistics(self) -> SchedulerStatistics:
@@ -169,10 +171,7 @@ class InferenceService:
             prompts = [prompt] if one else list(prompt)
             texts = [["".join(text) for text in self._of_engine(each, asked)] for each in prompts]
             return _unpacked(texts, one, asked.params.n)
-        if one:
-            read = [_prompt(setup, prompt, "The prompt", asked)]
-        else:
-            read = _prompts(setup, prompt, asked)
+        read = [setup.prompt(prompt, "The prompt", asked)] if one else setup.prompts(prompt, asked)
         with _call_events(self._events) as tally:
             texts = self._texts(setup, read, asked, priority, timeout, tally)
         return _unpacked(texts, one, asked.params.n)
@@ -243,7 +242,7 @@ class InferenceService:
         setup, asked = self._options(options)
         return self._streams(setup, prompt, asked, priority, timeout)
 
-    def _options(self, options: Mapping[str, Any] | None) -> tuple[_Setup, RequestOptions]:
+    def _options(self, options: Mapping[str, Any] | None) -> tuple[Setup, RequestOptions]:
         setup = self._setup
         if setup is None:
             raise GenerationError(
@@ -275,7 +274,7 @@ class InferenceService:
 
     def _streams(
         self,
-        setup: _Setup,
+        setup: Setup,
         prompt: object,
         asked: RequestOptions,
         priority: int,
@@ -283,11 +282,11 @@ class InferenceService:
     ) -> list[TextStream]:
         if not asked.engine.capabilities.logits:
             return self._of_engine(prompt, asked)
-        read = _prompt(setup, prompt, "The prompt", asked)
+        read = setup.prompt(prompt, "The prompt", asked)
         made: list[TextStream] = []
         try:
             for index in range(asked.params.n):
-                stream = _start(setup, read, asked.numbered(index), priority, timeout)
+                stream = setup.start(read, asked.numbered(index), priority, timeout)
                 pieces = self._announced(stream.tokens, stream.pieces, cached=stream.cached)
                 made.append(stream.start(pieces))
         except BaseException:
@@ -343,7 +342,7 @@ class InferenceService:
 
     def _texts(
         self,
-        setup: _Setup,
+        setup: Setup,
         prompts: Sequence[Prompt],
         asked: RequestOptions,
         priority: int,
@@ -371,7 +370,7 @@ class InferenceService:
                     what = left[0]
                     rest = None if timeout is None else timeout - (monotonic() - began)
                     try:
-                        going[what] = _start(setup, wanted[what], each[what[1]], priority, rest)
+                        going[what] = setup.start(wanted[what], each[what[1]], priority, rest)
                     except QueueFullError:
                         if not going:
                             raise
@@ -393,25 +392,6 @@ class InferenceService:
         return [[texts[prompt.tokens, index] for index in numbers] for prompt in prompts]
 
 
-@dataclass(frozen=True, slots=True)
-class _Setup:
-    """What `configure` made.
-
-    Attributes:
-        engine: runs the model.
-        tokenizer: of the model.
-        settings: what was asked for.
-        scheduler: generates with the engine; None if that chooses tokens itself.
-        answers: the response cache; None if none is wanted.
-    """
-
-    engine: Engine
-    tokenizer: Any
-    settings: InferenceSettings
-    scheduler: Scheduler | None
-    answers: Answers | None
-
-
 @dataclass(slots=True)
 class _Tally:
     """What was computed for a call."""
@@ -423,99 +403,6 @@ class _Tally:
         """Count tokens that were computed."""
         self.tokens += tokens
         self.computed = True
-
-
-def _start(
-    setup: _Setup, read: Prompt, asked: RequestOptions, priority: int, timeout: float | None
-) -> TextStream:
-    """Return a text: from the cache, or as the scheduler will generate it."""
-    key = known = None
-    if setup.answers is not None:
-        key = setup.answers.key(read.tokens, asked)
-        known = setup.answers.get(key, asked, setup.tokenizer)
-    if known is not None:
-        answer, text, reason = known
-        stream = TextStream(read, answer)
-        stream.cached = True
-        return stream.start(_recalled(text, reason))
-    answer, pieces = AnswerText(setup.tokenizer, asked.params.stop), deque[str]()
-
-    def accept(token: int) -> bool:
-        pieces.append(answer.add(token))
-        return answer.stopped_by is not None
-
-    request = Request(
-        prompt=read.tokens,
-        params=asked.params,
-        choose=asked.sampler(read.tokens, setup.tokenizer),
-        accept=accept,
-        end=asked.end,
-        decoder=asked.own_decoder(),
-        priority=priority,
-        deadline=None if timeout is None else monotonic() + timeout,
-    )
-    scheduler = setup.scheduler
-    assert scheduler is not None
-    scheduler.submit(request)
-    stream = TextStream(read, answer, request, lambda: scheduler.cancel(request))
-    return stream.start(_made(scheduler, setup.answers, request, answer, pieces, key, asked))
-
-
-def _made(
-    scheduler: Scheduler,
-    answers: Answers | None,
-    request: Request,
-    answer: AnswerText,
-    pieces: deque[str],
-    key: str | None,
-    asked: RequestOptions,
-) -> Pieces:
-    """Yield a text as the scheduler makes it; return why it ended."""
-    while True:
-        scheduler.wait(lambda: bool(pieces) or request.finish_reason is not None)
-        while pieces:
-            yield pieces.popleft()
-        if request.finish_reason is not None and not pieces:
-            break
-    if request.error is not None:
-        raise request.error
-    yield answer.rest()
-    # Between two pieces its consumer may have trained the model.
-    if answers is not None and key == answers.key(request.prompt, asked):
-        answers.put(key, answer.tokens, request.finish_reason)
-    return request.finish_reason
-
-
-def _recalled(text: str, reason: str) -> Pieces:
-    yield text
-    return reason
-
-
-def _prompts(setup: _Setup, given: Any, asked: RequestOptions) -> list[Prompt]:
-    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
-        raise GenerationError(
-            f"The prompt is {given!r:.80}: it must be a text, a list of messages or a list "
-            "of such prompts"
-        )
-    # All of them before the first is decoded: that may take long.
-    return [
-        _prompt(setup, each, f"Prompt {number} of {len(given)}", asked)
-        for number, each in enumerate(given, start=1)
-    ]
-
-
-def _prompt(setup: _Setup, given: object, name: str, asked: RequestOptions) -> Prompt:
-    prompt = read_prompt(setup.tokenizer, given, name)
-    if not prompt.tokens:
-        raise GenerationError(f"{name} is empty")
-    used, limit = len(prompt.tokens) + asked.params.max_new_tokens, asked.engine.context_length
-    if limit is not None and used > limit:
-        raise GenerationError(
-            f"{name}: prompt and answer have {used} tokens, and the model holds {limit}",
-            hint="Shorten the prompt, or ask for fewer tokens.",
-        )
-    refuse_unknown_tokens(prompt.tokens, asked.engine.vocabulary_size, name)
-    return prompt
 
 
 def _unpacked(texts: list[list[str]], one: bool, n: int) -> Any:

@@ -1,0 +1,158 @@
+"""What `InferenceService.configure` made: one model, and how text is generated with it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from truthgpt_core.decoding import Engine, GenerationError, refuse_unknown_tokens
+from truthgpt_services.inference.answers import Answers
+from truthgpt_services.inference.options import RequestOptions
+from truthgpt_services.inference.prompts import Prompt, read_prompt
+from truthgpt_services.inference.request import Request
+from truthgpt_services.inference.scheduler import Scheduler
+from truthgpt_services.inference.settings import InferenceSettings
+from truthgpt_services.inference.text import AnswerText, Pieces, TextStream
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One model, and how text is generated with it.
+
+    Attributes:
+        engine: runs the model.
+        tokenizer: of the model.
+        settings: what was asked for.
+        scheduler: generates with the engine; None if that chooses tokens itself.
+        answers: the response cache; None if none is wanted.
+    """
+
+    engine: Engine
+    tokenizer: Any
+    settings: InferenceSettings
+    scheduler: Scheduler | None
+    answers: Answers | None
+
+    def prompts(self, given: Any, asked: RequestOptions) -> list[Prompt]:
+        """Read a list of prompts: all of them before the first is decoded, which may take long.
+
+        Raises:
+            GenerationError: it is no list, or as for `prompt`.
+        """
+        if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
+            raise GenerationError(
+                f"The prompt is {given!r:.80}: it must be a text, a list of messages or a list "
+                "of such prompts"
+            )
+        return [
+            self.prompt(each, f"Prompt {number} of {len(given)}", asked)
+            for number, each in enumerate(given, start=1)
+        ]
+
+    def prompt(self, given: object, name: str, asked: RequestOptions) -> Prompt:
+        """Read a prompt that the model can continue.
+
+        Args:
+            given: as for `read_prompt`.
+            name: what errors call it.
+            asked: says how long the answer may be.
+
+        Raises:
+            GenerationError: it is empty, too long or of tokens that the model does not know, or as
+                for `read_prompt`.
+        """
+        prompt = read_prompt(self.tokenizer, given, name)
+        if not prompt.tokens:
+            raise GenerationError(f"{name} is empty")
+        used, limit = len(prompt.tokens) + asked.params.max_new_tokens, self.engine.context_length
+        if limit is not None and used > limit:
+            raise GenerationError(
+                f"{name}: prompt and answer have {used} tokens, and the model holds {limit}",
+                hint="Shorten the prompt, or ask for fewer tokens.",
+            )
+        refuse_unknown_tokens(prompt.tokens, self.engine.vocabulary_size, name)
+        return prompt
+
+    def start(
+        self, read: Prompt, asked: RequestOptions, priority: int, timeout: float | None
+    ) -> TextStream:
+        """Return a text: from the cache, or as the scheduler will generate it.
+
+        Args:
+            read: what is continued.
+            asked: how.
+            priority: lower numbers begin first.
+            timeout: seconds after which it ends as it is.
+
+        Raises:
+            GenerationError: `priority` is not an integer, or `timeout` not a number.
+            QueueFullError: as many wait as may.
+        """
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise GenerationError(f"priority is {priority!r:.80}: it must be an integer")
+        # NaN is not equal to itself.
+        if timeout is not None and (not isinstance(timeout, int | float) or timeout != timeout):
+            raise GenerationError(f"timeout is {timeout!r:.80}: it must be a number of seconds")
+        key = known = None
+        if self.answers is not None:
+            key = self.answers.key(read.tokens, asked)
+            known = self.answers.get(key, asked, self.tokenizer)
+        if known is not None:
+            answer, text, reason = known
+            stream = TextStream(read, answer)
+            stream.cached = True
+            return stream.start(_recalled(text, reason))
+        answer, pieces = AnswerText(self.tokenizer, asked.params.stop), deque[str]()
+
+        def accept(token: int) -> bool:
+            pieces.append(answer.add(token))
+            return answer.stopped_by is not None
+
+        request = Request(
+            prompt=read.tokens,
+            params=asked.params,
+            choose=asked.sampler(read.tokens, self.tokenizer),
+            accept=accept,
+            end=asked.end,
+            decoder=asked.own_decoder(),
+            priority=priority,
+            deadline=None if timeout is None else monotonic() + timeout,
+        )
+        scheduler = self.scheduler
+        assert scheduler is not None
+        scheduler.submit(request)
+        stream = TextStream(read, answer, request, lambda: scheduler.cancel(request))
+        return stream.start(_made(scheduler, self.answers, request, answer, pieces, key, asked))
+
+
+def _made(
+    scheduler: Scheduler,
+    answers: Answers | None,
+    request: Request,
+    answer: AnswerText,
+    pieces: deque[str],
+    key: str | None,
+    asked: RequestOptions,
+) -> Pieces:
+    """Yield a text as the scheduler makes it; return why it ended."""
+    while True:
+        scheduler.wait(lambda: bool(pieces) or request.finish_reason is not None)
+        while pieces:
+            yield pieces.popleft()
+        if request.finish_reason is not None and not pieces:
+            break
+    if request.error is not None:
+        raise request.error
+    yield answer.rest()
+    # Between two pieces its consumer may have trained the model.
+    if answers is not None and key == answers.key(request.prompt, asked):
+        answers.put(key, answer.tokens, request.finish_reason)
+    return request.finish_reason
+
+
+def _recalled(text: str, reason: str) -> Pieces:
+    yield text
+    return reason

@@ -11,9 +11,9 @@ LEAST_PROMPT_TOKENS = 16
 UNMEASURED_PROMPT_TOKENS = 64
 """Tokens of prompts in one pass while others wait and no pass was measured yet."""
 
-LONGEST_PASS = 2.0
-"""How long a pass with tokens of prompts may take while others wait for their next token, as a
-multiple of one without."""
+ONE_PROMPT = 0.75
+"""How long the tokens of a prompt may take in a pass, as a multiple of what the pass takes without
+them. Below 1, because tokens late in a prompt take longer than the first ones."""
 
 
 class PassTimes:
@@ -24,18 +24,23 @@ class PassTimes:
         self._without: dict[int, float] = {}
         self._prompt_token = 0.0
 
-    def room(self, texts: int) -> int:
+    def room(self, texts: int, prompts: int) -> int:
         """Return how many tokens of prompts the next pass may have.
+
+        While one prompt is read, a pass takes about twice as long as without it. Larger pieces take
+        less time in all, so they grow with the prompts that wait for each other.
 
         Args:
             texts: how many wait for their next token in it.
+            prompts: how many wait to be read.
         """
         if texts == 0:
             return MOST_PROMPT_TOKENS
         room = UNMEASURED_PROMPT_TOKENS
         if self._without and self._prompt_token > 0.0:
             nearest = min(self._without, key=lambda known: abs(known - texts))
-            room = int((LONGEST_PASS - 1.0) * self._without[nearest] / self._prompt_token)
+            spare = ONE_PROMPT * prompts**2 * self._without[nearest]
+            room = int(spare / self._prompt_token)
         return max(LEAST_PROMPT_TOKENS, min(room, MOST_PROMPT_TOKENS))
 
     def learn(self, texts: int, read: int, seconds: float) -> None:
@@ -49,10 +54,8 @@ class PassTimes:
         if texts == 0:
             if read >= LEAST_PROMPT_TOKENS:
                 self._prompt_token = _blend(self._prompt_token, seconds / read)
-        elif read == 0 or self._prompt_token > 0.0:
-            # Where prompts come all the time, there is hardly a pass without any.
-            own = max(seconds - read * self._prompt_token, 0.0)
-            self._without[texts] = _blend(self._without.get(texts, 0.0), own)
+        elif read == 0:
+            self._without[texts] = _blend(self._without.get(texts, 0.0), seconds)
 
 
 def _blend(before: float, now: float) -> float:

@@ -312,7 +312,8 @@ class Scheduler:
 
     def _pieces(self, rows: Sequence[Row]) -> list[tuple[Row, list[int]]]:
         """Return what each row takes part with: its last token, or a piece of its prompt."""
-        room = self._times.room(sum(not row.is_reading for row in rows))
+        prompts = sum(row.is_reading for row in rows)
+        room = self._times.room(len(rows) - prompts, prompts)
         # Sequences that share columns have to go through them together.
         each_alike = not self._engine.capabilities.continuous_batching
         pieces = []

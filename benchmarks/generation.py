@@ -112,12 +112,12 @@ def work(name: str) -> None:
     contender: Any = make_rival(name, SEQUENCES, POSITIONS) if name in RIVALS else Service(name)
     print(json.dumps({}), file=answers)
     for line in sys.stdin:
-        asked = json.loads(line)
-        if asked["what"] == "arrivals":
-            useful = sum(each["new"] for each in asked["ids"])
-            found = {"useful": useful / contender.arrive(asked["ids"])}
+        requested = json.loads(line)
+        if requested["what"] == "arrivals":
+            useful = sum(each["new"] for each in requested["ids"])
+            found = {"useful": useful / contender.arrive(requested["ids"])}
         else:
-            found = getattr(contender, asked["what"])(asked["ids"])
+            found = getattr(contender, requested["what"])(requested["ids"])
         print(json.dumps(found), file=answers)
 
 
@@ -257,11 +257,11 @@ class Service:
     def constraint(self, ids: list[int]) -> dict[str, float]:
         """What a schema adds to a step of one text, and to its first token."""
         self.configure(prefix_cache_tokens=0)
-        asked = "Describe a person as JSON."
+        requested = "Describe a person as JSON."
         rates, first = [], []
         for options in ({}, {"json_schema": SCHEMA}):
             stream = self.service.stream(
-                [{"role": "user", "content": asked}],
+                [{"role": "user", "content": requested}],
                 {"max_new_tokens": 96, "temperature": 0.7, "seed": 1, **options},
             )
             list(stream)

@@ -46,12 +46,14 @@ class Answers:
         self._cache.clear()
         self._identity.forget()
 
-    def key(self, prompt: tuple[int, ...], asked: RequestOptions) -> str | None:
+    def key(self, prompt: tuple[int, ...], requested: RequestOptions) -> str | None:
         """Return the key of a request; None if its answer is not kept."""
-        if asked.params.logprobs is not None or asked.params.prompt_logprobs is not None:
+        if requested.params.logprobs is not None or requested.params.prompt_logprobs is not None:
             return None
         try:
-            return self._identity.key(prompt, asked.params, asked.end, asked.decoder, asked.others)
+            return self._identity.key(
+                prompt, requested.params, requested.end, requested.decoder, requested.others
+            )
         except (UnseenError, RecursionError) as error:
             if not self._warned:
                 self._warned = True
@@ -60,7 +62,7 @@ class Answers:
             return None
 
     def get(
-        self, key: str | None, asked: RequestOptions, tokenizer: Any
+        self, key: str | None, requested: RequestOptions, tokenizer: Any
     ) -> tuple[AnswerText, str, str] | None:
         """Return an answer that is kept.
 
@@ -72,16 +74,16 @@ class Answers:
         found: list[tuple[AnswerText, str, str]] = []
 
         def usable(entry: str) -> bool:
-            read = _read(entry, asked.params, self._engine.vocabulary_size)
+            read = _read(entry, requested.params, self._engine.vocabulary_size)
             if read is None:
                 return False
             tokens, reason = read
-            answer = AnswerText(tokenizer, asked.params.stop)
+            answer = AnswerText(tokenizer, requested.params.stop)
             text = "".join([*map(answer.add, tokens), answer.rest()])
             found[:] = [(answer, text, reason)]
             # Where the tokenizer is another one, the stop string may not be there.
             stopped = answer.stopped_by is not None
-            if not fits(asked.params, tokenizer, asked.end, tokens):
+            if not fits(requested.params, tokenizer, requested.end, tokens):
                 return False
             return stopped == (reason == "stop_sequence") and len(answer.tokens) == len(tokens)
 

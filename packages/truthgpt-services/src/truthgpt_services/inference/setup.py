@@ -36,7 +36,7 @@ class Setup:
     scheduler: Scheduler | None
     answers: Answers | None
 
-    def prompts(self, given: Any, asked: RequestOptions) -> list[Prompt]:
+    def prompts(self, given: Any, requested: RequestOptions) -> list[Prompt]:
         """Read a list of prompts: all of them before the first is decoded, which may take long.
 
         Raises:
@@ -48,17 +48,17 @@ class Setup:
                 "of such prompts"
             )
         return [
-            self.prompt(each, f"Prompt {number} of {len(given)}", asked)
+            self.prompt(each, f"Prompt {number} of {len(given)}", requested)
             for number, each in enumerate(given, start=1)
         ]
 
-    def prompt(self, given: object, name: str, asked: RequestOptions) -> Prompt:
+    def prompt(self, given: object, name: str, requested: RequestOptions) -> Prompt:
         """Read a prompt that the model can continue.
 
         Args:
             given: as for `read_prompt`.
             name: what errors call it.
-            asked: says how long the answer may be.
+            requested: says how long the answer may be.
 
         Raises:
             GenerationError: it is empty, too long or of tokens that the model does not know, or as
@@ -67,7 +67,10 @@ class Setup:
         prompt = read_prompt(self.tokenizer, given, name)
         if not prompt.tokens:
             raise GenerationError(f"{name} is empty")
-        used, limit = len(prompt.tokens) + asked.params.max_new_tokens, self.engine.context_length
+        used, limit = (
+            len(prompt.tokens) + requested.params.max_new_tokens,
+            self.engine.context_length,
+        )
         if limit is not None and used > limit:
             raise GenerationError(
                 f"{name}: prompt and answer have {used} tokens, and the model holds {limit}",
@@ -77,13 +80,13 @@ class Setup:
         return prompt
 
     def start(
-        self, read: Prompt, asked: RequestOptions, priority: int, timeout: float | None
+        self, read: Prompt, requested: RequestOptions, priority: int, timeout: float | None
     ) -> TextStream:
         """Return a text: from the cache, or as the scheduler will generate it.
 
         Args:
             read: what is continued.
-            asked: how.
+            requested: how.
             priority: lower numbers begin first.
             timeout: seconds after which it ends as it is.
 
@@ -98,14 +101,14 @@ class Setup:
             raise GenerationError(f"timeout is {timeout!r:.80}: it must be a number of seconds")
         key = known = None
         if self.answers is not None:
-            key = self.answers.key(read.tokens, asked)
-            known = self.answers.get(key, asked, self.tokenizer)
+            key = self.answers.key(read.tokens, requested)
+            known = self.answers.get(key, requested, self.tokenizer)
         if known is not None:
             answer, text, reason = known
             stream = TextStream(read, answer)
             stream.cached = True
             return stream.start(_recalled(text, reason))
-        answer, pieces = AnswerText(self.tokenizer, asked.params.stop), deque[str]()
+        answer, pieces = AnswerText(self.tokenizer, requested.params.stop), deque[str]()
 
         def accept(token: int) -> bool:
             pieces.append(answer.add(token))
@@ -113,11 +116,11 @@ class Setup:
 
         request = Request(
             prompt=read.tokens,
-            params=asked.params,
-            choose=asked.sampler(read.tokens, self.tokenizer),
+            params=requested.params,
+            choose=requested.sampler(read.tokens, self.tokenizer),
             accept=accept,
-            end=asked.end,
-            decoder=asked.own_decoder(),
+            end=requested.end,
+            decoder=requested.own_decoder(),
             priority=priority,
             deadline=None if timeout is None else monotonic() + timeout,
         )
@@ -125,7 +128,7 @@ class Setup:
         assert scheduler is not None
         scheduler.submit(request)
         stream = TextStream(read, answer, request, lambda: scheduler.cancel(request))
-        return stream.start(_made(scheduler, self.answers, request, answer, pieces, key, asked))
+        return stream.start(_made(scheduler, self.answers, request, answer, pieces, key, requested))
 
 
 def _made(
@@ -135,7 +138,7 @@ def _made(
     answer: AnswerText,
     pieces: deque[str],
     key: str | None,
-    asked: RequestOptions,
+    requested: RequestOptions,
 ) -> Pieces:
     """Yield a text as the scheduler makes it; return why it ended."""
     while True:
@@ -148,7 +151,7 @@ def _made(
         raise request.error
     yield answer.rest()
     # Between two pieces its consumer may have trained the model.
-    if answers is not None and key == answers.key(request.prompt, asked):
+    if answers is not None and key == answers.key(request.prompt, requested):
         answers.put(key, answer.tokens, request.finish_reason)
     return request.finish_reason
 

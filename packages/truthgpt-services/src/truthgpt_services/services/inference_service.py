@@ -165,16 +165,22 @@ class InferenceService:
             GenerationError: as for `stream`, and `prompt` is neither; or another thread called
                 `configure` meanwhile.
         """
-        setup, asked = self._options(options)
+        setup, requested = self._options(options)
         one = isinstance(prompt, str) or is_conversation(prompt)
-        if not asked.engine.capabilities.logits:
+        if not requested.engine.capabilities.logits:
             prompts = [prompt] if one else list(prompt)
-            texts = [["".join(text) for text in self._of_engine(each, asked)] for each in prompts]
-            return _unpacked(texts, one, asked.params.n)
-        read = [setup.prompt(prompt, "The prompt", asked)] if one else setup.prompts(prompt, asked)
+            texts = [
+                ["".join(text) for text in self._of_engine(each, requested)] for each in prompts
+            ]
+            return _unpacked(texts, one, requested.params.n)
+        read = (
+            [setup.prompt(prompt, "The prompt", requested)]
+            if one
+            else setup.prompts(prompt, requested)
+        )
         with _call_events(self._events) as tally:
-            texts = self._texts(setup, read, asked, priority, timeout, tally)
-        return _unpacked(texts, one, asked.params.n)
+            texts = self._texts(setup, read, requested, priority, timeout, tally)
+        return _unpacked(texts, one, requested.params.n)
 
     def stream(
         self,
@@ -208,13 +214,13 @@ class InferenceService:
                 the text.
             QueueFullError: as many texts wait as may.
         """
-        setup, asked = self._options(options)
-        if asked.params.n != 1:
+        setup, requested = self._options(options)
+        if requested.params.n != 1:
             raise GenerationError(
-                f"n is {asked.params.n}, and a stream is one text",
+                f"n is {requested.params.n}, and a stream is one text",
                 hint="Call streams, which returns one for each text, or generate.",
             )
-        (stream,) = self._streams(setup, prompt, asked, priority, timeout)
+        (stream,) = self._streams(setup, prompt, requested, priority, timeout)
         return stream
 
     def streams(
@@ -239,8 +245,8 @@ class InferenceService:
         Raises:
             GenerationError: as for `stream`.
         """
-        setup, asked = self._options(options)
-        return self._streams(setup, prompt, asked, priority, timeout)
+        setup, requested = self._options(options)
+        return self._streams(setup, prompt, requested, priority, timeout)
 
     def _options(self, options: Mapping[str, Any] | None) -> tuple[Setup, RequestOptions]:
         setup = self._setup
@@ -276,17 +282,17 @@ class InferenceService:
         self,
         setup: Setup,
         prompt: object,
-        asked: RequestOptions,
+        requested: RequestOptions,
         priority: int,
         timeout: float | None,
     ) -> list[TextStream]:
-        if not asked.engine.capabilities.logits:
-            return self._of_engine(prompt, asked)
-        read = setup.prompt(prompt, "The prompt", asked)
+        if not requested.engine.capabilities.logits:
+            return self._of_engine(prompt, requested)
+        read = setup.prompt(prompt, "The prompt", requested)
         made: list[TextStream] = []
         try:
-            for index in range(asked.params.n):
-                stream = setup.start(read, asked.numbered(index), priority, timeout)
+            for index in range(requested.params.n):
+                stream = setup.start(read, requested.numbered(index), priority, timeout)
                 pieces = self._announced(stream.tokens, stream.pieces, cached=stream.cached)
                 made.append(stream.start(pieces))
         except BaseException:
@@ -303,12 +309,12 @@ class InferenceService:
                 tally.add(len(tokens))
         return reason
 
-    def _of_engine(self, prompt: object, asked: RequestOptions) -> list[TextStream]:
+    def _of_engine(self, prompt: object, requested: RequestOptions) -> list[TextStream]:
         """Return the texts that an engine generates which chooses tokens itself."""
-        numbered = map(asked.numbered, range(asked.params.n))
+        numbered = map(requested.numbered, range(requested.params.n))
         return [self._stream_of_engine(prompt, each) for each in numbered]
 
-    def _stream_of_engine(self, prompt: object, asked: RequestOptions) -> TextStream:
+    def _stream_of_engine(self, prompt: object, requested: RequestOptions) -> TextStream:
         """Let an engine that chooses tokens itself generate the text."""
         is_chat = is_conversation(prompt)
         if isinstance(prompt, Prompt):
@@ -322,8 +328,8 @@ class InferenceService:
 
         def pieces() -> Pieces:
             began = perf_counter()
-            with _call_events(self._events) as tally, asked.engine.session():
-                made = iter(asked.engine.generate(prompt, asked.params))
+            with _call_events(self._events) as tally, requested.engine.session():
+                made = iter(requested.engine.generate(prompt, requested.params))
                 while True:
                     try:
                         piece = next(made)
@@ -344,7 +350,7 @@ class InferenceService:
         self,
         setup: Setup,
         prompts: Sequence[Prompt],
-        asked: RequestOptions,
+        requested: RequestOptions,
         priority: int,
         timeout: float | None,
         tally: _Tally,
@@ -354,7 +360,7 @@ class InferenceService:
         assert scheduler is not None
         # Before any is submitted: that they end is an event, whose listener may be who asks.
         scheduler.refuse_nested()
-        each = [asked.numbered(index) for index in range(asked.params.n)]
+        each = [requested.numbered(index) for index in range(requested.params.n)]
         # What is asked twice is answered once. Those of like length go together: where sequences
         # are padded, padding is computed for nothing.
         numbers = range(len(each))

@@ -199,7 +199,8 @@ def generate(
     if raw and _has_template(tokenizer if tokenizer is not None else made.tokenizer):
         click.echo("truthgpt: --raw: the chat template of the model was not applied.", err=True)
     loading = perf_counter() - began
-    streams = service.streams(read, options)
+    several = options.get("n", 1) > 1
+    streams = service.streams(read, options) if several else [service.stream(read, options)]
     if as_json:
         tokenizer = tokenizer if tokenizer is not None else made.tokenizer
         found = [

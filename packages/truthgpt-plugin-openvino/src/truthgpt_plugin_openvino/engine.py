@@ -7,8 +7,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
-from truthgpt_core.decoding import Capabilities, Engine, GenerationError, SamplingParams
-from truthgpt_plugin_openvino.text import TextPieces
+from truthgpt_core.decoding import (
+    AnswerText,
+    Capabilities,
+    Engine,
+    GenerationError,
+    SamplingParams,
+)
 
 
 class OpenVINOEngine(Engine):
@@ -46,17 +51,15 @@ class OpenVINOEngine(Engine):
             raise GenerationError("The prompt is empty")
         is_chat = not isinstance(prompt, str)
         text = self._pipeline.conversation(prompt) if is_chat else prompt
-        pieces = TextPieces(self._pipeline.decode, params.stop)
-        count = 0
+        answer = AnswerText(self._pipeline.decode, params.stop)
         with closing(self._pipeline.tokens(text, params, is_chat=is_chat)) as tokens:
             for token in tokens:
-                count += 1
-                if piece := pieces.add(token):
+                if piece := answer.add(token):
                     yield piece
-                if pieces.stopped:
+                if answer.stopped_by is not None:
                     return "stop_sequence"
-        if rest := pieces.rest():
+        if rest := answer.rest():
             yield rest
-        if pieces.stopped:
+        if answer.stopped_by is not None:
             return "stop_sequence"
-        return "length" if count >= params.max_new_tokens else "eos_token"
+        return "length" if len(answer.tokens) >= params.max_new_tokens else "eos_token"

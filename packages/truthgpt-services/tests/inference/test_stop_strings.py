@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthgpt_core.decoding import GenerationError
+from truthgpt_core.decoding import GenerationError, StopStrings
 from truthgpt_services import InferenceService
-from truthgpt_services.inference.text import StopStrings
 
 words = st.text("ab", min_size=1, max_size=4)
 

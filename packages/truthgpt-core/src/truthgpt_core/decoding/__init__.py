@@ -25,10 +25,12 @@ from truthgpt_core.decoding.sampling_params import (
     SamplingParams,
     TokenLogprobs,
 )
+from truthgpt_core.decoding.text import AnswerText, StopStrings
 
 __all__ = [
     "DEFAULT_NEW_TOKENS",
     "SAMPLING_OPTIONS",
+    "AnswerText",
     "Capabilities",
     "Choose",
     "Decoder",
@@ -39,6 +41,7 @@ __all__ = [
     "LogitsProcessor",
     "SamplingParams",
     "SequenceState",
+    "StopStrings",
     "TokenLogprobs",
     "end_tokens_of",
     "generation_defaults",

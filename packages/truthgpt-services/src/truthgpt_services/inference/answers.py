@@ -6,7 +6,7 @@ import json
 import logging
 from typing import Any
 
-from truthgpt_core.decoding import Engine, SamplingParams
+from truthgpt_core.decoding import AnswerText, Engine, SamplingParams
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.inference.cache_key import Identity
 from truthgpt_services.inference.constraints import fits
@@ -14,7 +14,6 @@ from truthgpt_services.inference.fingerprint import UnseenError
 from truthgpt_services.inference.options import RequestOptions
 from truthgpt_services.inference.response_cache import AnswerCache, CacheStatistics
 from truthgpt_services.inference.settings import InferenceSettings
-from truthgpt_services.inference.text import AnswerText
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class Answers:
             if read is None:
                 return False
             tokens, reason = read
-            answer = AnswerText(tokenizer, requested.params.stop)
+            answer = AnswerText(tokenizer.decode, requested.params.stop)
             text = "".join([*map(answer.add, tokens), answer.rest()])
             found[:] = [(answer, text, reason)]
             # Where the tokenizer is another one, the stop string may not be there.

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from truthgpt_core.decoding import Engine, GenerationError, refuse_unknown_tokens
+from truthgpt_core.decoding import AnswerText, Engine, GenerationError, refuse_unknown_tokens
 from truthgpt_services.inference.answers import Answers
 from truthgpt_services.inference.options import RequestOptions
 from truthgpt_services.inference.prompts import Prompt, read_prompt
 from truthgpt_services.inference.request import Request
 from truthgpt_services.inference.scheduler import Scheduler
 from truthgpt_services.inference.settings import InferenceSettings
-from truthgpt_services.inference.text import AnswerText, Pieces, TextStream
+from truthgpt_services.inference.text import Pieces, TextStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Setup:
             stream = TextStream(read, answer)
             stream.cached = True
             return stream.start(_recalled(text, reason))
-        answer, pieces = AnswerText(self.tokenizer, requested.params.stop), deque[str]()
+        answer, pieces = AnswerText(self.tokenizer.decode, requested.params.stop), deque[str]()
 
         def accept(token: int) -> bool:
             pieces.append(answer.add(token))

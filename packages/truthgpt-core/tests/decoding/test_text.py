@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from truthgpt_plugin_openvino.text import TextPieces
+from truthgpt_core.decoding import AnswerText
 
 
 def decode(tokens: Sequence[int]) -> str:
@@ -16,12 +16,12 @@ def decode(tokens: Sequence[int]) -> str:
 
 def shown(text: str, *stop: str) -> tuple[list[str], bool]:
     """Return the pieces of a text of one token a byte, and whether a stop string ended it."""
-    pieces, found = TextPieces(decode, stop), []
+    pieces, found = AnswerText(decode, stop), []
     for token in text.encode():
         found.append(pieces.add(token))
-        if pieces.stopped:
+        if pieces.stopped_by is not None:
             break
-    return [*filter(None, [*found, pieces.rest()])], pieces.stopped
+    return [*filter(None, [*found, pieces.rest()])], pieces.stopped_by is not None
 
 
 def test_a_character_of_several_tokens_is_one_piece() -> None:
@@ -31,7 +31,7 @@ def test_a_character_of_several_tokens_is_one_piece() -> None:
 
 def test_half_a_character_at_the_end_is_shown_as_such() -> None:
     """There are no tokens that complete it."""
-    pieces = TextPieces(decode, ())
+    pieces = AnswerText(decode, ())
     assert [pieces.add(token) for token in "é".encode()[:1]] == [""]
     assert pieces.rest() == "\N{REPLACEMENT CHARACTER}"
 

@@ -11,7 +11,6 @@ a turn takes beyond what was resident after loading. Others take part as in `dec
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -31,14 +30,7 @@ SEQUENCES, POSITIONS = 16, 512
 
 def main() -> None:
     """Measure and print."""
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--only", nargs="+", metavar="PART", help="contenders with this in them")
-    decode.add_rivals(arguments)
-    arguments.add_argument("--worker", help=argparse.SUPPRESS)
-    given = arguments.parse_args()
+    given = decode.contender_arguments(__doc__).parse_args()
     if given.worker:
         work(given.worker)
         return
@@ -53,14 +45,20 @@ def main() -> None:
 def run(names: list[str], pythons: dict[str, str], rounds: int, folder: Path) -> None:
     """Let contenders take turns and print what came out."""
     ids = decode.text_ids(folder)
-    requests = json.loads(WORKLOAD.read_text(encoding="utf-8"))["requests"]
-    for each in requests:
-        each["ids"] = ids[each["begin"] : each["begin"] + each["prompt"]]
+    requests = read_requests(ids)
     workers = decode.start_workers(names, pythons, folder, __file__)
     decode.describe(pythons)
     print_table(decode.take_turns(names, lambda name: workers[name].ask("turn", requests), rounds))
     for worker in workers.values():
         worker.close()
+
+
+def read_requests(ids: list[int]) -> Requests:
+    """Return the requests of the workload, with their prompts of a text's tokens."""
+    requests: Requests = json.loads(WORKLOAD.read_text(encoding="utf-8"))["requests"]
+    for each in requests:
+        each["ids"] = ids[each["begin"] : each["begin"] + each["prompt"]]
+    return requests
 
 
 def work(name: str) -> None:

@@ -69,17 +69,11 @@ BASES = (GENERATE, "llama.cpp, Q8_0", "llama.cpp, Q4_1")
 
 def main() -> None:
     """Measure and print."""
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    arguments.add_argument("--rounds", type=int, default=9)
-    arguments.add_argument("--only", nargs="+", metavar="PART", help="contenders with this in them")
+    arguments = contender_arguments(__doc__, rounds=9)
     arguments.add_argument("--long", action="store_true", help="read and go on after 4,000 tokens")
     arguments.add_argument(
         "--busy", action="store_true", help="beside a process that computes on the first core"
     )
-    add_rivals(arguments)
-    arguments.add_argument("--worker", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.worker:
         work(given.worker)
@@ -95,10 +89,25 @@ def main() -> None:
         run(names, pythons, given.rounds, Path(folder), long=given.long, busy=given.busy)
 
 
-def add_rivals(arguments: argparse.ArgumentParser) -> None:
-    """Add the options that say where others are."""
+def contender_arguments(
+    about: str | None, *, rounds: int = 5, only: str = "contenders"
+) -> argparse.ArgumentParser:
+    """Return the options of a benchmark whose contenders take turns, in processes of their own.
+
+    Args:
+        about: what the benchmark is, for `--help`.
+        rounds: how many by default.
+        only: what `--only` chooses from.
+    """
+    arguments = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--rounds", type=int, default=rounds)
+    arguments.add_argument("--only", nargs="+", metavar="PART", help=f"{only} with this in them")
     arguments.add_argument("--ik-llama", metavar="PYTHON", help="that has ik-llama-cpp-python")
     arguments.add_argument("--openvino", metavar="PYTHON", help="that has openvino-genai")
+    arguments.add_argument("--worker", help=argparse.SUPPRESS)
+    return arguments
 
 
 def rivals_there(given: argparse.Namespace) -> dict[str, str]:

@@ -19,7 +19,6 @@ All on SmolLM2-135M-Instruct as int8 with the engine `native`:
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -32,7 +31,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import decode
-from batch import POSITIONS, SEQUENCES, WORKLOAD
+from batch import POSITIONS, SEQUENCES, read_requests
 from rivals import OPENVINO, RIVALS, make_rival
 
 OURS = "native, int8 (the default)"
@@ -54,14 +53,7 @@ SCHEMA = {
 
 def main() -> None:
     """Measure and print."""
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--only", nargs="+", metavar="PART", help="parts with this in them")
-    decode.add_rivals(arguments)
-    arguments.add_argument("--worker", help=argparse.SUPPRESS)
-    given = arguments.parse_args()
+    given = decode.contender_arguments(__doc__, only="parts").parse_args()
     if given.worker:
         work(given.worker)
         return
@@ -82,9 +74,8 @@ def run(pythons: dict[str, str], rounds: int, only: list[str] | None, folder: Pa
     names = [OURS, *pythons]
     workers = decode.start_workers(names, pythons, folder, __file__)
     if wanted("arrivals"):
-        requests = json.loads(WORKLOAD.read_text(encoding="utf-8"))["requests"]
+        requests = read_requests(ids)
         for number, each in enumerate(requests):
-            each["ids"] = ids[each["begin"] : each["begin"] + each["prompt"]]
             each["at"] = number * ARRIVING / len(requests)
         turns = decode.take_turns(
             names, lambda name: workers[name].ask("arrivals", requests), rounds
@@ -183,7 +174,6 @@ class Service:
         self.configure(prefix_cache_tokens=0)
         steps: list[list[float]] = [[], []]
         streams = [self.stream(ids[64 * n : 64 * n + 64], 200) for n in range(STREAMS)]
-        arrived: list[Any] = []
 
         def tokens(stream: Any, own: list[float]) -> None:
             own.extend(time.perf_counter() for _ in stream)
@@ -197,8 +187,8 @@ class Service:
         while min(map(len, times)) < 60:
             time.sleep(0.01)
         at = time.perf_counter()
-        arrived.append(self.stream(ids[:LONG_PROMPT], 2))
-        list(arrived[0])
+        arrived = self.stream(ids[:LONG_PROMPT], 2)
+        list(arrived)
         read = time.perf_counter()
         for thread in threads:
             thread.join()
@@ -213,7 +203,7 @@ class Service:
             "median alone, ms": 1e3 * alone,
             "99th percentile meanwhile, ms": 1e3 * quantiles(steps[1], n=100)[-1],
             "to the median": quantiles(steps[1], n=100)[-1] / alone,
-            "the prompt's first token, s": arrived[0].first_token_seconds,
+            "the prompt's first token, s": arrived.first_token_seconds,
         }
 
     def shares(self, ids: list[int]) -> dict[str, float]:
@@ -257,11 +247,11 @@ class Service:
     def constraint(self, ids: list[int]) -> dict[str, float]:
         """What a schema adds to a step of one text, and to its first token."""
         self.configure(prefix_cache_tokens=0)
-        requested = "Describe a person as JSON."
+        question = "Describe a person as JSON."
         rates, first = [], []
         for options in ({}, {"json_schema": SCHEMA}):
             stream = self.service.stream(
-                [{"role": "user", "content": requested}],
+                [{"role": "user", "content": question}],
                 {"max_new_tokens": 96, "temperature": 0.7, "seed": 1, **options},
             )
             list(stream)

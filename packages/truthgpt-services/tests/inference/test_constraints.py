@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -362,3 +363,9 @@ def test_an_answer_that_is_kept_is_checked_again(tokenizer, text, expected):
 def test_a_free_text_has_no_constraint(tokenizer):
     """And takes nothing from llguidance."""
     assert make_constraint(SamplingParams(), tokenizer) is None
+
+
+def test_a_schema_may_be_any_mapping(speak):
+    """Not only a dictionary: what is read from a configuration may be read-only."""
+    text, _ = speak(json_schema=MappingProxyType({"const": "yes"}))
+    assert json.loads(text) == "yes"

@@ -20,6 +20,7 @@ from truthgpt_core.decoding.engine import (
 )
 from truthgpt_core.decoding.sampling_params import (
     DEFAULT_NEW_TOKENS,
+    LONGEST_CONSTRAINT,
     SAMPLING_OPTIONS,
     GenerationError,
     SamplingParams,
@@ -29,6 +30,7 @@ from truthgpt_core.decoding.text import AnswerText, StopStrings
 
 __all__ = [
     "DEFAULT_NEW_TOKENS",
+    "LONGEST_CONSTRAINT",
     "SAMPLING_OPTIONS",
     "AnswerText",
     "Capabilities",

@@ -18,7 +18,7 @@ _MOST_LOGPROBS = 1000
 _MOST_TEXTS = 1024
 """Texts of one prompt at most."""
 
-_LONGEST_CONSTRAINT = 1 << 20
+LONGEST_CONSTRAINT = 1 << 20
 """Characters of a schema or an expression at most."""
 
 
@@ -114,8 +114,8 @@ class SamplingParams:
         object.__setattr__(self, "json_schema", _schema(self.json_schema))
         if self.regex is not None and not isinstance(self.regex, str):
             raise GenerationError(f"regex is {self.regex!r:.80}: it must be a text")
-        if self.regex is not None and len(self.regex) > _LONGEST_CONSTRAINT:
-            raise GenerationError(f"regex has more than {_LONGEST_CONSTRAINT} characters")
+        if self.regex is not None and len(self.regex) > LONGEST_CONSTRAINT:
+            raise GenerationError(f"regex has more than {LONGEST_CONSTRAINT} characters")
         if self.regex is not None and self.json_schema is not None:
             raise GenerationError("json_schema and regex are both given: an answer has one form")
 
@@ -190,18 +190,20 @@ def _biases(given: object) -> dict[int, float]:
     return found
 
 
-def _schema(given: object) -> Mapping[str, Any] | bool | None:
-    if given is None or given is True:
-        return given
+def _schema(given: object) -> dict[str, Any] | bool | None:
+    if given is None:
+        return None
     if isinstance(given, str):
-        if len(given) > _LONGEST_CONSTRAINT:
-            raise GenerationError(f"json_schema has more than {_LONGEST_CONSTRAINT} characters")
+        if len(given) > LONGEST_CONSTRAINT:
+            raise GenerationError(f"json_schema has more than {LONGEST_CONSTRAINT} characters")
         try:
             given = json.loads(given)
         except (ValueError, RecursionError) as error:
             raise GenerationError(f"json_schema is not JSON: {error}") from None
-    if given is True or isinstance(given, Mapping):
-        return given
+    if given is True:
+        return True
+    if isinstance(given, Mapping):
+        return dict(given)
     raise GenerationError(
         f"json_schema is {given!r:.80}: it must be a JSON schema, as a mapping or as text"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from truthgpt_core.decoding import GenerationError, SamplingParams
+from truthgpt_core.decoding import LONGEST_CONSTRAINT, GenerationError, SamplingParams
 from truthgpt_core.errors import in_one_line
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _Made = TypeVar("_Made")
-
-_LONGEST = 1 << 20
-"""Characters of a schema at most."""
 
 _END = "<|truthgpt end of constrained text|>"
 
@@ -236,8 +233,8 @@ def _schema_text(schema: object) -> str:
         _refuse_duplicates(schema)
     except (TypeError, ValueError, RecursionError) as error:
         raise GenerationError(f"json_schema is not JSON: {in_one_line(error)}") from None
-    if len(text) > _LONGEST:
-        raise GenerationError(f"json_schema has more than {_LONGEST} characters")
+    if len(text) > LONGEST_CONSTRAINT:
+        raise GenerationError(f"json_schema has more than {LONGEST_CONSTRAINT} characters")
     return text
 
 

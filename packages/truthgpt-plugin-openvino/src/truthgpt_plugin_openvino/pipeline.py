@@ -1,4 +1,4 @@
-"""The pipeline of OpenVINO GenAI: many requests, which whoever waits for one advances."""
+"""The pipeline of OpenVINO GenAI: many requests; a thread that waits for one advances all."""
 
 from __future__ import annotations
 

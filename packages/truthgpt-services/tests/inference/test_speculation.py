@@ -122,7 +122,7 @@ def test_guesses_end_where_the_context_does(service):
 
 
 def test_an_engine_that_cannot_crop_is_named(service):
-    """Guesses that are wrong have to be taken back."""
+    """Wrong guesses have to be removed."""
     engine = ExactEngine(Capabilities(crop=False))
     with pytest.raises(GenerationError, match='decoder "prompt-lookup" needs crop'):
         service(engine).generate("x", {LOOKUP: 4})

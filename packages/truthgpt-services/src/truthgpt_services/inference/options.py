@@ -33,7 +33,8 @@ class RequestOptions:
         params: how tokens are chosen, and how many.
         end: tokens that end the text.
         others: options of decoders and logits processors, by name.
-        decoder: the name of the strategy.
+        decoder: the strategy that they are for, to look at; each text gets one of its own.
+        plugins: whose hooks and components are called.
     """
 
     engine: Engine

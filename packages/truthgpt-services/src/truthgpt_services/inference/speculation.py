@@ -175,7 +175,7 @@ class _Draft(Guesser):
         count = min(count, self._positions - len(tokens))
         if count < 1:
             return []
-        # What was guessed wrong is taken back. One token at least is read: it gives the logits.
+        # Wrong guesses are removed. One token at least is read: it gives the logits.
         same = min(common_prefix(self._held, list(tokens)), len(tokens) - 1)
         if same < self._state.length:
             self._engine.crop(self._state, same)

@@ -163,7 +163,12 @@ def generate(
 
     application = get_application()
     with importing():
-        from truthgpt_services.inference.prompts import as_conversation, check_length, read_prompt
+        from truthgpt_services.inference.prompts import (
+            as_conversation,
+            check_length,
+            has_template,
+            read_prompt,
+        )
         from truthgpt_services.models.loading import load_config, pick_device
 
         models: ModelService = application.get_service("model_service")
@@ -195,14 +200,14 @@ def generate(
     if read is None:
         read = _prompt_for(made, prompt_text, system, raw=raw)
     options |= given
+    tokenizer = tokenizer if tokenizer is not None else made.tokenizer
     service.configure(made, tokenizer)
-    if raw and _has_template(tokenizer if tokenizer is not None else made.tokenizer):
+    if raw and has_template(tokenizer):
         click.echo("truthgpt: --raw: the chat template of the model was not applied.", err=True)
     loading = perf_counter() - began
     several = options.get("n", 1) > 1
     streams = service.streams(read, options) if several else [service.stream(read, options)]
     if as_json:
-        tokenizer = tokenizer if tokenizer is not None else made.tokenizer
         found = [
             _as_json("".join(each), each, tokenizer, model=model, loading=loading, options=options)
             for each in streams
@@ -258,12 +263,6 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     except GenerationError as error:
         raise click.UsageError(str(error)) from None
     return found
-
-
-def _has_template(tokenizer: Any) -> bool:
-    from truthgpt_services.inference.prompts import has_template
-
-    return has_template(tokenizer)
 
 
 def _prompt_for(engine: Engine, prompt_text: str, system: str | None, *, raw: bool) -> Any:

@@ -45,7 +45,6 @@ class Request:
         first_token: when its first token was known; None before.
         ended: when it ended; None before.
         made: how many tokens were generated, the one that ended the text not counted.
-        passes: how many tokens were chosen, that one counted.
         reused: how many tokens of the prompt were taken from another sequence.
         prompt_logprobs: of the prompt, if they were asked for.
         finish_reason: None until it ends; then `eos_token`, `length`, `stop_sequence`,
@@ -66,7 +65,6 @@ class Request:
     first_token: float | None = None
     ended: float | None = None
     made: int = 0
-    passes: int = 0
     reused: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None

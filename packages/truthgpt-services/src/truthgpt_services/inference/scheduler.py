@@ -1,7 +1,7 @@
 """Many texts at once: which sequences take part in the next pass through an engine.
 
-There is no thread of its own: whoever waits for a text takes the passes for all, and others who
-wait meanwhile are woken when theirs has grown.
+There is no thread of its own: a thread that waits for a text takes the passes for all, and others
+that wait meanwhile are woken when theirs has grown.
 """
 
 from __future__ import annotations
@@ -303,11 +303,11 @@ class Scheduler:
     def _decode(self, rows: Sequence[Row]) -> None:
         """Give each sequence its next tokens, in one pass."""
         pieces = self._pieces(rows)
-        alone = [each for each in pieces if each[0].is_scoring]
-        together = [each for each in pieces if each not in alone]
+        scoring = [each for each in pieces if each[0].is_scoring]
+        together = [each for each in pieces if not each[0].is_scoring]
         if together:
             self._forward(together, all_logits=False)
-        for each in alone:
+        for each in scoring:
             self._forward([each], all_logits=True)
 
     def _pieces(self, rows: Sequence[Row]) -> list[tuple[Row, list[int]]]:
@@ -396,7 +396,6 @@ class Scheduler:
             ahead: how many more were chosen already.
         """
         request = row.request
-        request.passes += 1
         if request.first_token is None:
             request.first_token = monotonic()
         self._counters.add(generated_tokens=1)

@@ -12,6 +12,9 @@ import torch
 
 from truthgpt_core.decoding import Capabilities, Engine, GenerationError, SequenceState
 
+LONG = {"max_new_tokens": 60, "logit_bias": {0: -100}}
+"""Options of a text that does not end by itself."""
+
 VOCABULARY = 64
 CONTEXT = 256
 
@@ -132,3 +135,8 @@ def logits_of(tokens: Sequence[int]) -> torch.Tensor:
     logits = torch.tensor(list(digest + hashlib.sha256(digest).digest()), dtype=torch.float32) / 32
     logits[0] -= 4.0  # texts end, but not at once
     return logits
+
+
+def alone(make: Any, prompt: str, options: Any = None) -> Any:
+    """Return what a service with nothing else to do makes of a prompt."""
+    return make(ExactEngine()).generate(prompt, options)

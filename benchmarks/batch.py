@@ -12,8 +12,6 @@ a turn takes beyond what was resident after loading. Others take part as in `dec
 from __future__ import annotations
 
 import json
-import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import decode
-from rivals import RIVALS, Requests, answer_greedily, make_rival
+from rivals import Requests, answer_greedily
 
 WORKLOAD = Path(__file__).with_name("workload.json")
 NATIVE = ("native, float32", "native, bfloat16", "native, int8 (the default)", "native, int4")
@@ -32,7 +30,7 @@ def main() -> None:
     """Measure and print."""
     given = decode.contender_arguments(__doc__).parse_args()
     if given.worker:
-        work(given.worker)
+        decode.serve(given.worker, SEQUENCES, POSITIONS, Engine, take_turn)
         return
     pythons = decode.rivals_there(given)
     names = ["torch, int8", *NATIVE, *pythons]
@@ -61,30 +59,21 @@ def read_requests(ids: list[int]) -> Requests:
     return requests
 
 
-def work(name: str) -> None:
-    """Be a contender: answer on standard output what is asked on standard input."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries print
-    contender: Any = make_rival(name, SEQUENCES, POSITIONS) if name in RIVALS else Engine(name)
-    print(json.dumps({}), file=answers)
-    for line in sys.stdin:
-        requests = json.loads(line)["ids"]
-        useful = sum(each["new"] for each in requests)
-        began = time.perf_counter()
-        for each in requests:
-            contender.answer([each])
-        alone = useful / (time.perf_counter() - began)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        resident = _memory("VmRSS")
-        began = time.perf_counter()
-        texts = contender.answer(requests)
-        together = useful / (time.perf_counter() - began)
-        assert [len(text) for text in texts] == [each["new"] for each in requests]
-        memory = _memory("VmHWM") - resident
-        print(
-            json.dumps({"alone": alone, "together": together, "memory": memory / 2**20}),
-            file=answers,
-        )
+def take_turn(contender: Any, what: str, requests: Requests) -> dict[str, Any]:
+    """Take a turn: the requests one after the other, and all of them at once."""
+    useful = sum(each["new"] for each in requests)
+    began = time.perf_counter()
+    for each in requests:
+        contender.answer([each])
+    alone = useful / (time.perf_counter() - began)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    resident = _memory("VmRSS")
+    began = time.perf_counter()
+    texts = contender.answer(requests)
+    together = useful / (time.perf_counter() - began)
+    assert [len(text) for text in texts] == [each["new"] for each in requests]
+    memory = _memory("VmHWM") - resident
+    return {"alone": alone, "together": together, "memory": memory / 2**20}
 
 
 def _memory(what: str) -> int:

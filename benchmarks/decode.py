@@ -76,7 +76,7 @@ def main() -> None:
     )
     given = arguments.parse_args()
     if given.worker:
-        work(given.worker)
+        serve(given.worker, 1, FULL_CONTEXT, Torch, take_turn)
         return
     native = find_spec("truthgpt_plugin_native") is not None
     ours = [name for name in OURS if native or not name.startswith(NATIVE)]
@@ -214,28 +214,45 @@ class Worker:
         return answer
 
 
-def work(name: str) -> None:
-    """Be a contender: answer on standard output what is asked on standard input."""
+def serve(
+    name: str,
+    sequences: int,
+    positions: int,
+    ours: Callable[[str], Any],
+    answer: Callable[[Any, str, list[Any]], dict[str, Any]],
+) -> None:
+    """Be a contender: answer on standard output what is asked on standard input.
+
+    Args:
+        name: of the contender.
+        sequences: how many at once, for the contenders of others.
+        positions: of each.
+        ours: makes a contender of this project.
+        answer: given the contender, what is asked and tokens or requests, returns what was found.
+    """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print
-    contender: Any = make_rival(name, 1, FULL_CONTEXT) if name in RIVALS else Torch(name)
+    contender = make_rival(name, sequences, positions) if name in RIVALS else ours(name)
     print(json.dumps({}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
-        if request["what"].endswith("turn"):
-            ids = request["ids"]
-            found = {
-                "prefill": reading(contender, ids[:LONG_PROMPT]),
-                "decode": contender.decode(ids[:PROMPT], NEW),
-            }
-            if request["what"] == "long turn":
-                found["long prefill"] = reading(contender, ids[:FULL_PROMPT])
-                found["long decode"] = contender.decode(ids[:FULL_PROMPT], FULL_NEW)
-            print(json.dumps(found), file=answers)
-        else:
-            file = Path(os.environ["DECODE_FOLDER"]) / f"{os.getpid()}.npy"
-            contender.predict(request["ids"], PROMPT, file)
-            print(json.dumps({"file": str(file)}), file=answers)
+        print(json.dumps(answer(contender, request["what"], request["ids"])), file=answers)
+
+
+def take_turn(contender: Any, what: str, ids: list[int]) -> dict[str, Any]:
+    """Take a turn, or predict a text into a file."""
+    if what == "predict":
+        file = Path(os.environ["DECODE_FOLDER"]) / f"{os.getpid()}.npy"
+        contender.predict(ids, PROMPT, file)
+        return {"file": str(file)}
+    found = {
+        "prefill": reading(contender, ids[:LONG_PROMPT]),
+        "decode": contender.decode(ids[:PROMPT], NEW),
+    }
+    if what == "long turn":
+        found["long prefill"] = reading(contender, ids[:FULL_PROMPT])
+        found["long decode"] = contender.decode(ids[:FULL_PROMPT], FULL_NEW)
+    return found
 
 
 def reading(contender: Any, ids: list[int]) -> float:

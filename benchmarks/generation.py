@@ -19,9 +19,6 @@ All on SmolLM2-135M-Instruct as int8 with the engine `native`:
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import tempfile
 import threading
 import time
@@ -32,7 +29,7 @@ from typing import Any
 
 import decode
 from batch import POSITIONS, SEQUENCES, read_requests
-from rivals import OPENVINO, RIVALS, make_rival
+from rivals import OPENVINO
 
 OURS = "native, int8 (the default)"
 ARRIVING = 2.0
@@ -55,7 +52,7 @@ def main() -> None:
     """Measure and print."""
     given = decode.contender_arguments(__doc__, only="parts").parse_args()
     if given.worker:
-        work(given.worker)
+        decode.serve(given.worker, SEQUENCES, POSITIONS, Service, measure_part)
         return
     pythons = decode.rivals_there(given)
     pythons = {name: python for name, python in pythons.items() if name == f"{OPENVINO}, Q8_0"}
@@ -96,20 +93,12 @@ def run(pythons: dict[str, str], rounds: int, only: list[str] | None, folder: Pa
         worker.close()
 
 
-def work(name: str) -> None:
-    """Be a contender: answer on standard output what is asked on standard input."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries print
-    contender: Any = make_rival(name, SEQUENCES, POSITIONS) if name in RIVALS else Service(name)
-    print(json.dumps({}), file=answers)
-    for line in sys.stdin:
-        requested = json.loads(line)
-        if requested["what"] == "arrivals":
-            useful = sum(each["new"] for each in requested["ids"])
-            found = {"useful": useful / contender.arrive(requested["ids"])}
-        else:
-            found = getattr(contender, requested["what"])(requested["ids"])
-        print(json.dumps(found), file=answers)
+def measure_part(contender: Any, what: str, given: list[Any]) -> dict[str, Any]:
+    """Measure one part."""
+    if what == "arrivals":
+        return {"useful": sum(each["new"] for each in given) / contender.arrive(given)}
+    found: dict[str, Any] = getattr(contender, what)(given)
+    return found
 
 
 class Service:

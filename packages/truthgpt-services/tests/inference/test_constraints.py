@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from truthgpt_core.decoding import GenerationError, SamplingParams
 from truthgpt_services import InferenceService
-from truthgpt_services.inference.constraints import fits, make_constraint
+from truthgpt_services.inference.constraints import fits, make_constraint, schema_in_grammar
 from truthgpt_services.inference.sampling import Sampler
 
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -127,6 +127,16 @@ def test_every_text_matches_the_expression(speak, regex, seed):
     """From beginning to end, by Python's own reading of it."""
     text, reason = speak(regex=regex, seed=seed, max_new_tokens=40)
     assert reason == "length" or re.fullmatch(regex, text, re.ASCII)
+
+
+def test_every_text_is_a_sentence_of_the_grammar(speak):
+    """Its words in their order, and JSON where a schema stands."""
+    schema = schema_in_grammar({"type": "array", "items": {"enum": [1, 22]}, "maxItems": 2})
+    for seed in range(5):
+        text, reason = speak(grammar=f'start: ("<" {schema} ">")+ "end"', seed=seed)
+        if reason != "length":
+            found = re.fullmatch("(<([^>]*)>)+end", text)
+            assert set(json.loads(found[2])) <= {1, 22}
 
 
 def test_any_json_is_allowed_by_true(speak):
@@ -268,6 +278,9 @@ WRONG = {
     "back reference": {"regex": r"(a)\1"},
     "half a character": {"regex": "\ud800"},
     "no text": {"regex": r"[^\s\S]"},
+    "no grammar": {"grammar": "start: ("},
+    "missing rule": {"grammar": "start: answer"},
+    "schema within a grammar": {"grammar": 'start: "<" %json {"contains": {}} ">"'},
     "deep expression": {"regex": "(" * 10_000 + "a" + ")" * 10_000},
     "wrong type": {"json_schema": {"type": "foo"}},
     "wrong minimum": {"json_schema": {"type": "integer", "minimum": "a"}},
@@ -317,6 +330,8 @@ HOSTILE = {
     "stars": {"regex": "(a*)*" * 500 + "b"},
     "alternatives": {"regex": "|".join(f"x{i}y" for i in range(20_000))},
     "long": {"regex": "ab" * 100_000},
+    "ambiguous": {"grammar": 'start: start start | "a" | ""'},
+    "rules": {"grammar": "start: r0\n" + "\n".join(f"r{i}: r{i + 1}*" for i in range(999))},
     "enum": {"json_schema": {"enum": [f"value {i}" for i in range(20_000)]}},
     "endless": {"json_schema": {"properties": {"a": {"$ref": "#"}}, "required": ["a"]}},
     "properties": {"json_schema": {"properties": {f"p{i}": {} for i in range(5_000)}}},

@@ -67,6 +67,34 @@ def test_a_text_whose_time_is_over_ends_as_it_is(service, make):
     assert alone(make, "slow", LONG)[1:].startswith(text)
 
 
+def test_one_thread_generates_what_others_read_without_waiting(service, engine, make):
+    """As a server does: it is told that there is more, and `next` returns at once."""
+    stopped, more = threading.Event(), threading.Semaphore(0)
+    threads = set()
+    engine.before = lambda pieces: threads.add(threading.get_ident())
+    driver = threading.Thread(target=service.run, args=(stopped.is_set,))
+    driver.start()
+    try:
+        streams = [
+            *service.streams("first", LONG, progressed=more.release),
+            *service.streams("second", LONG, progressed=more.release),
+        ]
+        while any(stream.finish_reason is None for stream in streams):
+            assert more.acquire(timeout=60)
+            for stream in streams:
+                if stream.finish_reason is None and stream.is_ready:
+                    next(stream, None)
+                    more.release()
+    finally:
+        stopped.set()
+        driver.join(timeout=60)
+    assert [stream.text for stream in streams] == [
+        alone(make, "first", LONG),
+        alone(make, "second", LONG),
+    ]
+    assert threads == {driver.ident}
+
+
 def test_more_than_may_wait_is_an_error_at_once(make, engine):
     """It names the setting, and what waits is generated all the same."""
     service = make(engine, max_batch_size=1, max_waiting=2)

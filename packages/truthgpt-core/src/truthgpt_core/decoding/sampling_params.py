@@ -74,6 +74,7 @@ class SamplingParams:
         json_schema: the text is JSON that this schema allows: a mapping, or a text with one. True
             allows any JSON.
         regex: the text matches this regular expression from beginning to end.
+        grammar: the text is a sentence of this grammar, in the Lark syntax of llguidance.
 
     Raises:
         GenerationError: one of them is out of range or of another type.
@@ -96,6 +97,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     json_schema: Mapping[str, Any] | bool | str | None = None
     regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for name, (least, most, what) in _INTEGERS.items():
@@ -112,17 +114,22 @@ class SamplingParams:
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         object.__setattr__(self, "json_schema", _schema(self.json_schema))
-        if self.regex is not None and not isinstance(self.regex, str):
-            raise GenerationError(f"regex is {self.regex!r:.80}: it must be a text")
-        if self.regex is not None and len(self.regex) > LONGEST_CONSTRAINT:
-            raise GenerationError(f"regex has more than {LONGEST_CONSTRAINT} characters")
-        if self.regex is not None and self.json_schema is not None:
-            raise GenerationError("json_schema and regex are both given: an answer has one form")
+        for name in ("regex", "grammar"):
+            text = getattr(self, name)
+            if text is not None and not isinstance(text, str):
+                raise GenerationError(f"{name} is {text!r:.80}: it must be a text")
+            if text is not None and len(text) > LONGEST_CONSTRAINT:
+                raise GenerationError(f"{name} has more than {LONGEST_CONSTRAINT} characters")
+        forms = [name for name in _FORMS if getattr(self, name) is not None]
+        if len(forms) > 1:
+            raise GenerationError(
+                f"{' and '.join(forms)} are given together: an answer has one form"
+            )
 
     @property
     def is_constrained(self) -> bool:
         """Whether the text has to have a form."""
-        return self.json_schema is not None or self.regex is not None
+        return any(getattr(self, name) is not None for name in _FORMS)
 
     def _check(
         self, name: str, kind: type[Any], what: str, least: float, most: float, text: str
@@ -136,6 +143,8 @@ class SamplingParams:
         if not least <= value <= most:
             raise GenerationError(f"{name} is {value}: it must {text}")
 
+
+_FORMS = ("json_schema", "regex", "grammar")
 
 _OPTIONAL = ("logprobs", "prompt_logprobs")
 

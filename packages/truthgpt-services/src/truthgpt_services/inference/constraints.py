@@ -1,4 +1,4 @@
-"""Constraints: text that a JSON schema allows, or that a regular expression matches."""
+"""Constraints: text that a JSON schema, a regular expression or a grammar allows."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def make_constraint(
     2025), which is imported here. What was compiled last for the same tokenizer is used again.
 
     Args:
-        params: with `json_schema` or `regex`.
+        params: with `json_schema`, `regex` or `grammar`.
         tokenizer: a fast one of transformers.
         end: tokens that end a text. Without any, a text ends where nothing can follow it.
 
@@ -115,13 +115,15 @@ def make_constraint(
         A function that begins the constraint of one sequence; None if the text is free.
 
     Raises:
-        GenerationError: the schema or the expression is wrong, has something that cannot be
+        GenerationError: the schema, expression or grammar is wrong, has something that cannot be
             followed, admits no text or is too large; or the tokenizer cannot be read.
     """
     if not params.is_constrained:
         return None
     if params.regex is not None:
         name, text = "regex", params.regex
+    elif params.grammar is not None:
+        name, text = "grammar", params.grammar
     else:
         name, text = "json_schema", _schema_text(params.json_schema)
     if not hasattr(tokenizer, "backend_tokenizer"):
@@ -132,6 +134,21 @@ def make_constraint(
     size = len(tokenizer)
     matcher = _compiled(tokenizer, size, name, text)
     return lambda: Constraint(matcher.deep_copy(), end, size, name)
+
+
+def schema_in_grammar(schema: object) -> str:
+    """Return the part of a grammar (`SamplingParams.grammar`) that a JSON schema stands for.
+
+    Args:
+        schema: a JSON schema; True allows any JSON.
+
+    Raises:
+        GenerationError: it is not JSON, or has something that cannot be followed in a grammar. What
+            else it may have is refused when the grammar is compiled.
+    """
+    text = _schema_text(schema)
+    how = {"lenient": False, "whitespace_pattern": _WHITESPACE}
+    return f"%json {json.dumps(json.loads(text) | {'x-guidance': how})}"
 
 
 def fits(
@@ -159,6 +176,8 @@ def _compiled(tokenizer: Any, size: int, name: str, text: str) -> LLMatcher:
     def compile_it() -> LLMatcher:
         if name == "regex":
             grammar = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, 'dws')}/")
+        elif name == "grammar":
+            grammar = LLMatcher.grammar_from_lark(text)
         else:
             grammar = LLMatcher.grammar_from_json_schema(
                 text, overrides={"lenient": False, "whitespace_pattern": _WHITESPACE}

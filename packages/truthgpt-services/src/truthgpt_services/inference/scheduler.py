@@ -1,7 +1,8 @@
 """Many texts at once: which sequences take part in the next pass through an engine.
 
 There is no thread of its own: a thread that waits for a text takes the passes for all, and others
-that wait meanwhile are woken when theirs has grown.
+that wait meanwhile are woken when theirs has grown. A program that reads texts without waiting, such
+as a server, has one thread take them all (`run`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from truthgpt_services.inference.request import Request
 from truthgpt_services.inference.rows import Row, Rows
 from truthgpt_services.inference.sampling import token_logprobs
 from truthgpt_services.inference.statistics import Counters, SchedulerStatistics
-from truthgpt_services.inference.turns import Turns
+from truthgpt_services.inference.turns import LONGEST_SLEEP, Turns
 
 
 class QueueFullError(GenerationError):
@@ -68,6 +69,7 @@ class Scheduler:
         self._rows = Rows(engine, prefix_cache_tokens)
         self._counters = Counters()
         self._submitted = 0
+        self._submission = threading.Event()
         self._beginning: list[Request] = []
         self._closed = False
         # Whose it is takes the passes.
@@ -107,8 +109,23 @@ class Scheduler:
             entry = (request.priority, self._submitted, request)
             if not self._closed:
                 insort(self._waiting, entry)
+                self._submission.set()
                 return
         self._end(request, "cancelled")
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Take passes whenever there is something to do.
+
+        For a thread that does nothing else; requests are read by others as they progress.
+
+        Args:
+            stop: whether to return; it is asked between two passes, and once a second while there
+                is nothing to do.
+        """
+        while not stop():
+            self._submission.wait(LONGEST_SLEEP)
+            self._submission.clear()
+            self.wait(lambda: stop() or not (self._waiting or self._rows.running))
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Take passes, or let another thread take them, until something is so.
@@ -410,6 +427,8 @@ class Scheduler:
             self._finish(row, "eos_token")
         elif request.made >= request.params.max_new_tokens:
             self._finish(row, "length")
+        else:
+            request.progressed()
 
     # Ends
 
@@ -438,3 +457,4 @@ class Scheduler:
             self._notify(request)
         except Exception as raised:  # noqa: BLE001 - handed to those who wait
             request.error = request.error or raised
+        request.progressed()

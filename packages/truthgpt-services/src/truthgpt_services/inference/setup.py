@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -80,7 +80,12 @@ class Setup:
         return prompt
 
     def start(
-        self, read: Prompt, requested: RequestOptions, priority: int, timeout: float | None
+        self,
+        read: Prompt,
+        requested: RequestOptions,
+        priority: int,
+        timeout: float | None,
+        progressed: Callable[[], None] = lambda: None,
     ) -> TextStream:
         """Return a text: from the cache, or as the scheduler will generate it.
 
@@ -89,6 +94,7 @@ class Setup:
             requested: how.
             priority: lower numbers begin first.
             timeout: seconds after which it ends as it is.
+            progressed: called when more of it can be read.
 
         Raises:
             GenerationError: `priority` is not an integer, or `timeout` not a number.
@@ -111,7 +117,8 @@ class Setup:
         answer, pieces = AnswerText(self.tokenizer.decode, requested.params.stop), deque[str]()
 
         def accept(token: int) -> bool:
-            pieces.append(answer.add(token))
+            if piece := answer.add(token):
+                pieces.append(piece)
             return answer.stopped_by is not None
 
         request = Request(
@@ -120,6 +127,7 @@ class Setup:
             choose=requested.sampler(read.tokens, self.tokenizer),
             accept=accept,
             end=requested.end,
+            progressed=progressed,
             decoder=requested.own_decoder(),
             priority=priority,
             deadline=None if timeout is None else monotonic() + timeout,
@@ -127,7 +135,7 @@ class Setup:
         scheduler = self.scheduler
         assert scheduler is not None
         scheduler.submit(request)
-        stream = TextStream(read, answer, request, lambda: scheduler.cancel(request))
+        stream = TextStream(read, answer, request, pieces, lambda: scheduler.cancel(request))
         return stream.start(_made(scheduler, self.answers, request, answer, pieces, key, requested))
 
 

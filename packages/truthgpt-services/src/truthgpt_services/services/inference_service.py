@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, perf_counter
@@ -230,6 +230,7 @@ class InferenceService:
         *,
         priority: int = 0,
         timeout: float | None = None,
+        progressed: Callable[[], None] = lambda: None,
     ) -> list[TextStream]:
         """Continue a prompt in as many ways as the option `n` says.
 
@@ -238,6 +239,9 @@ class InferenceService:
             options: as for `stream`.
             priority: as for `stream`.
             timeout: as for `stream`.
+            progressed: called when more of one of them can be read without waiting
+                (`TextStream.is_ready`), by the thread that generates, which waits for it to
+                return; it must not raise. Not called for an engine that chooses tokens itself.
 
         Returns:
             One stream for each text. They are generated together, whichever is read.
@@ -246,7 +250,21 @@ class InferenceService:
             GenerationError: as for `stream`.
         """
         setup, requested = self._options(options)
-        return self._streams(setup, prompt, requested, priority, timeout)
+        return self._streams(setup, prompt, requested, priority, timeout, progressed)
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Generate what is asked for, until told to stop.
+
+        For a thread of a program that reads streams without waiting for the model, such as a
+        server. It returns at once where the engine chooses tokens itself, or nothing was
+        configured: such streams generate while they are read.
+
+        Args:
+            stop: whether to return; asked after each token, and once a second in between.
+        """
+        scheduler = None if self._setup is None else self._setup.scheduler
+        if scheduler is not None:
+            scheduler.run(stop)
 
     def _options(self, options: Mapping[str, Any] | None) -> tuple[Setup, RequestOptions]:
         setup = self._setup
@@ -285,6 +303,7 @@ class InferenceService:
         requested: RequestOptions,
         priority: int,
         timeout: float | None,
+        progressed: Callable[[], None] = lambda: None,
     ) -> list[TextStream]:
         if not requested.engine.capabilities.logits:
             return self._of_engine(prompt, requested)
@@ -292,7 +311,7 @@ class InferenceService:
         made: list[TextStream] = []
         try:
             for index in range(requested.params.n):
-                stream = setup.start(read, requested.numbered(index), priority, timeout)
+                stream = setup.start(read, requested.numbered(index), priority, timeout, progressed)
                 pieces = self._announced(stream.tokens, stream.pieces, cached=stream.cached)
                 made.append(stream.start(pieces))
         except BaseException:

@@ -37,8 +37,8 @@ class Request:
         choose: chooses the tokens.
         accept: called with each token of the text, in order; returns whether the text ends there.
         end: tokens that end the text, and are not part of it.
-        progressed: called after tokens were accepted, and when the text has ended, by the thread that
-            takes the passes; it must not raise.
+        progressed: called after each token, and when the text has ended, by the thread that takes
+            the passes; it must not raise.
         decoder: the strategy; None takes one token from each pass, together with other texts.
         priority: requests with lower numbers begin first.
         deadline: in seconds of `time.monotonic`, after which no more is generated.

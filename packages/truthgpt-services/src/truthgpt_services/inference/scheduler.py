@@ -1,8 +1,8 @@
 """Many texts at once: which sequences take part in the next pass through an engine.
 
 There is no thread of its own: a thread that waits for a text takes the passes for all, and others
-that wait meanwhile are woken when theirs has grown. A program that reads texts without waiting, such
-as a server, has one thread take them all (`run`).
+that wait meanwhile are woken when theirs has grown. A program that reads texts without waiting,
+such as a server, has one thread take them all (`run`).
 """
 
 from __future__ import annotations

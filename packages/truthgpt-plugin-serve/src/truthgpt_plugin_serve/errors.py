@@ -1,0 +1,83 @@
+"""Errors as OpenAI's protocol has them: a status, and what the client did or can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from truthgpt_core.errors import TruthGPTError
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+
+
+class ServeError(TruthGPTError):
+    """The server cannot start, or its files cannot be used."""
+
+
+class ApiError(TruthGPTError):
+    """A request that gets an error in place of an answer.
+
+    Args:
+        status: of HTTP.
+        message: what is wrong, for the client; nothing about the server's insides.
+        code: a short name that programs can look for.
+        param: the field of the request that it is about.
+        kind: `invalid_request_error`, `authentication_error`, `rate_limit_error`, `server_error`.
+        headers: further headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        kind: str = INVALID,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.kind = kind
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What the response holds, in JSON types."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def overloaded(message: str, seconds: float = 1.0) -> ApiError:
+    """Return the error of a server that has too much to do.
+
+    Args:
+        message: why.
+        seconds: when it is worth trying again.
+    """
+    return ApiError(
+        429,
+        message,
+        code="rate_limit_exceeded",
+        kind="rate_limit_error",
+        headers={"Retry-After": str(max(1, round(seconds)))},
+    )
+
+
+def unavailable(message: str) -> ApiError:
+    """Return the error of a server that answers no requests now."""
+    return ApiError(503, message, code="unavailable", kind=SERVER, headers={"Retry-After": "1"})
+
+
+def failed(message: str = "The server failed to answer; its log says why") -> ApiError:
+    """Return the error of a server that is at fault."""
+    return ApiError(500, message, code="internal_error", kind=SERVER)

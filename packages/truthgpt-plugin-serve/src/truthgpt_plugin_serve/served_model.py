@@ -1,0 +1,166 @@
+"""A model that is served: what generates with it, and whether it is ready."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truthgpt_core.application import Application
+from truthgpt_core.errors import in_one_line
+from truthgpt_plugin_serve.errors import ServeError
+from truthgpt_plugin_serve.settings import Settings
+
+if TYPE_CHECKING:
+    from truthgpt_core.decoding import Engine
+    from truthgpt_services import InferenceService, ModelService
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """A model that is served.
+
+    Attributes:
+        name: what clients call it.
+        service: generates with it.
+        engine: runs it.
+        tokenizer: of the model; None where the engine keeps it to itself.
+        directory: where the model is saved; None if it is not in a directory.
+        created: when it was loaded, in seconds since 1970.
+        why_not_ready: why requests are refused; None once they are answered.
+        check: what comparing it with its report said.
+    """
+
+    name: str
+    service: InferenceService
+    engine: Engine
+    tokenizer: Any
+    directory: Path | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+    why_not_ready: str | None = "it is being checked"
+    check: str = "not checked"
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to generate what is asked for."""
+        self._thread = threading.Thread(target=self._run, name=f"generate {self.name}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Generate no more."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether what is asked for is generated."""
+        return not self.engine.capabilities.logits or (
+            self._thread is not None and self._thread.is_alive()
+        )
+
+    def _run(self) -> None:
+        try:
+            self.service.run(self._stopping.is_set)
+        except BaseException:
+            # Its requests would wait forever: the server says that it is not alive.
+            logger.exception("The thread that generates with %s ended", self.name)
+
+
+def split_names(given: Sequence[str]) -> dict[str, str]:
+    """Return models by the names that clients use.
+
+    Args:
+        given: each is a model, or NAME=MODEL. Without a name it is called after the last part of
+            its path.
+
+    Raises:
+        ServeError: two have one name.
+    """
+    found: dict[str, str] = {}
+    for each in given:
+        name, mark, model = each.partition("=")
+        if not mark or "/" in name or ":" in name or Path(each).exists():
+            path = each.partition("#")[0].rstrip("/")
+            model, name = each, path.rpartition("/")[2].removesuffix(".gguf") or each
+        if name in found:
+            raise ServeError(
+                f'Two models are called "{name}": {found[name]} and {model}',
+                hint="Write NAME=MODEL for one of them.",
+            )
+        found[name] = model
+    return found
+
+
+def load(
+    name: str,
+    model: str,
+    settings: Settings,
+    progress: Callable[[str, int, int], None],
+    application: Application,
+) -> ServedModel:
+    """Load a model.
+
+    Args:
+        name: what clients call it.
+        model: a directory, a GGUF file, or whatever else a model source knows.
+        settings: of the server.
+        progress: called with what is done, and how much of it.
+        application: whose services are used, by this model alone.
+
+    Raises:
+        TruthGPTError: it cannot be loaded.
+    """
+    models: ModelService = application.get_service("model_service")
+    service: InferenceService = application.get_service("inference_service")
+    models.progress = progress
+    source = models.resolve(model)
+    given = dict(settings.given)
+    found: list[Path] = []
+    engine = models.make_engine(
+        source,
+        {"device": settings.device},
+        engine=settings.engine,
+        given=given,
+        before_loading=found.append,
+    )
+    if given:
+        raise ServeError(
+            f'The engine {engine.name} has no option "{min(given)}"',
+            hint="Options of requests are given with each request.",
+        )
+    tokenizer = engine.tokenizer
+    if tokenizer is None and found:
+        tokenizer = models.load_tokenizer(str(found[0]))
+    service.configure(
+        engine,
+        tokenizer,
+        {
+            "max_batch_size": settings.max_batch_size,
+            "max_waiting": settings.max_waiting,
+            "prefix_cache_tokens": settings.prefix_cache_tokens,
+            "use_cache": settings.response_cache is not None,
+            "cache_dir": settings.response_cache,
+        },
+    )
+    return ServedModel(name, service, engine, tokenizer, found[0] if found else None)
+
+
+def warm_up(model: ServedModel) -> None:
+    """Generate a token, so that the first request does not wait for what is made on first use.
+
+    Raises:
+        ServeError: the model generates nothing.
+    """
+    try:
+        for _ in model.service.stream("Hello", {"max_new_tokens": 1}):
+            pass
+    except Exception as error:
+        raise ServeError(f"{model.name} generates nothing: {in_one_line(error)}") from error

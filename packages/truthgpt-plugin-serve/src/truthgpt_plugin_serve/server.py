@@ -1,0 +1,141 @@
+"""The server's process: limits on connections, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from truthgpt_plugin_serve.app import Application
+from truthgpt_plugin_serve.errors import ServeError
+from truthgpt_plugin_serve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_MOST_HEADER_BYTES = 32 << 10
+_KEEP_ALIVE = 30
+_AFTER_DRAINING = 5
+
+
+class Server(uvicorn.Server):
+    """A server that ends its answers before it stops.
+
+    After SIGTERM or SIGINT new requests get 503, and answers that have begun go on until they end,
+    or until `Settings.drain_timeout` is over. A second signal stops at once.
+
+    Args:
+        application: what is served.
+        settings: of the server.
+        host: the address it listens at.
+        port: 0 for any that is free.
+    """
+
+    def __init__(self, application: Application, settings: Settings, host: str, port: int) -> None:
+        config = uvicorn.Config(
+            application,
+            host=host,
+            port=port,
+            http=_protocol(settings.body_timeout),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=_AFTER_DRAINING,
+            h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+            backlog=2048,
+        )
+        super().__init__(config)
+        self._application = application
+        self._settings = settings
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal says to stop."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Begin to stop; stop at once if it has begun."""
+        if self._application.context.draining or self._loop is None:
+            super().handle_exit(sig, frame)
+            return
+        self._application.context.draining = True
+        self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _begin_to_drain(self) -> None:
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        logger.info("draining", extra={"fields": {"open": self._application.guard.open}})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout):
+                while self._application.guard.open:
+                    await asyncio.sleep(0.02)
+        logger.info("stopping", extra={"fields": {"cut": self._application.guard.open}})
+        self.should_exit = True
+
+
+def _protocol(seconds: float) -> type[H11Protocol]:
+    class Bounded(H11Protocol):
+        """Closes connections whose request does not come."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            if self.cycle is not None and self.cycle.response_complete:
+                self._wait()
+            super().data_received(data)
+
+        def _wait(self) -> None:
+            before = self.cycle
+
+            def look() -> None:
+                if self.cycle is before and not self.transport.is_closing():
+                    self.transport.close()
+
+            self.loop.call_later(seconds, look)
+
+    return Bounded
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address.
+
+    Raises:
+        ServeError: it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise ServeError(
+            f"{host}:{port} cannot be listened at: {error}",
+            hint="Another server may use it; --port takes another.",
+        ) from None
+    return listening
+
+
+def raise_file_limit(wanted: int) -> None:
+    """Let the process have as many connections as it may."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -34,9 +34,10 @@ TRACKERS = tuple(
 )
 OPENAI = PACKAGES / "truthgpt-plugin-openai"
 OPENVINO = PACKAGES / "truthgpt-plugin-openvino"
+SERVE = PACKAGES / "truthgpt-plugin-serve"
 COMPUTING = (NATIVE, QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)
-EVERY = (*ALL, OPENAI, OPENVINO, *TRACKERS)
+EVERY = (*ALL, OPENAI, OPENVINO, SERVE, *TRACKERS)
 WHEELS = ROOT / ".nox" / "built"
 DIST = ROOT / "dist"
 
@@ -262,9 +263,9 @@ def core(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def packages(session: nox.Session) -> None:
-    """Services, the engine openai, plugins and workspace, in one environment, for torch's sake."""
+    """All that needs torch, one after the other in one environment, for torch's sake."""
     failed = []
-    for checks in (services, openai, plugins, workspace):
+    for checks in (services, openai, serve, plugins, workspace):
         try:
             checks(session)
         except CommandFailed:
@@ -276,7 +277,7 @@ def packages(session: nox.Session) -> None:
 @nox.session(python=PYTHON, default=False)
 def services(session: nox.Session) -> None:
     """The services, with no plugin installed."""
-    uninstall(session, *COMPUTING, OPENAI)
+    uninstall(session, *COMPUTING, OPENAI, SERVE)
     install(session, CORE, SERVICES)
     run_tests(session, SERVICES / "tests")
 
@@ -289,6 +290,16 @@ def openai(session: nox.Session) -> None:
     session.install(*TYPES)
     session.run("mypy", "--strict", str(OPENAI / "src"))
     run_tests(session, OPENAI / "tests")
+
+
+@nox.session(python=PYTHON, default=False)
+def serve(session: nox.Session) -> None:
+    """The server, and its types."""
+    uninstall(session, *COMPUTING, OPENAI)
+    install(session, CORE, SERVICES, SERVE)
+    session.install(*TYPES)
+    session.run("mypy", "--strict", str(SERVE / "src"))
+    run_tests(session, SERVE / "tests")
 
 
 @nox.session(python=PYTHON, default=False)
@@ -310,7 +321,7 @@ def engines(session: nox.Session) -> None:
 def plugins(session: nox.Session) -> None:
     """The plugins that compute, one after the other, without the services."""
     for package in COMPUTING:
-        uninstall(session, SERVICES, *COMPUTING, OPENAI)
+        uninstall(session, SERVICES, *COMPUTING, OPENAI, SERVE)
         install(session, CORE, package)
         run_tests(session, package / "tests")
 

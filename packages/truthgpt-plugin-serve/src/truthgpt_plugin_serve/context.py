@@ -62,6 +62,7 @@ class Context:
         settings: of the server.
         metrics: what is counted.
         draining: whether new requests are refused, since the server is about to stop.
+        live: what is generated now.
     """
 
     def __init__(self, models: Mapping[str, ServedModel], settings: Settings) -> None:
@@ -69,6 +70,7 @@ class Context:
         self.settings = settings
         self.metrics = Metrics(models)
         self.draining = False
+        self.live: set[Generation] = set()
         # For tokenizers, templates and grammars, which would hold up the streams.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read request")
         # An engine that chooses tokens itself takes a thread for each text.
@@ -178,7 +180,7 @@ class Context:
         if self.settings.log_prompts:
             record.log["prompt"] = getattr(prompt, "text", prompt)
         try:
-            return await Generation.start(
+            made = await Generation.start(
                 model,
                 prompt,
                 options,
@@ -192,8 +194,11 @@ class Context:
             if record.allowance is not None:
                 record.allowance.give_tokens(most)
             raise
+        self.live.add(made)
+        return made
 
     def _ended(self, record: Record, charged: int, prompt: int, made: Generation) -> None:
+        self.live.discard(made)
         generated = sum(len(stream.tokens) for stream in made.streams)
         record.log["generated_tokens"] = record.log.get("generated_tokens", 0) + generated
         first = made.streams[0].first_token_seconds if made.streams else None

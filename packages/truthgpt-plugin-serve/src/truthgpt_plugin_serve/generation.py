@@ -138,6 +138,13 @@ class Generation:
             self._is_open = False
             self._ended(self)
 
+    def cut(self) -> None:
+        """End it as it is, because the server stops; its client gets an error."""
+        for stream in self.streams:
+            if stream.finish_reason is None:
+                stream.close()
+        self._changed.set()
+
     async def _next(self, stream: TextStream, *, waits: bool) -> str | None:
         try:
             if waits:

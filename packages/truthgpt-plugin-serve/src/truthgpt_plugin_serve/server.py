@@ -75,12 +75,19 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         logger.info("draining", extra={"fields": {"open": self._application.guard.open}})
+        await self._until_idle(self._settings.drain_timeout)
+        cut = list(self._application.context.live)
+        for each in cut:
+            each.cut()
+        await self._until_idle(_AFTER_DRAINING)
+        logger.info("stopping", extra={"fields": {"cut": len(cut)}})
+        self.should_exit = True
+
+    async def _until_idle(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_timeout):
+            async with asyncio.timeout(seconds):
                 while self._application.guard.open:
                     await asyncio.sleep(0.02)
-        logger.info("stopping", extra={"fields": {"cut": self._application.guard.open}})
-        self.should_exit = True
 
 
 def _protocol(seconds: float) -> type[H11Protocol]:

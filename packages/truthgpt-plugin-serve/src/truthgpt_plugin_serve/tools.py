@@ -140,25 +140,28 @@ class CallReader:
     def add(self, piece: str) -> tuple[str, list[Call]]:
         """Take the next piece; return the text to pass on, and calls that are whole now."""
         self._left += piece
-        passed, found = "", []
+        passed, before = "", len(self.calls)
         while True:
-            before, mark, after = self._left.partition(END if self._is_call else BEGIN)
+            part, mark, after = self._left.partition(END if self._is_call else BEGIN)
             if not mark:
                 break
             if self._is_call:
-                found.append(_read(before))
+                self.calls.append(_read(part))
             else:
-                passed += before
+                passed += self._said(part)
             self._left, self._is_call = after, not self._is_call
-        self.calls += found
         if not self._is_call:
             # What may become the mark is held back until it cannot.
             sizes = range(len(BEGIN) - 1, 0, -1)
             held = next((size for size in sizes if self._left.endswith(BEGIN[:size])), 0)
-            passed += self._left[: len(self._left) - held]
-            self._left = self._left[len(self._left) - held :]
-        # Between two calls there is a line break, which says nothing.
-        return ("" if self.calls and not passed.strip() else passed), found
+            whole = len(self._left) - held
+            passed += self._said(self._left[:whole])
+            self._left = self._left[whole:]
+        return passed, self.calls[before:]
+
+    def _said(self, text: str) -> str:
+        """Return text but for the line breaks between calls."""
+        return text if not self.calls or text.strip() else ""
 
     def rest(self) -> str:
         """Return text that was held back, once there is no more; a call that is cut off is none."""

@@ -1,0 +1,181 @@
+"""Clients that leave, too many of them, deadlines, and the end of the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from running import CHAT, LONG, Running, running, until
+
+
+@contextmanager
+def stream(server: Running, body: Any) -> Iterator[Iterator[str]]:
+    """Ask for a stream; give its lines."""
+    with httpx2.stream(
+        "POST", f"{server.url}/chat/completions", json=body | {"stream": True}, timeout=60
+    ) as answer:
+        assert answer.status_code == 200, answer.read()
+        yield answer.iter_lines()
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+def test_a_client_that_leaves_frees_its_row(server: Running, streamed: bool) -> None:
+    """Within a step, and not at the end of its text."""
+    before = server.service.statistics.cancelled
+    if streamed:
+        with stream(server, LONG) as lines:
+            next(lines)
+    else:
+        body = json.dumps(LONG | {"n": 4}).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % len(
+            body
+        )
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(head + b"Content-Type: application/json\r\n\r\n" + body)
+            until(lambda: server.service.statistics.running > 0)
+    until(lambda: server.service.statistics.cancelled > before)
+    server.until_idle()
+
+
+def test_too_many_requests_get_429_at_once(tiny: Path) -> None:
+    """With when to come back; those that were let in are answered."""
+    with running(tiny, max_batch_size=1, max_waiting=2) as server:
+        with ThreadPoolExecutor(24) as threads:
+            asked = [threads.submit(server.post, "/v1/chat/completions", LONG) for _ in range(24)]
+            answers = [each.result() for each in asked]
+        statuses = sorted(each.status_code for each in answers)
+        refused = [each for each in answers if each.status_code == 429]
+        assert set(statuses) == {200, 429}
+        assert refused
+        assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
+        assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
+        server.until_idle()
+
+
+def test_an_answer_that_is_too_late_is_an_error(tiny: Path) -> None:
+    """And no text that looks whole."""
+    with running(tiny, request_timeout=0.05) as server:
+        answer = server.post("/v1/chat/completions", LONG)
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+        with stream(server, LONG) as lines:
+            events = [line for line in lines if line.startswith("data: {")]
+        assert json.loads(events[-1][6:])["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_model_that_fails_is_an_error_without_its_insides(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests that it had get it, and the next one is answered."""
+    with running(tiny) as server:
+        engine, forward = server.model.engine, server.model.engine.forward
+
+        def fail(*args: Any, **options: Any) -> Any:
+            raise RuntimeError("secret of /root/model.py")
+
+        monkeypatch.setattr(engine, "forward", fail)
+        answer = server.post("/v1/chat/completions", CHAT)
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+        monkeypatch.setattr(engine, "forward", forward)
+        assert server.post("/v1/chat/completions", CHAT | {"max_tokens": 2}).status_code == 200
+
+
+@pytest.fixture
+def process(tiny: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, as a user starts it, and its address."""
+    truthgpt = Path(sys.executable).with_name("truthgpt")
+    command = (truthgpt, "serve", str(tiny), "--port", "0")
+    with subprocess.Popen(
+        [*command, "--engine", "torch", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as running_now:
+        assert running_now.stderr is not None
+        assert running_now.stdout is not None
+        url = ""
+        for line in running_now.stderr:
+            if found := re.search(r"http://127\.0\.0\.1:\d+/v1", line):
+                url = found[0]
+                break
+        threading.Thread(target=running_now.stdout.read, daemon=True).start()
+        threading.Thread(target=running_now.stderr.read, daemon=True).start()
+        root = url.removesuffix("/v1")
+        until(lambda: httpx2.get(f"{root}/readyz").status_code == 200)
+        try:
+            yield running_now, url
+        finally:
+            running_now.kill()
+
+
+@pytest.mark.slow
+def test_sigterm_lets_streams_end_and_refuses_new_requests(
+    process: tuple[subprocess.Popen[str], str],
+) -> None:
+    """Nothing that was begun is lost, and the process ends with 0."""
+    command, url = process
+    body = LONG | {"stream": True}
+    ends = []
+    began = threading.Barrier(9, timeout=60)
+
+    def follow() -> None:
+        with httpx2.stream("POST", f"{url}/chat/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            began.wait()
+            ends.append([first, *(line for line in lines if line)][-2:])
+
+    followers = [threading.Thread(target=follow) for _ in range(8)]
+    for each in followers:
+        each.start()
+    began.wait()
+    command.send_signal(signal.SIGTERM)
+    refused = None
+    while refused is None and command.poll() is None:
+        try:
+            answer = httpx2.post(f"{url}/chat/completions", json=CHAT, timeout=60)
+        except httpx2.TransportError:
+            break
+        refused = answer.status_code if answer.status_code != 200 else None
+    for each in followers:
+        each.join(60)
+    assert len(ends) == 8
+    assert {end[1] for end in ends} == {"data: [DONE]"}
+    reasons = {json.loads(end[0][6:])["choices"][0]["finish_reason"] for end in ends}
+    assert reasons == {"length"}
+    assert refused == 503
+    assert command.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_draining_ends_in_time(tiny: Path) -> None:
+    """Streams that go on too long are cut, with an event that says so."""
+    with running(tiny, drain_timeout=0.1) as server:
+        forward = server.model.engine.forward
+
+        def slow(*args: Any, **options: Any) -> Any:
+            time.sleep(0.05)
+            return forward(*args, **options)
+
+        server.model.engine.forward = slow  # type: ignore[method-assign]
+        with stream(server, LONG) as lines:
+            next(lines)
+            server.server.handle_exit(signal.SIGTERM, None)
+            events = [line for line in lines if line.startswith("data: {")]
+        assert "stopped" in json.loads(events[-1][6:])["error"]["message"]

@@ -1,0 +1,148 @@
+"""What cannot be done is refused, by its name, in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from running import CHAT, Running
+
+TEXT: dict[str, Any] = {"model": "tiny", "prompt": "Hello"}
+RESPONSE: dict[str, Any] = {"model": "tiny", "input": "Hello"}
+
+
+def refused(server: Running, path: str, body: Any) -> dict[str, Any]:
+    """Return the error of a request that the server does not take."""
+    answer = server.post(path, body)
+    assert answer.status_code == 400, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    return error
+
+
+UNSUPPORTED = [
+    ("/v1/chat/completions", CHAT, "audio", {"voice": "alloy"}),
+    ("/v1/chat/completions", CHAT, "web_search_options", {}),
+    ("/v1/chat/completions", CHAT, "store", True),
+    ("/v1/chat/completions", CHAT, "service_tier", "flex"),
+    ("/v1/completions", TEXT, "suffix", "the end"),
+    ("/v1/completions", TEXT, "best_of", 3),
+    ("/v1/responses", RESPONSE, "previous_response_id", "resp_1"),
+    ("/v1/responses", RESPONSE, "tools", []),
+    ("/v1/responses", RESPONSE, "store", True),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "name", "value"), UNSUPPORTED)
+def test_a_field_that_is_not_supported_is_named(
+    server: Running, path: str, body: dict[str, Any], name: str, value: Any
+) -> None:
+    """It is never ignored."""
+    error = refused(server, path, body | {name: value})
+    assert error["param"] == name
+    assert name in error["message"]
+
+
+def test_a_field_that_is_null_is_not_given(server: Running) -> None:
+    """Clients send null for what they leave out, supported or not."""
+    body = CHAT | {"max_tokens": 1, "audio": None, "stop": None, "tools": None}
+    assert server.post("/v1/chat/completions", body).status_code == 200
+
+
+def test_a_misspelled_field_is_recognized(server: Running) -> None:
+    """With what was meant."""
+    error = refused(server, "/v1/chat/completions", CHAT | {"max_token": 3})
+    assert 'Did you mean "max_tokens"?' in error["message"]
+
+
+def test_content_that_is_not_text_is_refused(server: Running) -> None:
+    """A picture is no text, and nobody is to think that it was looked at."""
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    message = {"role": "user", "content": [{"type": "text", "text": "Look"}, part]}
+    error = refused(server, "/v1/chat/completions", CHAT | {"messages": [message]})
+    assert "messages" in error["message"]
+
+
+def test_too_long_a_prompt_is_refused_with_both_numbers(server: Running) -> None:
+    """Never cut, and never answered by an empty text."""
+    prompt = "word " * 600
+    tokens = len(server.model.tokenizer(prompt).input_ids)
+    error = refused(server, "/v1/completions", TEXT | {"prompt": prompt})
+    assert error["code"] == "context_length_exceeded"
+    assert "512" in error["message"]
+    assert str(tokens) in error["message"]
+    error = refused(server, "/v1/chat/completions", CHAT | {"max_tokens": 1000})
+    assert "512" in error["message"]
+    assert "1000" in error["message"]
+
+
+CONSTRAINTS: dict[str, dict[str, Any]] = {
+    "keyword": {"contains": {"const": 1}},
+    "type": {"type": "number or so"},
+    "reference": {"$ref": "https://example.com/schema.json"},
+    "nothing": {"type": "integer", "minimum": 3, "maximum": 2},
+}
+
+
+@pytest.mark.parametrize("schema", CONSTRAINTS.values(), ids=CONSTRAINTS)
+def test_a_schema_that_cannot_be_followed_is_refused(
+    server: Running, schema: dict[str, Any]
+) -> None:
+    """As the form of an answer, and as the arguments of a function, which is named."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    refused(server, "/v1/chat/completions", CHAT | {"response_format": form})
+    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+    tool = {"type": "function", "function": {"name": "measure", "parameters": parameters}}
+    error = refused(server, "/v1/chat/completions", CHAT | {"tools": [tool]})
+    assert '"measure"' in error["message"]
+    assert error["param"] == "tools[0].function.parameters"
+
+
+WRONG: list[tuple[str, Any]] = [
+    ("/v1/chat/completions", b"{"),
+    ("/v1/chat/completions", b""),
+    ("/v1/chat/completions", b"[" * 100_000),
+    ("/v1/chat/completions", b'{"model": 1e999}'),
+    ("/v1/chat/completions", {}),
+    ("/v1/chat/completions", []),
+    ("/v1/chat/completions", CHAT | {"messages": []}),
+    ("/v1/chat/completions", CHAT | {"messages": [{"role": "king", "content": "x"}]}),
+    ("/v1/chat/completions", CHAT | {"messages": [{"role": "user"}]}),
+    ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": "\ud800"}]}),
+    ("/v1/chat/completions", CHAT | {"temperature": -1}),
+    ("/v1/chat/completions", CHAT | {"temperature": "hot"}),
+    ("/v1/chat/completions", CHAT | {"top_p": 0}),
+    ("/v1/chat/completions", CHAT | {"n": 0}),
+    ("/v1/chat/completions", CHAT | {"max_tokens": True}),
+    ("/v1/chat/completions", CHAT | {"stop": ""}),
+    ("/v1/chat/completions", CHAT | {"logit_bias": {"x": 1}}),
+    ("/v1/chat/completions", CHAT | {"top_logprobs": 2}),
+    ("/v1/chat/completions", CHAT | {"tool_choice": "required"}),
+    ("/v1/completions", TEXT | {"prompt": []}),
+    ("/v1/completions", TEXT | {"prompt": ""}),
+    ("/v1/completions", TEXT | {"prompt": [99999]}),
+    ("/v1/completions", TEXT | {"prompt": [-1]}),
+    ("/v1/completions", TEXT | {"prompt": [[]]}),
+    ("/v1/completions", TEXT | {"max_tokens": 0}),
+    ("/v1/responses", RESPONSE | {"input": []}),
+    ("/v1/responses", RESPONSE | {"text": {"format": {"type": "xml"}}}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_request_is_one_clear_error(server: Running, path: str, body: Any) -> None:
+    """In a sentence, without anything of the server's insides."""
+    error = refused(server, path, body)
+    assert error["message"]
+    assert "Traceback" not in error["message"]
+    assert ".py" not in error["message"]
+
+
+def test_an_unknown_route_or_model_is_404(server: Running) -> None:
+    """In the same form."""
+    answer = server.get("/v1/engines")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+    answer = server.post("/v1/chat/completions", CHAT | {"model": "gpt-5"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert server.get("/v1/chat/completions").status_code == 405

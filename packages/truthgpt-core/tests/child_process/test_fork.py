@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from truthgpt_core.child_process import ChildError, forked
+from truthgpt_core.child_process import ChildError, Fork, forked
 from truthgpt_core.errors import TruthGPTError, UsageError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs os.fork")
@@ -119,3 +120,69 @@ def test_nothing_is_left_behind(capfd) -> None:
     thread.join()
     assert found == [True, True]
     assert capfd.readouterr() == ("", "")
+
+
+def stays(work, seconds: float = 20) -> Fork:
+    return Fork(work, "The work", seconds=seconds, memory=1 << 28, errors=[UsageError])
+
+
+def test_a_fork_that_stays_is_one_process() -> None:
+    """It answers one call after the other, of any thread."""
+    fork = stays(lambda item: [item, os.getpid()])
+    found = []
+    threads = [threading.Thread(target=lambda n=n: found.append(fork(n))) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(item for item, _ in found) == list(range(8))
+    assert len({pid for _, pid in found} - {os.getpid()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (lambda item: 1 / item, "The work: ZeroDivisionError: division by zero"),
+        (lambda item: item or "x" * 10**9, "The work: MemoryError"),
+        (lambda item: item or os.kill(os.getpid(), signal.SIGSEGV), "The work: killed by SIGSEGV"),
+        (lambda item: item or time.sleep(60), "The work: it takes more than 1 s"),
+    ],
+)
+def test_a_fork_that_stays_answers_after_a_failure(work, said: str) -> None:
+    """Whatever one call did to it."""
+    fork = stays(work, seconds=1)
+    for _ in range(2):
+        assert fork(1) == 1
+        with pytest.raises(ChildError) as failed:
+            fork(0)
+        assert str(failed.value) == said
+    with pytest.raises(UsageError, match=r"No\. Say please"):
+        stays(refuse)(1)
+
+
+def test_a_fork_that_stays_ends_with_whoever_holds_it() -> None:
+    """No process is left, nor a pipe."""
+    descriptors = Path("/proc/self/fd")
+
+    def opened() -> int:
+        return len(list(descriptors.iterdir())) if descriptors.exists() else 0
+
+    gc.collect()
+    before = opened()
+    fork = stays(lambda item: os.getpid())
+    pid = fork(0)
+    del fork
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert opened() == before
+
+
+def test_a_fork_that_stays_holds_nothing_open() -> None:
+    """A connection that this process closes is closed."""
+    reading, writing = os.pipe()
+    fork = stays(lambda item: item)
+    assert fork("started") == "started"
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == b""
+    assert fork("still there") == "still there"

@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truthgpt_core.application import Application
-from truthgpt_core.errors import in_one_line
+from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_plugin_serve.errors import ServeError
 from truthgpt_plugin_serve.settings import Settings
 
@@ -118,27 +119,36 @@ def load(
     Raises:
         TruthGPTError: it cannot be loaded.
     """
+    from truthgpt_services.inference.prompts import read_prompt
+
     models: ModelService = application.get_service("model_service")
     service: InferenceService = application.get_service("inference_service")
     models.progress = progress
     source = models.resolve(model)
     given = dict(settings.given)
-    found: list[Path] = []
+    directory: Path | None = None
+    tokenizer: Any = None
+
+    def before_loading(found: Path) -> None:
+        nonlocal directory, tokenizer
+        directory, tokenizer = found, models.load_tokenizer(str(found))
+        with suppress(TruthGPTError):
+            # The process that applies chat templates is a fork: as yet it has little to copy.
+            read_prompt(tokenizer, [{"role": "user", "content": "Hello"}])
+
     engine = models.make_engine(
         source,
         {"device": settings.device},
         engine=settings.engine,
         given=given,
-        before_loading=found.append,
+        before_loading=before_loading,
     )
     if given:
         raise ServeError(
             f'The engine {engine.name} has no option "{min(given)}"',
             hint="Options of requests are given with each request.",
         )
-    tokenizer = engine.tokenizer
-    if tokenizer is None and found:
-        tokenizer = models.load_tokenizer(str(found[0]))
+    tokenizer = engine.tokenizer if engine.tokenizer is not None else tokenizer
     service.configure(
         engine,
         tokenizer,
@@ -150,7 +160,7 @@ def load(
             "cache_dir": settings.response_cache,
         },
     )
-    return ServedModel(name, service, engine, tokenizer, found[0] if found else None)
+    return ServedModel(name, service, engine, tokenizer, directory)
 
 
 def warm_up(model: ServedModel) -> None:

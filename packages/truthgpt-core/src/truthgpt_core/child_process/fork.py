@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from truthgpt_core.child_process.child import ChildError, failure, message, read, write
 from truthgpt_core.child_process.parent import Ended
@@ -79,14 +82,148 @@ def forked(
                 yield read(pipe, name, errors)[1]
             is_whole = True
     finally:
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        how = _end(child, seconds)
     if not is_whole:
-        how = Ended(code, b"", "").how
-        if code == -signal.SIGALRM:
-            how = f"it takes more than {seconds:g} s"
         raise ChildError(f"{name}: {how}", how)
+
+
+class Fork:
+    """A fork of this process that stays, for a function that is called again and again.
+
+    It is made by the first call, and again after one that ended it. What this process has changed
+    since then, the function does not see. Several threads may call it; it answers one at a time.
+
+    Args:
+        work: as for `forked`; takes something in JSON types.
+        name: what errors begin with.
+        seconds: how long a call may take.
+        memory: bytes that it may take beside those of this process; only on Linux.
+        errors: classes that errors which it raises have here.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Any], Any],
+        name: str,
+        *,
+        seconds: float,
+        memory: int,
+        errors: Iterable[type[TruthGPTError]] = (),
+    ) -> None:
+        self._work = work
+        self._name = name
+        self._seconds = seconds
+        self._memory = memory
+        self._errors = tuple(errors)
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+
+    def __call__(self, item: Any) -> Any:
+        """Return what the function makes of an item.
+
+        Raises:
+            TruthGPTError: it was raised there; of the nearest of the classes.
+            ChildError: something else was raised there, or a limit ended it.
+        """
+        if not hasattr(os, "fork"):
+            (made,) = forked(self._work, [item], self._name, seconds=0, memory=0)
+            return made
+        with self._lock:
+            child = self._child
+            if child is None or child.parent != os.getpid():
+                child = self._child = _Child(self._work, self._seconds, self._memory)
+            is_answered = False
+            try:
+                write(child.requests, json.dumps(item).encode() + b"\n")
+                made = read(child.answers, self._name, self._errors)[1]
+                is_answered = True
+            except (EOFError, BrokenPipeError):
+                pass
+            except TruthGPTError:
+                is_answered = True
+                raise
+            finally:
+                # After an interrupt, what comes next would be the answer to this.
+                if not is_answered:
+                    self._child = None
+                    how = child.end()
+            if not is_answered:
+                raise ChildError(f"{self._name}: {how}", how)
+            return made
+
+
+class _Child:
+    """The process of a `Fork`; it ends when nobody holds this."""
+
+    def __init__(self, work: Callable[[Any], Any], seconds: float, memory: int) -> None:
+        self.parent = os.getpid()
+        self._seconds = seconds
+        asked, self.requests = os.pipe()
+        reading, answers = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of other threads, which is known
+            self._id = os.fork()
+        if self._id == 0:
+            try:
+                _answer(work, asked, answers, seconds, memory)
+            finally:
+                os._exit(0)
+        os.close(asked)
+        os.close(answers)
+        self.answers = os.fdopen(reading, "rb")
+        self._finalizer = weakref.finalize(
+            self, _finish, self.parent, self._id, self.requests, self.answers
+        )
+
+    def end(self) -> str:
+        """End it; return how it has ended, in a few words."""
+        self._finalizer.detach()
+        os.close(self.requests)
+        self.answers.close()
+        return _end(self._id, self._seconds)
+
+
+def _answer(
+    work: Callable[[Any], Any], asked: int, answers: int, seconds: float, memory: int
+) -> None:
+    """Be the child of a `Fork`: answer requests until there are no more."""
+    # What the parent has open, such as its connections, would stay open when it closes them.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    low, high = sorted((asked, answers))
+    os.closerange(3, low)
+    os.closerange(low + 1, high)
+    os.closerange(high + 1, max(high + 2, os.sysconf("SC_OPEN_MAX")))
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _limit(memory)
+    for line in os.fdopen(asked, "rb"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            content = message("result", work(json.loads(line)))
+        except BaseException as error:  # noqa: BLE001 - raised in the other process
+            content = failure(error)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        write(answers, content)
+
+
+def _finish(parent: int, child: int, requests: int, answers: IO[bytes]) -> None:
+    os.close(requests)
+    answers.close()
+    if os.getpid() == parent:
+        _end(child, 0)
+
+
+def _end(child: int, seconds: float) -> str:
+    """End a fork, if it has not ended; return how it has, in a few words."""
+    # One that has ended by itself says why, which it would not say after this.
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == -signal.SIGALRM:
+        return f"it takes more than {seconds:g} s"
+    return Ended(code, b"", "").how
 
 
 def _limit(memory: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from truthgpt_core.child_process import ChildError, forked
+from truthgpt_core.child_process import ChildError, Fork, forked
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_services.errors import DataError
 
@@ -54,6 +54,23 @@ def with_limits(
     except ChildError as error:
         raise refused(items[len(made)], error.how[:500]) from None
     return made
+
+
+def limited_template(apply: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function that applies a chat template, in a fork that stays.
+
+    The limits are those of `with_limits`, for each call.
+
+    Args:
+        apply: applies it; takes and returns something in JSON types, and uses no thread.
+    """
+    fork = Fork(apply, "The chat template", seconds=SECONDS, memory=_MEMORY, errors=[DataError])
+
+    def limited(item: Any) -> Any:
+        with _silent_tokenizers():
+            return fork(item)
+
+    return limited
 
 
 def checked(text: object) -> str:

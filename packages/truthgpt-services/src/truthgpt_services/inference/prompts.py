@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from truthgpt_core.child_process import ChildError
 from truthgpt_core.decoding import GenerationError, refuse_unknown_tokens
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_services.data.chat_template import Chat, Message
-from truthgpt_services.data.template_limits import checked, with_limits
+from truthgpt_services.data.template_limits import checked, limited_template
 
 _FORM = 'A conversation is a list of messages like {"role": "user", "content": "..."}.'
 
@@ -49,23 +51,41 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
 
     Raises:
         GenerationError: the template refuses the conversation, or takes more than it may; see
-            `with_limits`.
+            `limited_template`.
     """
-
-    def apply(messages: list[Message]) -> str:
-        return checked(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
-
-    def refused(messages: list[Message], why: str) -> GenerationError:
-        return GenerationError(
-            f"The chat template refuses the conversation: {why}",
+    try:
+        text: str = _template(tokenizer)(list(messages))
+    except ChildError as error:
+        raise GenerationError(
+            f"The chat template refuses the conversation: {error.how:.500}",
             hint="A prompt that is a text is continued without it; for the command: --raw.",
-        )
-
-    text: str
-    (text,) = with_limits(apply, [list(messages)], refused)
+        ) from None
     return text
+
+
+_templates: weakref.WeakKeyDictionary[Any, tuple[Any, Any, Callable[[Any], Any]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What applies the template of a tokenizer, with what it depends on."""
+
+
+def _template(tokenizer: Any) -> Callable[[Any], Any]:
+    """Return what applies the template of a tokenizer, in a process that stays."""
+    template, special = tokenizer.chat_template, dict(tokenizer.special_tokens_map)
+    known = _templates.get(tokenizer)
+    if known is None or known[:2] != (template, special):
+        # Not the tokenizer: with it in its value, the entry would never go.
+        held = weakref.ref(tokenizer)
+
+        def apply(messages: list[Message]) -> str:
+            found = held()
+            assert found is not None
+            return checked(
+                found.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            )
+
+        known = _templates[tokenizer] = (template, special, limited_template(apply))
+    return known[2]
 
 
 def is_conversation(given: object) -> bool:

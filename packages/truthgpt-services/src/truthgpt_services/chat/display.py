@@ -1,0 +1,120 @@
+"""Showing answers as they come, and below each what it took and why it ended."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+
+import click
+
+from truthgpt_core.cli.terminal import say
+from truthgpt_core.decoding import GenerationError
+from truthgpt_core.terminal_text import harmless, visible
+from truthgpt_services.chat.columns import LEAST_WIDTH, print_columns
+from truthgpt_services.chat.speaker import Answer
+from truthgpt_services.formatting import number, seconds
+
+
+def show(answers: Sequence[Answer], *, interactive: bool) -> None:
+    """Print answers to standard output, and what there is to say of each to standard error.
+
+    Two are side by side on a terminal that is wide enough, and one after the other elsewhere.
+
+    Args:
+        answers: those of all models to one question.
+        interactive: Ctrl-C ends the answer that is printed, and nothing else.
+
+    Raises:
+        GenerationError: one could not be generated; the others are ended.
+        KeyboardInterrupt: the user stopped it, and `interactive` is False.
+    """
+    try:
+        if len(answers) > 1 and (width := _width()) >= LEAST_WIDTH:
+            _show_in_columns(answers, width, interactive=interactive)
+        else:
+            _show_in_turn(answers, interactive=interactive)
+    finally:
+        for each in answers:
+            each.interrupt()
+
+
+def _show_in_columns(answers: Sequence[Answer], width: int, *, interactive: bool) -> None:
+    names = [each.speaker.name for each in answers]
+    try:
+        print_columns(names, answers, width, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+        for each in answers:
+            each.interrupt()
+        click.echo()
+    for each in answers:
+        _say_about(each, f"{each.speaker.name}: ")
+
+
+def _show_in_turn(answers: Sequence[Answer], *, interactive: bool) -> None:
+    terminal = sys.stdout.isatty()
+    for each in answers:
+        if len(answers) > 1:
+            click.secho(f"{harmless(each.speaker.name)}:", bold=True)
+        try:
+            for piece in each:
+                click.echo(visible(piece) if terminal else piece, nl=False)
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            each.interrupt()
+        except GenerationError:
+            # What comes next begins a line.
+            click.echo()
+            raise
+        click.echo()
+        _say_about(each, "")
+
+
+def _say_about(answer: Answer, name: str) -> None:
+    """Say what an answer took, and what its text does not say."""
+    click.secho(visible(name + _what_it_took(answer)), err=True, dim=True)
+    for note in _notes(answer):
+        say(name + note, err=True)
+
+
+def _notes(answer: Answer) -> Iterator[str]:
+    if answer.interrupted and answer.text:
+        yield "Stopped. What was said is kept; /regenerate asks again."
+    elif answer.interrupted:
+        yield "Stopped before anything was said."
+    elif answer.filled_context:
+        yield "Cut off: the context of the model is full. /clear begins anew; /save FILE keeps it."
+    elif answer.is_cut_off:
+        yield f"Cut off: /set max_new_tokens {2 * answer.most} allows more."
+    elif not answer.text:
+        yield "Nothing was said: the model ended its answer at once."
+    if answer.text and answer.text == answer.previous:
+        yield "The same answer again; with /set temperature 0.8 there are others."
+
+
+def _what_it_took(answer: Answer) -> str:
+    tokens, first = len(answer.stream.tokens), answer.first_seconds
+    after = None if first is None else answer.seconds - first
+    parts = []
+    if tokens:
+        parts.append(f"{tokens:,} token{'s' if tokens > 1 else ''}")
+    if tokens > answer.first_tokens and after:
+        parts.append(f"{number((tokens - answer.first_tokens) / after)} tokens/s")
+    if first is not None:
+        parts.append(f"first after {seconds(first)}")
+    if not tokens:
+        # An engine that chooses tokens itself does not say how many.
+        parts.append(f"{seconds(answer.seconds)} in all")
+    if prompt := len(answer.stream.prompt.tokens):
+        limit = answer.speaker.engine.context_length
+        holds = f" of {limit:,}" if limit is not None else ""
+        parts.append(f"context {prompt + tokens:,}{holds}")
+    return ", ".join(parts)
+
+
+def _width() -> int:
+    """Return how many characters the terminal has in a line; 0 if there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0

@@ -51,6 +51,20 @@ class Column:
         return self.rows[0] if self.rows else self.line
 
 
+def side_by_side(texts: Sequence[str], width: int) -> Iterator[str]:
+    """Yield the lines that show texts side by side, each in a column.
+
+    Args:
+        texts: any number of lines each.
+        width: of the terminal, in characters.
+    """
+    columns = _columns(len(texts), width)
+    for column, text in zip(columns, texts, strict=True):
+        column.add(text)
+        column.end()
+    yield from _complete_rows(columns)
+
+
 def print_columns(
     titles: Sequence[str],
     texts: Sequence[Iterator[str]],
@@ -68,9 +82,8 @@ def print_columns(
         width: of the terminal, in characters.
         write: prints text.
     """
-    # The last place stays free: what is written there moves the cursor in some terminals.
-    each = (width - 1 - len(_BETWEEN) * (len(texts) - 1)) // len(texts)
-    columns = [Column(each) for _ in texts]
+    columns = _columns(len(texts), width)
+    each = columns[0].width
     write(_laid_out([_title(title, each) for title in titles], each) + "\n")
     write(_laid_out(["\N{BOX DRAWINGS LIGHT HORIZONTAL}" * each for _ in texts], each) + "\n")
     turns = deque(range(len(texts)))
@@ -87,21 +100,39 @@ def print_columns(
     finally:
         for column in columns:
             column.end()
-        _draw(columns, write)
+        if any(column.rows for column in columns):
+            _draw(columns, write)
+        else:
+            write("\n")
 
 
 def _draw(columns: Sequence[Column], write: Callable[[str], None]) -> None:
     """Print the rows that all columns have, and what is known of the next."""
-    width = columns[0].width
-    while all(column.rows or column.ended for column in columns) and any(
-        column.rows for column in columns
-    ):
-        write("\r" + _laid_out([column.row() for column in columns], width) + "\n")
+    for row in _complete_rows(columns):
+        write(f"\r{row}\n")
+    if not all(column.ended for column in columns):
+        write("\r" + _next_row(columns))
+
+
+def _complete_rows(columns: Sequence[Column]) -> Iterator[str]:
+    """Take the rows out that all columns have, or never will."""
+    while all(column.rows or column.ended for column in columns):
+        if not any(column.rows for column in columns):
+            return
+        yield _next_row(columns)
         for column in columns:
             if column.rows:
                 column.rows.popleft()
-    if not all(column.ended for column in columns):
-        write("\r" + _laid_out([column.row() for column in columns], width))
+
+
+def _next_row(columns: Sequence[Column]) -> str:
+    return _laid_out([column.row() for column in columns], columns[0].width)
+
+
+def _columns(count: int, width: int) -> list[Column]:
+    # The last place stays free: what is written there moves the cursor in some terminals.
+    each = (width - 1 - len(_BETWEEN) * (count - 1)) // count
+    return [Column(each) for _ in range(count)]
 
 
 def _laid_out(cells: Sequence[str], width: int) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from truthgpt_core.cli.terminal import say
 from truthgpt_core.decoding import GenerationError
 from truthgpt_core.terminal_text import harmless, visible
-from truthgpt_services.chat.columns import LEAST_WIDTH, print_columns
+from truthgpt_services.chat.columns import LEAST_WIDTH, print_columns, side_by_side
 from truthgpt_services.chat.speaker import Answer
 from truthgpt_services.formatting import number, seconds
 
@@ -48,15 +47,16 @@ def _show_in_columns(answers: Sequence[Answer], width: int, *, interactive: bool
             raise
         for each in answers:
             each.interrupt()
-        click.echo()
-    for each in answers:
-        _say_about(each, f"{each.speaker.name}: ")
+    for line in side_by_side(["\n".join(_notes(each)) for each in answers], width):
+        click.secho(line, err=True, dim=True)
 
 
 def _show_in_turn(answers: Sequence[Answer], *, interactive: bool) -> None:
     terminal = sys.stdout.isatty()
     for each in answers:
         if len(answers) > 1:
+            if each is not answers[0] and terminal:
+                click.echo()
             click.secho(f"{harmless(each.speaker.name)}:", bold=True)
         try:
             for piece in each:
@@ -69,18 +69,15 @@ def _show_in_turn(answers: Sequence[Answer], *, interactive: bool) -> None:
             # What comes next begins a line.
             click.echo()
             raise
-        click.echo()
-        _say_about(each, "")
-
-
-def _say_about(answer: Answer, name: str) -> None:
-    """Say what an answer took, and what its text does not say."""
-    click.secho(visible(name + _what_it_took(answer)), err=True, dim=True)
-    for note in _notes(answer):
-        say(name + note, err=True)
+        if each.interrupted or not (terminal and each.text.endswith("\n")):
+            click.echo()
+        for note in _notes(each):
+            click.secho(note, err=True, dim=True)
 
 
 def _notes(answer: Answer) -> Iterator[str]:
+    """Yield what an answer took, and what its text does not say."""
+    yield _what_it_took(answer)
     if answer.interrupted and answer.text:
         yield "Stopped. What was said is kept; /regenerate asks again."
     elif answer.interrupted:

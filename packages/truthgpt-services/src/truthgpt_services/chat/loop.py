@@ -65,3 +65,5 @@ def _answer_one(
         # Also what was said before an error, or a second Ctrl-C.
         if not session.keep(answers) and interactive:
             say("The conversation is as it was before.", err=True)
+    if interactive:
+        say("", err=True)

@@ -19,9 +19,9 @@ _TEXTS = {"stop", "json_schema", "regex"}
 _DEFAULT = "default"
 
 _ABOUT_MESSAGES = r"""
-Enter sends a message. A line that ends in \ goes on in the next, and so does all between two
-lines of triple quotes. A message that begins with a slash begins with two.
-Ctrl-C stops an answer. Ctrl-D at the prompt leaves."""
+Enter sends a message. A line that ends in \ goes on in the next; so does all
+between two triple quotes. What is pasted is one message. A message that begins
+with a slash begins with two. Ctrl-C stops an answer."""
 
 
 class SlashCommands:
@@ -173,7 +173,7 @@ _COMMANDS: Mapping[str, _Known] = {
     "help": _Known("/help", "list these commands", SlashCommands.help),
     "system": _Known(
         "/system TEXT",
-        'set the system message and begin anew; "" for none; alone, show it',
+        "begin anew, with this system message; alone, show it",
         SlashCommands.system,
     ),
     "clear": _Known("/clear", "begin anew, with the system message", SlashCommands.clear),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -114,6 +116,20 @@ def test_a_file_is_replaced_only_with_an_exclamation_mark(chatty, tmp_path):
     assert file.read_text() == "mine"
     run(chatty, "One", f"/save! {file}")
     assert len(json.loads(file.read_text())["messages"]) == 2
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(chatty, tmp_path, monkeypatch):
+    """And nothing beside it."""
+    file = tmp_path / "said.json"
+    file.write_text("mine")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "cannot be written: No space left" in refused(chatty, "One", f"/save! {file}")
+    assert file.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("place", ["", "/dev/null", "no/such/directory/file", "link"])
@@ -266,20 +282,6 @@ def test_a_system_message_that_the_template_refuses_is_refused_at_once(chatty, t
     tokenizer.save_pretrained(model)
     assert "no system" in refused(model, options=("--system", "Be short."))
     assert "Line 1 of standard input" in refused(model, "/system Be short.")
-
-
-def test_a_prefix_is_computed_once(chatty, tmp_path, monkeypatch):
-    """The engine keeps what was said, as far as its context goes."""
-    given = []
-    configure = InferenceService.configure
-
-    def note(self, model, tokenizer=None, config=None):
-        given.append(config)
-        configure(self, model, tokenizer, config)
-
-    monkeypatch.setattr(InferenceService, "configure", note)
-    run(chatty, "One")
-    assert given == [{"prefix_cache_tokens": 4096}]
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from truthgpt_core.decoding import Engine
+    from truthgpt_services.chat.conversation import Conversation
     from truthgpt_services.chat.speaker import Speaker
     from truthgpt_services.services.inference_service import InferenceService
     from truthgpt_services.services.model_service import ModelService
 
+_SOURCES = "model_source_factory"
 _REMOTE = "openai"
 """The model source of `--url`, and the prefix of its models."""
 
-_SETTLED = 4096
-"""Tokens of a conversation that are kept in the engine where it does not say what it holds."""
+_LEAST_KEPT = 4096
+"""Tokens of a conversation that stay in an engine which does not say how many it can have."""
 
 
 @click.command(short_help="Talk with a model in the terminal.")
@@ -94,7 +96,7 @@ def chat(
 
 
 def load_speaker(
-    spec: str, conversation: Any, device: str, engine: str | None, given: dict[str, Any]
+    spec: str, conversation: Conversation, device: str, engine: str | None, given: dict[str, Any]
 ) -> Speaker:
     """Load a model that takes part in a chat.
 
@@ -154,9 +156,6 @@ def load_speaker(
     return speaker
 
 
-_SOURCES = "model_source_factory"
-
-
 def _spec(model: str | None, url: str | None, name: str | None) -> str:
     """Return which model is meant."""
     if url is None:
@@ -172,7 +171,8 @@ def _spec(model: str | None, url: str | None, name: str | None) -> str:
     return f"{_REMOTE}:{url.removeprefix(f'{_REMOTE}:')}" + ("" if name is None else f"#{name}")
 
 
-def _check_template(spec: str, tokenizer: Any, conversation: Any) -> None:
+def _check_template(spec: str, tokenizer: Any, conversation: Conversation) -> None:
+    """See that a model can hold a conversation, with its system message."""
     from truthgpt_services.inference.prompts import has_template, read_prompt
 
     hint = f"truthgpt generate {spec} --raw TEXT continues a text without one."
@@ -189,7 +189,7 @@ def _check_template(spec: str, tokenizer: Any, conversation: Any) -> None:
 
 def _kept_tokens(engine: Engine) -> int:
     """Return how many tokens stay in the engine: a whole conversation, for the next message."""
-    return max(engine.context_length or 0, _SETTLED)
+    return max(engine.context_length or 0, _LEAST_KEPT)
 
 
 def _value(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -108,3 +109,18 @@ def test_a_long_title_loses_its_beginning():
     print_columns(["/a" * 40 + "/end", "b"], [iter(()), iter(())], WIDTH, writes.append)
     assert writes[0].split(f" {BAR} ")[0].startswith("\N{HORIZONTAL ELLIPSIS}")
     assert writes[0].split(f" {BAR} ")[0].rstrip().endswith("/end")
+
+
+def test_what_is_known_when_the_user_stops_both_is_printed():
+    """And the next line is a new one."""
+
+    def stopped():
+        yield "some words"
+        raise KeyboardInterrupt
+
+    writes = []
+    with pytest.raises(KeyboardInterrupt):
+        print_columns(["a", "b"], [stopped(), iter(["other words"])], WIDTH, writes.append)
+    *_, last, end = screen(writes)
+    assert [cell.strip() for cell in last.split(f" {BAR} ")] == ["some words", "other words"]
+    assert end == ""

@@ -98,12 +98,14 @@ def print_columns(
                 columns[number].end()
             _draw(columns, write)
     finally:
+        interrupted = not all(column.ended for column in columns)
         for column in columns:
             column.end()
         if any(column.rows for column in columns):
             _draw(columns, write)
         else:
-            write("\n")
+            # What may be left of a row is blank, but for the ^C of a terminal.
+            write("\n" if interrupted else "\r")
 
 
 def _draw(columns: Sequence[Column], write: Callable[[str], None]) -> None:

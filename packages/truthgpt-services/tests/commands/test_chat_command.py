@@ -10,6 +10,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
+from truthgpt_core import application
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_services import InferenceService
 from truthgpt_services.commands.chat import chat
@@ -307,12 +308,30 @@ def test_a_wrong_option_is_a_usage_error_before_anything_is_loaded(arguments, me
 @pytest.mark.parametrize("arguments", [("--url", "http://127.0.0.1:9/v1"), ("openai:http://x",)])
 def test_a_url_needs_a_plugin_and_says_which(only_services, arguments, monkeypatch):
     """One line, with what to install."""
-    from truthgpt_core import application
-
     monkeypatch.setattr(application, "_default", application.Application())
     done = CliRunner().invoke(chat, list(arguments))
     assert isinstance(done.exception, TruthGPTError)
     assert "pip install truthgpt-plugin-openai" in str(done.exception)
+
+
+def test_the_inference_service_of_a_plugin_answers(only_services, chatty, monkeypatch):
+    """The second model's is of the same class."""
+    asked = []
+
+    class Noting(InferenceService):
+        def stream(self, prompt, options=None):
+            asked.append(self)
+            return super().stream(prompt, options)
+
+    ours = application.Application()
+    ours.plugins.activate_all()
+    service = Noting(ours.plugins, ours.events)
+    ours.container.register("inference_service", service, replace=True)
+    monkeypatch.setattr(application, "_default", ours)
+    run(chatty, "One", f"/compare {chatty}", "Two")
+    assert [type(each) for each in asked] == [Noting] * 3
+    assert asked[0] is asked[1] is service
+    assert asked[2] is not service
 
 
 def test_an_option_that_nothing_knows_is_refused_before_the_first_message(chatty):

@@ -76,7 +76,7 @@ def chat(
     from truthgpt_services.chat.slash_commands import SlashCommands
 
     def load_other(spec: str) -> Speaker:
-        return load_speaker(spec, Conversation(), device, engine, dict(asked))
+        return load_speaker(spec, Conversation(), device, engine, dict(asked), beside=speaker)
 
     # Engines take their options out of those that were given.
     asked = dict(given)
@@ -96,7 +96,13 @@ def chat(
 
 
 def load_speaker(
-    spec: str, conversation: Conversation, device: str, engine: str | None, given: dict[str, Any]
+    spec: str,
+    conversation: Conversation,
+    device: str,
+    engine: str | None,
+    given: dict[str, Any],
+    *,
+    beside: Speaker | None = None,
 ) -> Speaker:
     """Load a model that takes part in a chat.
 
@@ -106,6 +112,7 @@ def load_speaker(
         device: in torch's notation, or "auto".
         engine: the name of the engine that is wanted; None for any.
         given: options by name; the engine takes those that it knows out of it.
+        beside: the model that the inference service of the application generates with already.
 
     Raises:
         TruthGPTError: it cannot be loaded, or cannot hold conversations.
@@ -120,9 +127,10 @@ def load_speaker(
         from truthgpt_services.models.loading import pick_device
 
         models: ModelService = application.get_service("model_service")
-        # One generates with one model.
         service: InferenceService = application.get_service("inference_service")
-        service = type(service)(application.plugins, application.events)
+        if beside is not None:
+            # One generates with one model.
+            service = type(service)(application.plugins, application.events)
     if spec.startswith(f"{_REMOTE}:") and _REMOTE not in application.factories[_SOURCES]:
         raise TruthGPTError(
             "Models behind a URL need a plugin that is not installed",

@@ -210,7 +210,7 @@ def test_an_option_is_set_for_the_answers_that_follow(chatty, said):
         ("/help me", "/help takes nothing after it"),
         ("/clear!", "/clear takes no exclamation mark"),
         ("/save", "/save needs more. Write /save FILE."),
-        ("/save file", "Nothing was said yet that could be saved"),
+        ("/save file", "There is no message yet that could be saved"),
         ("/regenerate", "There is no question yet"),
         ("/compare", "/compare needs a model"),
         ("/compare no/such/model", 'There is no model at "no/such/model"'),

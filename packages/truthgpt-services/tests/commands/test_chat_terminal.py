@@ -22,7 +22,7 @@ def test_ctrl_c_stops_an_answer_and_nothing_else(terminal, talkative, tmp_path):
     screen.wait_for("Go on\r\n")
     screen.wait_for_more(40)
     screen.type(CTRL_C)
-    screen.wait_for("Stopped. What was said is kept")
+    screen.wait_for("Stopped. The text so far is kept")
     screen.wait_for("> ")
     # Python may take note of a key that comes with the prompt only at the end of the line.
     screen.type(f"{CTRL_C}\n")

@@ -84,16 +84,16 @@ def save(path: str, conversations: Mapping[str, Conversation], *, replace: bool 
         for name, conversation in conversations.items()
     ]
     content = sides[0] | ({_COMPARED: sides[1]} if len(sides) > 1 else {})
-    shown = display_path(path)
+    displayed = display_path(path)
     try:
         target = expanded(path)
         if target.is_symlink() or (target.exists() and not target.is_file()):
-            raise OutputError(f"{shown} is not a regular file", hint="Name another.")
+            raise OutputError(f"{displayed} is not a regular file", hint="Name another.")
         if target.exists() and not replace:
-            raise OutputError(f"{shown} exists", hint=f"/save! {shown} replaces it.")
+            raise OutputError(f"{displayed} exists", hint=f"/save! {displayed} replaces it.")
         write_file(target, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
     except OSError as error:
-        raise OutputError(f"{shown} cannot be written: {error.strerror or error}") from None
+        raise OutputError(f"{displayed} cannot be written: {error.strerror or error}") from None
 
 
 def load(path: str) -> list[Conversation]:
@@ -108,25 +108,25 @@ def load(path: str) -> list[Conversation]:
     Raises:
         DataError: it cannot be read, or holds something else.
     """
-    shown = display_path(path)
+    displayed = display_path(path)
     try:
         found = json.loads(read_regular_bytes(expanded(path), limit=LARGEST_FILE))
     except OSError as error:
-        raise DataError(f"{shown} cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{displayed} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{shown} is not JSON: {error}") from None
+        raise DataError(f"{displayed} is not JSON: {error}") from None
     sides = [found]
     if isinstance(found, dict) and _COMPARED in found:
         sides.append(found[_COMPARED])
-    return [_conversation(each, shown) for each in sides]
+    return [_conversation(each, displayed) for each in sides]
 
 
-def _conversation(given: Any, shown: str) -> Conversation:
+def _conversation(given: Any, displayed: str) -> Conversation:
     try:
-        chat = Chat.of(given.get(_MESSAGES) if isinstance(given, dict) else given, shown)
+        chat = Chat.of(given.get(_MESSAGES) if isinstance(given, dict) else given, displayed)
         chat.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{shown} has half a character, which is not Unicode text") from None
+        raise DataError(f"{displayed} has half a character, which is not Unicode text") from None
     except TruthGPTError as error:
         raise DataError(error.message, hint=_FORM) from None
     read = [

@@ -88,15 +88,15 @@ def _notes(answer: Answer) -> Iterator[str]:
     """Yield what an answer took, and what its text does not say."""
     yield _what_it_took(answer)
     if answer.interrupted and answer.text:
-        yield "Stopped. What was said is kept; /regenerate asks again."
+        yield "Stopped. The text so far is kept; /regenerate asks again."
     elif answer.interrupted:
-        yield "Stopped before anything was said."
+        yield "Stopped before anything was generated."
     elif answer.filled_context:
         yield "Cut off: the context of the model is full. /clear begins anew; /save FILE keeps it."
     elif answer.is_cut_off:
         yield f"Cut off: /set max_new_tokens {2 * answer.most} allows more."
     elif not answer.text:
-        yield "Nothing was said: the model ended its answer at once."
+        yield "Nothing was generated: the model ended the text at once."
     if answer.text and answer.text == answer.previous:
         yield "The same answer again; with /set temperature 0.8 there are others."
 

@@ -64,18 +64,18 @@ class Session:
         return answers
 
     def keep(self, answers: Sequence[Answer]) -> bool:
-        """Make answers a part of their conversations, unless nobody said anything.
+        """Make answers a part of their conversations, unless all were stopped before they began.
 
         A question without any answer is not kept: many chat templates refuse the next one.
 
         Returns:
             Whether they are.
         """
-        said = any(each.text or not each.interrupted for each in answers)
-        if said:
+        has_answer = any(each.text or not each.interrupted for each in answers)
+        if has_answer:
             for each in answers:
                 each.keep()
-        return said
+        return has_answer
 
     def begin_anew(self, system: str | None) -> None:
         """Forget what was said.
@@ -124,7 +124,7 @@ class Session:
     def save(self, path: str, *, replace: bool) -> None:
         """Write what was said to a file; see `conversation.save`."""
         if self.is_empty:
-            raise UsageError("Nothing was said yet that could be saved")
+            raise UsageError("There is no message yet that could be saved")
         names = [each.name for each in self.speakers]
         # The same model may be compared with itself.
         named = {

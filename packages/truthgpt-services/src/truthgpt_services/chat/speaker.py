@@ -82,8 +82,7 @@ class Speaker:
             GenerationError: the context of the model has no room for an answer, or as for
                 `InferenceService.stream`.
         """
-        asked = self.conversation.for_model(messages)
-        prompt, used = self._prompt(asked)
+        prompt, used = self._prompt(self.conversation.for_model(messages))
         wanted, limit = options.get("max_new_tokens", LONGEST_ANSWER), self.engine.context_length
         room = wanted if limit is None else limit - used
         if room < 1:
@@ -191,7 +190,7 @@ class Answer(Iterator[str]):
 
     def keep(self) -> None:
         """Make it a part of the conversation, with its question."""
-        said: Message = {"role": ASSISTANT, "content": self.text}
+        message: Message = {"role": ASSISTANT, "content": self.text}
         if self.interrupted:
-            said[INTERRUPTED] = True
-        self.speaker.conversation.messages = [*self._messages, said]
+            message[INTERRUPTED] = True
+        self.speaker.conversation.messages = [*self._messages, message]

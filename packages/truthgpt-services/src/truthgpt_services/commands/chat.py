@@ -40,7 +40,7 @@ _LEAST_KEPT = 4096
 @click.option("--url", help="Talk with a model behind this OpenAI-compatible URL.")
 @click.option("--model", "name", metavar="NAME", help="The name of the model at --url.")
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
-@sampling_options("1024, and what the context has room for")
+@sampling_options("1024, or what the context has room for")
 @engine_options
 def chat(
     model: str | None,
@@ -76,10 +76,10 @@ def chat(
     from truthgpt_services.chat.slash_commands import SlashCommands
 
     def load_other(spec: str) -> Speaker:
-        return load_speaker(spec, Conversation(), device, engine, dict(asked), beside=speaker)
+        return load_speaker(spec, Conversation(), device, engine, dict(requested), beside=speaker)
 
     # Engines take their options out of those that were given.
-    asked = dict(given)
+    requested = dict(given)
     speaker = load_speaker(spec, Conversation(system), device, engine, given)
     options |= given
     speaker.check(options)

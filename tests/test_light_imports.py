@@ -45,6 +45,7 @@ def imported(trace: Path, *arguments: str) -> tuple[int, str, list[str], list[st
         ["plugins", "--load"],
         ["optimize", "--help"],
         ["generate", "--help"],
+        ["chat", "--help"],
         ["convert", "--help"],
         ["export", "--help"],
         ["export", "--to", "help"],

@@ -16,10 +16,12 @@ from openai_server import Handler, Server, serving, with_models
 pytestmark = pytest.mark.xdist_group("command")
 
 
-def truthgpt(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
+def truthgpt(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command, with text on standard input."""
     command = [sys.executable, str(Path(sys.executable).with_name("truthgpt")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, input=given, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def answer(handler: Handler) -> None:
@@ -84,3 +86,44 @@ def test_another_engine_cannot_run_it(server: Server) -> None:
     done = truthgpt("generate", f"openai:{server.url}", "Hello", "--engine", "torch")
     assert done.returncode == 1
     assert "has no files on this machine" in done.stderr
+
+
+@pytest.mark.parametrize("name", [(), ("--model", "parrot")])
+def test_a_conversation_is_sent_with_each_message(server: Server, name: tuple[str, ...]) -> None:
+    """`truthgpt chat --url` talks with the only model, or with one that is named."""
+    done = truthgpt(
+        *("chat", "--url", server.url, *name, "--system", "Be kind."), given="Hello\nAgain\n"
+    )
+    assert (done.returncode, done.stdout) == (0, "You said 'Hello'.\nYou said 'Again'.\n")
+    assert "first after " in done.stderr
+    path, _, body = server.requests[-1]
+    assert path == "/v1/chat/completions"
+    assert body["messages"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "You said 'Hello'."},
+        {"role": "user", "content": "Again"},
+    ]
+    assert body["max_tokens"] == 1024
+
+
+def test_a_chat_with_a_model_that_the_server_lacks_is_refused(server: Server) -> None:
+    """In one sentence, with what it has."""
+    done = truthgpt("chat", "--url", server.url, "--model", "parott")
+    assert done.returncode == 1
+    assert 'has no model "parott". Did you mean "parrot"?' in done.stderr
+
+
+def test_a_chat_with_a_server_that_breaks_off_says_so() -> None:
+    """In which line the message was, too."""
+
+    def broken(handler: Handler) -> None:
+        handler.begin_stream()
+        handler.send_text("You sa")
+        handler.end_stream()
+
+    with serving(with_models(broken, "parrot")) as server:
+        done = truthgpt("chat", "--url", server.url, given="Hello\n")
+    assert (done.returncode, done.stdout) == (1, "You sa\n")
+    assert "Line 1 of standard input: " in done.stderr
+    assert "broke the answer off" in done.stderr

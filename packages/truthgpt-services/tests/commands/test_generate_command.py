@@ -22,23 +22,6 @@ from truthgpt_services.models.loading import load_tokenizer
 
 PROMPT = "The import statement"
 SHORT = ("--max-new-tokens", "6")
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-@pytest.fixture(scope="session")
-def chatty(once, tiny):
-    """The tiny model with a chat template."""
-
-    def fill(directory):
-        shutil.copytree(tiny, directory, dirs_exist_ok=True)
-        tokenizer = load_tokenizer(directory)
-        tokenizer.chat_template = TEMPLATE
-        tokenizer.save_pretrained(directory)
-
-    return once("chatty", fill)
 
 
 def run(*arguments, given=b""):

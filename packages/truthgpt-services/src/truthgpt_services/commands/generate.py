@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truthgpt_core.decoding import DEFAULT_NEW_TOKENS, GenerationError, SamplingParams
+from truthgpt_core.decoding import DEFAULT_NEW_TOKENS
 from truthgpt_core.terminal_text import harmless, visible
+from truthgpt_services.commands.generation_options import (
+    engine_options,
+    given_options,
+    other_options,
+    sampling_options,
+)
 from truthgpt_services.commands.prompt_input import read_prompt_text
-from truthgpt_services.commands.values import named_values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,19 +28,6 @@ if TYPE_CHECKING:
     from truthgpt_services.services.inference_service import InferenceService
     from truthgpt_services.services.model_service import ModelService
 
-_SEEDS = click.IntRange(-(2**63), 2**64 - 1)
-
-
-class _Number(click.FloatRange):
-    """A number in a range that is one: NaN is below and above nothing."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the number."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
 
 @click.command(short_help="Generate text with a model, streamed as it is made.")
 @click.argument("model")
@@ -43,49 +35,7 @@ class _Number(click.FloatRange):
 @click.option("-f", "--file", metavar="FILE", help="Read the prompt from FILE; - is stdin.")
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is: no chat template.")
-@click.option("--stop", metavar="TEXT", multiple=True, help="End before TEXT; can be repeated.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="At most [default: 128].")
-@click.option("--min-new-tokens", type=click.IntRange(min=0), help="At least [default: 0].")
-@click.option(
-    "--temperature",
-    type=_Number(min=0),
-    help="0: the likeliest token [default: the model's, else 0].",
-)
-@click.option(
-    "--top-k", type=click.IntRange(min=0), help="0: all tokens [default: the model's, else 0]."
-)
-@click.option(
-    "--top-p",
-    type=_Number(min=0, max=1, min_open=True),
-    help="The likeliest tokens with this probability [default: the model's, else 1].",
-)
-@click.option(
-    "--min-p",
-    type=_Number(min=0, max=1),
-    help="Tokens this times as probable as the likeliest [default: the model's, else 0].",
-)
-@click.option(
-    "--repetition-penalty",
-    type=_Number(min=0.001, max=1000),
-    help="Divides logits of tokens in prompt and answer [default: the model's, else 1].",
-)
-@click.option(
-    "--presence-penalty",
-    type=_Number(min=-2, max=2),
-    help="Subtracted for tokens in the answer [default: 0].",
-)
-@click.option(
-    "--frequency-penalty",
-    type=_Number(min=-2, max=2),
-    help="Subtracted each time a token is in the answer [default: 0].",
-)
-@click.option(
-    "--logit-bias",
-    metavar="ID=NUMBER",
-    multiple=True,
-    help="Added to the logit of a token, -100 to 100; can be repeated.",
-)
-@click.option("--seed", type=_SEEDS, help="Of the random choice [default: 0].")
+@sampling_options("128")
 @click.option(
     "-n", type=click.IntRange(min=1, max=1024), help="Write so many texts, of SEED and those after."
 )
@@ -107,16 +57,7 @@ class _Number(click.FloatRange):
     help="Write JSON that this schema allows: a file, or the schema itself if it begins with {.",
 )
 @click.option("--regex", metavar="REGEX", help="Write text that matches this, as a whole.")
-@click.option(
-    "--option",
-    "-o",
-    "others",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="An option of a plugin's engine, decoder or logits processor; can be repeated.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--engine", help="What runs the model: torch, native, ... [default: any].")
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and timings as JSON.")
 def generate(
     model: str,
@@ -146,16 +87,14 @@ def generate(
     """  # noqa: D301 - click wants the character, not its escape
     if raw and system is not None:
         raise click.UsageError("--system is part of a conversation, and --raw has none.")
-    if "" in options["stop"]:
-        raise click.UsageError("--stop is empty.")
     for name in ("logprobs", "prompt_logprobs"):
         if options[name] is not None and not as_json:
             raise click.UsageError(f"--{name.replace('_', '-')} needs --json, which prints them.")
-    given = named_values(others)
-    if named := sorted(given.keys() & options.keys()):
-        name = named[0]
-        raise click.UsageError(f"--option {name}: write --{name.replace('_', '-')} instead.")
-    options = _given(options)
+    given = other_options(others, options)
+    schema = options["json_schema"]
+    if schema is not None and not schema.lstrip().startswith("{"):
+        options["json_schema"] = read_prompt_text(None, schema)
+    options = given_options(options)
     prompt_text = read_prompt_text(prompt, file)
     from truthgpt_core.application import get_application
     from truthgpt_services.commands.progress import display_progress
@@ -235,34 +174,6 @@ def _warn(stream: TextStream, options: dict[str, Any]) -> None:
             "--max-new-tokens lets it be longer.",
             err=True,
         )
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, as the service takes them.
-
-    Others are left to the model and to the service.
-    """
-    biases: dict[int, float] = {}
-    for text in options["logit_bias"]:
-        token, _, number = text.partition("=")
-        try:
-            biases[int(token)] = float(number)
-        except ValueError:
-            raise click.UsageError(f"--logit-bias {text:.60}: it must be ID=NUMBER.") from None
-    schema = options["json_schema"]
-    if schema is not None and not schema.lstrip().startswith("{"):
-        schema = read_prompt_text(None, schema)
-    found = options | {
-        "logit_bias": biases or None,
-        "json_schema": schema,
-        "stop": list(options["stop"]) or None,
-    }
-    found = {name: value for name, value in found.items() if value is not None}
-    try:
-        SamplingParams(**found)
-    except GenerationError as error:
-        raise click.UsageError(str(error)) from None
-    return found
 
 
 def _prompt_for(engine: Engine, prompt_text: str, system: str | None, *, raw: bool) -> Any:

@@ -1,0 +1,1 @@
+"""Talking with models in a terminal: what `truthgpt chat` is made of. It never imports torch."""

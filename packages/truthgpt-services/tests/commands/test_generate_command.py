@@ -245,6 +245,14 @@ def test_a_text_can_have_to_match_an_expression(tiny):
     assert re.fullmatch("[a-f]{3}[0-9]\n", done.stdout)
 
 
+def test_a_text_can_have_to_be_a_sentence_of_a_grammar(tiny, tmp_path):
+    """Which is in a file."""
+    (tmp_path / "sum.lark").write_text('start: NUMBER "+" NUMBER\nNUMBER: /[1-9][0-9]?/\n')
+    grammar = str(tmp_path / "sum.lark")
+    done = CliRunner().invoke(generate, [str(tiny), PROMPT, "--grammar", grammar])
+    assert re.fullmatch(r"[1-9][0-9]?\+[1-9][0-9]?\n", done.stdout)
+
+
 def test_options_reach_the_model(tiny, continued):
     """Each does what the option of the service does."""
     first = json.loads(run(tiny, PROMPT, "--json").stdout)["tokens"]["generated_ids"][0]

@@ -15,7 +15,7 @@ from truthgpt_services.chat.session import Session
 from truthgpt_services.chat.speaker import LONGEST_ANSWER, Answer, Speaker
 
 _NOT_SET = {"n", "logprobs", "prompt_logprobs", "logit_bias"}
-_TEXTS = {"stop", "json_schema", "regex"}
+_TEXTS = {"stop", "json_schema", "regex", "grammar"}
 _DEFAULT = "default"
 
 _ABOUT_MESSAGES = r"""

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     help="Write JSON that this schema allows: a file, or the schema itself if it begins with {.",
 )
 @click.option("--regex", metavar="REGEX", help="Write text that matches this, as a whole.")
+@click.option("--grammar", metavar="FILE", help="Write a sentence of this grammar (Lark).")
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and timings as JSON.")
 def generate(
@@ -94,6 +95,8 @@ def generate(
     schema = options["json_schema"]
     if schema is not None and not schema.lstrip().startswith("{"):
         options["json_schema"] = read_prompt_text(None, schema)
+    if options["grammar"] is not None:
+        options["grammar"] = read_prompt_text(None, options["grammar"])
     options = given_options(options)
     prompt_text = read_prompt_text(prompt, file)
     from truthgpt_core.application import get_application
@@ -168,7 +171,11 @@ def _warn(stream: TextStream, options: dict[str, Any]) -> None:
         if stream.stopped_by is not None:
             what = f'Nothing was generated before "{harmless(stream.stopped_by)}".'
         click.echo(f"truthgpt: {what}", err=True)
-    elif stream.finish_reason == "length" and options.keys() & {"json_schema", "regex"}:
+    elif stream.finish_reason == "length" and options.keys() & {
+        "json_schema",
+        "regex",
+        "grammar",
+    }:
         click.echo(
             "truthgpt: The text was cut off, so it does not have the form that was asked for. "
             "--max-new-tokens lets it be longer.",

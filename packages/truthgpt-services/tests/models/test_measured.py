@@ -17,9 +17,11 @@ from truthgpt_core.event_system import EventType
 from truthgpt_core.optimization import Applied, Optimization, OptimizationError, Options
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError, OutputError
+from truthgpt_services.measuring.replay import replay
 from truthgpt_services.models.loading import load_model
 from truthgpt_services.models.snapshot import snapshot_model
 from truthgpt_services.results.io import read_report
+from truthgpt_services.results.record import read_record
 from truthgpt_services.results.schema import Outcome
 
 pytestmark = pytest.mark.slow
@@ -129,6 +131,7 @@ def test_the_output_holds_what_was_returned_and_its_report(
     assert (gate.max_kl, gate.gain, gate.max_flips) == (0.25, "size", 1.0)
     assert report.source.spec == "LlamaForCausalLM in memory"
     assert torch.equal(logits(service.load_model(str(output))), logits(optimized))
+    assert replay(service.engine_of(optimized), read_record(output)).agrees
 
 
 def test_the_model_itself_is_returned_if_no_step_pays(service, model, tmp_path, example_installed):
@@ -139,6 +142,8 @@ def test_the_model_itself_is_returned_if_no_step_pays(service, model, tmp_path, 
     (step,) = service.last_report.steps
     assert step.outcome is Outcome.REJECTED
     assert torch.equal(logits(service.load_model(str(output))), logits(model))
+    found = replay(service.engine_of(model), read_record(output))
+    assert (found.agrees, found.same) == (True, True)
 
 
 def measured(service, model, optimizations=("halve",), **given):

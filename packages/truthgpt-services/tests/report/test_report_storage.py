@@ -132,7 +132,7 @@ def test_a_report_from_before_a_field_was_added_is_read(tmp_path, samples):
         del step["break_even"], step["overruled"], step["costs"]
     for field in ("launches", "max_launches", "closely"):
         del data["settings"][field]
-    del data["control"], data["load"]
+    del data["control"], data["load"], data["replay"], data["replay_missing"]
     for field in ("gain", "max_flips", "keep_all", "max_slowdown"):
         del data["settings"]["gate"][field]
     earlier = read_report(written(tmp_path, json.dumps(data)))

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.measuring.replay import replay
 from truthgpt_services.results.io import read_report
 from truthgpt_services.results.record import read_record
@@ -223,7 +224,7 @@ def test_what_the_result_predicts_is_recorded(optimized, report, plugins, tiny):
     assert (report.replay.tokens, report.replay.engine) == (512, "torch")
     assert report.replay_missing == ""
     saved, source = (
-        replay(models.engine_of(models.load_model(str(each), {"device": "cpu"})), record)
+        replay(TorchEngine(models.load_model(str(each), {"device": "cpu"}), plugins.hooks), record)
         for each in (optimized / "out", tiny)
     )
     assert (saved.agrees, saved.same) == (True, True)

@@ -244,10 +244,10 @@ class Pipeline:
         # No candidate may have come as far as being timed; the baseline still is reported.
         self.trials.alone()
         self._found.on_torch = self.trials.on_torch() if self._request.apply else None
-        if record_in is not None:
-            self._record(record_in)
         # Once more: steps before the last may have noted something since they were tried.
         self._found.collect_notes(self._accepted, self._accepted.steps)
+        if record_in is not None:
+            self._record(record_in)
         report = self._found.report(command, self._accepted, self.trials.timing.meter.found())
         return with_sections(report, self._hooks)
 
@@ -258,7 +258,8 @@ class Pipeline:
     def _record(self, directory: Path) -> None:
         """Record what the result predicts, on the engine that it was measured on.
 
-        After all measurements: it takes memory, of which they have the peak.
+        After all else that its worker is asked: it takes memory, which measurements have the peak
+        of, and the process may end if there is too little.
         """
         self._progress(phases.RECORDING, 0, 0)
         try:

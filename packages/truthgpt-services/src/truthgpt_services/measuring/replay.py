@@ -127,10 +127,10 @@ def replay(engine: Engine, record: Record) -> Agreement:
         return Agreement(False, same, None, None, bound, sentence)
     agrees = (difference if same else kl) <= bound
     parts = [
-        f"Log-probabilities differ by {difference:.2g} at most",
-        f"KL is {kl:.2g} nats/token or more",
+        f"Log-probabilities differ by {difference:.3g} at most",
+        f"KL is {kl:.3g} nats/token or more",
     ]
-    parts[0 if same else 1] += f" (bound {bound:.2g})"
+    parts[0 if same else 1] += f" (bound {bound:.3g})"
     on = f"{engine.name}, {kernel or 'kernel unknown'}"
     where = f"the same engine and kernel ({on})"
     if not same:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
 from truthgpt_core import PluginManager
+from truthgpt_core.decoding import Engine
 from truthgpt_plugin_native.engine import make_engine
 from truthgpt_services import ModelService
+from truthgpt_services.inference.engine import TorchEngine
+from truthgpt_services.measuring.replay import record, replay
+from truthgpt_services.results.record import Record, read_record
+from truthgpt_services.results.schema import Replay
 
 from .conftest import Run
 
@@ -39,6 +46,80 @@ def test_what_quantize_stores_is_run_as_it_is(tiny_model: Path, kind: str) -> No
     with torch.inference_mode():
         own = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
     assert float((own.exp() * (own - given)).sum(-1).mean()) < 0.005
+
+
+def recorded(engine: Engine, ids: list[int]) -> Record:
+    """A record as `truthgpt optimize` writes and a server reads it."""
+    made = record(engine, ids)
+    about = Replay(
+        tokens=len(ids),
+        engine=made.engine,
+        kernel=made.kernel,
+        distribution=made.distribution,
+        sha256="",
+    )
+    return Record(made.predictions, about, kl_error=0.0)
+
+
+def calm(models: ModelService, directory: Path, kind: str) -> Any:
+    """The tiny model with smaller matrices: those that it has multiply what rounding does."""
+    model = models.load_model(str(directory), {"device": "cpu"})
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for parameter in layer.parameters():
+                parameter.mul_(0.4 if parameter.ndim == 2 else 1.0)
+    if kind in SCHEMES:
+        model = models.optimize_model(model, [models.make_optimization("quantize", SCHEMES[kind])])
+    return model
+
+
+def other_rope(model: Any) -> None:
+    model.config.rope_parameters["rope_theta"] *= 4
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+
+
+def swapped_layers(model: Any) -> None:
+    layers = model.model.layers
+    layers[0], layers[1] = layers[1], layers[0]
+
+
+@pytest.mark.parametrize("kind", ["as it is", *SCHEMES])
+def test_both_engines_predict_what_the_other_recorded(
+    tiny_model: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each agrees with its own record to 1e-5 nats, and with the other's within rounding."""
+    monkeypatch.setenv("TRUTHGPT_PLUGINS_BLOCK", "")
+    models = ModelService(PluginManager())
+    model = calm(models, tiny_model, kind)
+    native, on_torch = make_engine(model), TorchEngine(model, models.hooks)
+    assert native is not None
+    for one, other in ((native, on_torch), (on_torch, native)):
+        made = recorded(one, list(range(3, 400)))
+        own, others = replay(one, made), replay(other, made)
+        assert (own.agrees, own.same) == (True, True), own.sentence
+        assert (others.agrees, others.same) == (True, False), others.sentence
+        assert others.difference is not None
+        assert others.difference > 0
+
+
+@pytest.mark.parametrize("kind", ["as it is", "int8"])
+@pytest.mark.parametrize("fault", [other_rope, swapped_layers])
+def test_a_wrong_model_does_not_agree_on_either_engine(
+    tiny_model: Path, kind: str, fault: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the last digits count nor where a kernel may round in its own way."""
+    monkeypatch.setenv("TRUTHGPT_PLUGINS_BLOCK", "")
+    models = ModelService(PluginManager())
+    model = calm(models, tiny_model, kind)
+    engine = make_engine(model)
+    assert engine is not None
+    made = recorded(engine, list(range(3, 400)))
+    fault(model)
+    wrong = make_engine(model)
+    assert wrong is not None
+    for each in (wrong, TorchEngine(model, models.hooks)):
+        found = replay(each, made)
+        assert not found.agrees, found.sentence
 
 
 def test_layers_of_other_models_are_multiplied_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +163,14 @@ def test_optimize_measures_both_models_on_it(
     assert compiling["outcome"] == "not applied"
     assert "The engine native runs quantize" in compiling["reason"]
     assert "--engine torch" in compiling["reason"]
+    made = read_record(tmp_path / "out")
+    assert made is not None
+    assert made.made.engine == "native"
+    assert made.made.distribution.startswith("truthgpt-plugin-native ")
+    engine = make_engine(ModelService().load_model(str(tmp_path / "out"), {"device": "cpu"}))
+    assert engine is not None
+    assert replay(engine, made).same
+    assert replay(engine, made).agrees
 
 
 def test_an_engine_can_be_asked_for(tiny_model: Path, truthgpt: Run, tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ def level(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     library.team.cache_clear()
 
 
+def test_the_code_says_its_level(level: str) -> None:
+    """Reports and servers tell by it whether logits are to be the same."""
+    assert library.load().engine_kernel().decode() == level
+
+
 def test_products_are_right_at_every_level(level: str) -> None:
     """Of 8 and 4 bits, groups and whole rows, with some rows of activations and with many."""
     torch.manual_seed(0)

@@ -74,6 +74,7 @@ class NativeEngine(Engine):
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
             "weights_bytes": self._weights.bytes,
+            "kernel": self._library.engine_kernel().decode(),
         }
         self._engine = self._library.engine_new(
             team,
@@ -169,7 +170,7 @@ class NativeEngine(Engine):
             row.free()
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the size of the model and the dtype of most of it."""
+        """Return the size of the model, the dtype of most of it, and the instructions used."""
         return self._about
 
     def _refuse_fork(self) -> None:

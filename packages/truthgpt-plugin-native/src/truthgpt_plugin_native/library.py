@@ -7,7 +7,7 @@ import logging
 import platform
 import re
 import sys
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -86,6 +86,8 @@ def load() -> ctypes.CDLL:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.team_new.restype = c_void_p
     library.team_new.argtypes = [c_int32]
+    library.engine_kernel.restype = c_char_p
+    library.engine_kernel.argtypes = []
     library.engine_new.restype = c_void_p
     library.engine_new.argtypes = [
         *(c_void_p, POINTER(Shape), POINTER(Layer), c_void_p, POINTER(Matrix), POINTER(Matrix)),

@@ -6,7 +6,10 @@ What counts as a gain is size alone here, so that speed decides nothing.
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import os
+import signal
 import tempfile
 
 import pytest
@@ -17,9 +20,12 @@ from truthgpt_core.event_system import EventType
 from truthgpt_core.optimization import Applied, Optimization, OptimizationError, Options
 from truthgpt_services import ModelService
 from truthgpt_services.errors import ModelError, OutputError
+from truthgpt_services.measuring.client import WorkerProcess
+from truthgpt_services.measuring.replay import replay
 from truthgpt_services.models.loading import load_model
 from truthgpt_services.models.snapshot import snapshot_model
 from truthgpt_services.results.io import read_report
+from truthgpt_services.results.record import read_record
 from truthgpt_services.results.schema import Outcome
 
 pytestmark = pytest.mark.slow
@@ -129,6 +135,7 @@ def test_the_output_holds_what_was_returned_and_its_report(
     assert (gate.max_kl, gate.gain, gate.max_flips) == (0.25, "size", 1.0)
     assert report.source.spec == "LlamaForCausalLM in memory"
     assert torch.equal(logits(service.load_model(str(output))), logits(optimized))
+    assert replay(service.engine_of(optimized), read_record(output)).agrees
 
 
 def test_the_model_itself_is_returned_if_no_step_pays(service, model, tmp_path, example_installed):
@@ -139,6 +146,29 @@ def test_the_model_itself_is_returned_if_no_step_pays(service, model, tmp_path, 
     (step,) = service.last_report.steps
     assert step.outcome is Outcome.REJECTED
     assert torch.equal(logits(service.load_model(str(output))), logits(model))
+    found = replay(service.engine_of(model), read_record(output))
+    assert (found.agrees, found.same) == (True, True)
+
+
+def test_a_run_does_not_fail_because_nothing_could_be_recorded(
+    service, model, tmp_path, example_installed, monkeypatch
+):
+    """As where memory runs out at the very end: the report says why, and all else is there."""
+    original = WorkerProcess.record
+
+    @functools.wraps(original)
+    def killed(self, ids):
+        os.kill(self.process, signal.SIGKILL)
+        return original(self, ids)
+
+    monkeypatch.setattr(WorkerProcess, "record", killed)
+    output = tmp_path / "out"
+    optimized = service.optimize_model(model, ["halve"], measure=True, output=output, options=QUICK)
+    assert linear_kinds(optimized) == {"HalfLinear", "Linear"}
+    report = read_report(output)
+    assert report.replay is None
+    assert 'The worker for "halve" failed to record: killed by SIGKILL' in report.replay_missing
+    assert read_record(output) is None
 
 
 def measured(service, model, optimizations=("halve",), **given):

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from truthgpt_services import ModelService
+from truthgpt_services.measuring.replay import replay
 from truthgpt_services.results.io import read_report
+from truthgpt_services.results.record import read_record
 from truthgpt_services.results.schema import Outcome
 
 pytestmark = pytest.mark.slow
@@ -142,7 +145,7 @@ def test_ctrl_c_ends_it_with_one_line_and_leaves_nothing(
 
 
 def test_after_ctrl_c_the_same_command_goes_on_with_what_was_finished(
-    tiny, tmp_path, truthgpt, example_installed, cache
+    tiny, tmp_path, truthgpt, example_installed, cache, plugins
 ):
     """The finished comparison is taken over and says so; the one cut short is measured.
 
@@ -174,6 +177,10 @@ def test_after_ctrl_c_the_same_command_goes_on_with_what_was_finished(
     assert list((cache / "comparisons").iterdir()) == []
     log = (out / "worker.log").read_text()
     assert "== making halve, started 2" in log
+    # Recorded by the model that was made again.
+    models = ModelService(plugins)
+    found = replay(models.engine_of(models.load_model(str(out))), read_record(out))
+    assert (found.agrees, found.same) == (True, True)
 
 
 def test_a_full_disk_in_the_middle_ends_the_run_and_leaves_nothing(

@@ -8,7 +8,10 @@ import sys
 import pytest
 import torch
 
+from truthgpt_services.inference.engine import TorchEngine
+from truthgpt_services.measuring.replay import replay
 from truthgpt_services.results.io import read_report
+from truthgpt_services.results.record import read_record
 from truthgpt_services.results.schema import Outcome
 
 # In one process: those of others would wait for the run.
@@ -198,6 +201,7 @@ def test_the_output_holds_the_model_and_the_report_and_nothing_else(optimized):
         "README.md",
         "config.json",
         "generation_config.json",
+        "replay.json",
         "report.html",
         "report.json",
         "tokenizer.json",
@@ -207,6 +211,24 @@ def test_the_output_holds_the_model_and_the_report_and_nothing_else(optimized):
         "worker.log",
     ]
     assert not [path for path in optimized.iterdir() if path.name.startswith(".")]
+
+
+def test_what_the_result_predicts_is_recorded(optimized, report, plugins, tiny):
+    """On 512 tokens; the saved model agrees, and the model that it was made from does not."""
+    from truthgpt_services import ModelService
+    from truthgpt_services.measuring.text import evaluation_text
+
+    models, record = ModelService(plugins), read_record(optimized / "out")
+    text = evaluation_text(None).text[:20_000]
+    assert record.predictions.ids == models.load_tokenizer(str(tiny))(text).input_ids[:512]
+    assert (report.replay.tokens, report.replay.engine) == (512, "torch")
+    assert report.replay_missing == ""
+    saved, source = (
+        replay(TorchEngine(models.load_model(str(each), {"device": "cpu"}), plugins.hooks), record)
+        for each in (optimized / "out", tiny)
+    )
+    assert (saved.agrees, saved.same) == (True, True)
+    assert (source.agrees, source.same) == (False, True)
 
 
 def test_the_recipe_is_that_of_the_step_kept(optimized, tiny):

@@ -15,6 +15,7 @@ from truthgpt_services.commands.compare import compare
 from truthgpt_services.report.compare import compare_reports
 from truthgpt_services.report.files import write_report
 from truthgpt_services.report.tables import print_comparison, print_evaluation
+from truthgpt_services.results.schema import Replay
 
 
 def changed(record, **changes):
@@ -80,6 +81,19 @@ def test_what_cannot_be_compared_is_said_plainly(part, changes, warning, samples
     title = {"source": "model"}.get(part, part)
     assert difference.what == f"{title}: {key.replace('_', ' ')}"
     assert difference.b == str(changes[key])
+
+
+def test_another_kernel_is_a_difference(samples):
+    """As where the wheel of an engine took the place of code compiled on the machine."""
+    made = Replay(tokens=512, engine="native", kernel="avx2", distribution="", sha256="a")
+    a = changed(samples.report(), replay=made)
+    b = changed(a, replay=changed(made, kernel="avx512-bf16", sha256="b"))
+    (difference,) = compare_reports(a, b).differences
+    assert (difference.what, difference.a, difference.b) == (
+        *("replay: kernel", "avx2", "avx512-bf16"),
+    )
+    missing = compare_reports(samples.report(), a).differences
+    assert ("replay: engine", "none", "native") in [(each.what, each.a, each.b) for each in missing]
 
 
 def test_other_bounds_make_other_outcomes(samples):

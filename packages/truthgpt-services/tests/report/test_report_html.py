@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 
 import pytest
+from rich.console import Console
 
 from truthgpt_services.formatting import WITHIN_NOISE
 from truthgpt_services.report.html import common_start, render_html
+from truthgpt_services.report.terminal import print_report
 from truthgpt_services.results.schema import (
     BreakEven,
     Outcome,
     Ratio,
+    Replay,
     Result,
     Skipped,
     StepCoverage,
 )
 
+MADE = Replay(
+    tokens=512,
+    engine="native",
+    kernel="avx2",
+    distribution="truthgpt-plugin-native 0.1.0",
+    sha256="",
+)
 KINDS = ["report", "mixed_report", "single_report", "costly_report", "quick_report"]
 
 
@@ -58,6 +69,22 @@ def test_everything_in_the_report_is_on_the_page(samples, parse):
     for fact in (report.text.sha256, report.machine.cpu, *report.versions, report.result.summary):
         assert fact in text
     assert "Schema version 1" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"replay": MADE}, "512 tokens on native, truthgpt-plugin-native 0.1.0, avx2"),
+        ({"replay_missing": "the worker died"}, "nothing: the worker died"),
+    ],
+)
+def test_what_was_recorded_is_on_the_page_and_in_the_terminal(changes, said, samples, parse):
+    """On which engine and kernel, or why nothing was."""
+    report = samples.report().model_copy(update=changes)
+    assert said in parse(render_html(report)).text
+    console = Console(file=io.StringIO(), width=200)
+    print_report(report, console)
+    assert f"Recorded for replay: {said}" in console.file.getvalue()
 
 
 def test_skipped_layers_stand_under_their_reason(samples, parse):

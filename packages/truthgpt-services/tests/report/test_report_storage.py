@@ -77,6 +77,14 @@ def test_a_missing_report_is_named(tmp_path):
         read_report(tmp_path)
 
 
+def test_what_is_larger_than_any_report_is_not_read(tmp_path):
+    """A server that looks for a report does not run out of memory."""
+    with (tmp_path / "report.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(TruthGPTError, match=r"report\.json cannot be read: it has more than"):
+        read_report(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "\x00", "[" * 200_000])
 def test_what_is_not_json_is_said_not_to_be(text, tmp_path):
     """A damaged file gives one sentence and no traceback of a parser."""
@@ -132,7 +140,7 @@ def test_a_report_from_before_a_field_was_added_is_read(tmp_path, samples):
         del step["break_even"], step["overruled"], step["costs"]
     for field in ("launches", "max_launches", "closely"):
         del data["settings"][field]
-    del data["control"], data["load"]
+    del data["control"], data["load"], data["replay"], data["replay_missing"]
     for field in ("gain", "max_flips", "keep_all", "max_slowdown"):
         del data["settings"]["gate"][field]
     earlier = read_report(written(tmp_path, json.dumps(data)))

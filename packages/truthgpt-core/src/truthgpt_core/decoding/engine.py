@@ -221,8 +221,9 @@ class Engine(ABC):
         """Return what reports say of the model.
 
         Returns:
-            `parameters` (a count), `dtype` (a name), `weights_bytes` (in memory); an engine
-            leaves out what it does not know.
+            `parameters` (a count), `dtype` (a name), `weights_bytes` (in memory), `kernel` (a text
+            that tells code and processor from others which round differently: where it is the
+            same, so are the logits, to 1e-5); an engine leaves out what it does not know.
         """
         return {}
 

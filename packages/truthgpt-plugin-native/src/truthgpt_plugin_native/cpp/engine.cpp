@@ -415,6 +415,25 @@ void* team_new(int32_t threads) {
     }
 }
 
+// The instructions that this code is made of. With others it rounds differently.
+const char* engine_kernel() {
+#if defined(__AVX512BF16__)
+    return "avx512-bf16";
+#elif defined(__AVX512VNNI__)
+    return "avx512-vnni";
+#elif defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX2__) && defined(__FMA__)
+    return "avx2";
+#elif defined(__x86_64__)
+    return "x86-64";
+#elif defined(__aarch64__)
+    return "aarch64";
+#else
+    return "plain";
+#endif
+}
+
 void* engine_new(void* team, const Shape* shape, const Layer* layers, const float* norm,
                  const Matrix* head, const Matrix* embedding) {
     try {

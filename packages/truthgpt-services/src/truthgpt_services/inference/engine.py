@@ -23,9 +23,13 @@ from truthgpt_core.decoding import (
     refuse_unknown_tokens,
 )
 from truthgpt_core.hookspecs import Hooks
+from truthgpt_core.optimization import StoresMatrix
 from truthgpt_services.models.saved_model import weights_bytes
 
 DecodeStep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+_CHOSEN_BY = ("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16")
+"""What a CPU may have for which PyTorch takes other kernels, and does not say so itself."""
 
 SMALLEST_CACHE = 256
 """Positions in the smallest cache; larger ones double, so that few shapes are ever compiled."""
@@ -135,11 +139,12 @@ class TorchEngine(Engine):
                 module.training = True
 
     def describe(self) -> dict[str, Any]:
-        """Return the size of the model and the dtype of most of it."""
+        """Return the size of the model, the dtype of most of it, and what computes."""
         return {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "weights_bytes": weights_bytes(self.model),
+            "kernel": _kernel(self.model, self.device),
         }
 
     def _check(self, tokens: Sequence[int]) -> None:
@@ -310,6 +315,28 @@ def _row(state: SequenceState) -> _Row:
     if not isinstance(state, _Row):
         raise GenerationError("The sequence was opened by another engine")
     return state
+
+
+def _kernel(model: Any, device: torch.device) -> str:
+    """Return what PyTorch's choice of kernels depends on, and those of layers that have their own.
+
+    How sums are split among threads changes how they are rounded.
+    """
+    parts = [f"torch {torch.__version__}"]
+    if device.type == "cpu":
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        parts.append(torch.backends.cpu.get_cpu_capability())
+        parts += [each for each in _CHOSEN_BY if capabilities.get(each)]
+        parts.append(f"{torch.get_num_threads()} threads")
+    elif device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    else:
+        parts.append(device.type)
+    layers = {
+        getattr(each, "kernel", "") for each in model.modules() if isinstance(each, StoresMatrix)
+    }
+    parts += [f"layers {each}" for each in sorted(filter(None, map(str, layers)))]
+    return ", ".join(parts)
 
 
 def _can_crop(model: Any) -> bool:

@@ -14,7 +14,14 @@ from truthgpt_core.decoding import Engine, refuse_unknown_tokens, require
 from truthgpt_services.measuring import memory
 from truthgpt_services.measuring.divergence import divergence
 from truthgpt_services.measuring.logit_lens import NoLensError, States, divergence_by_layer, states
-from truthgpt_services.measuring.protocol import BenchRequests, Compared, LayersCompared, Opened
+from truthgpt_services.measuring.protocol import (
+    BenchRequests,
+    Compared,
+    LayersCompared,
+    Opened,
+    Recorded,
+)
+from truthgpt_services.measuring.replay import record
 from truthgpt_services.models.loading import explained
 
 
@@ -47,8 +54,18 @@ class Bench(BenchRequests):
     def describe(self, load_seconds: float) -> Opened:
         """Say what the model is made of, and begin to watch its memory."""
         memory.reset_peak(self._device)
-        facts = {"parameters": 0, "dtype": "", "weights_bytes": 0, **self.engine.describe()}
+        unknown = {"parameters": 0, "dtype": "", "weights_bytes": 0}
+        about = self.engine.describe()
+        facts: dict[str, Any] = {name: about.get(name, unknown[name]) for name in unknown}
         return Opened(load_seconds=load_seconds, engine=self.engine.name, **facts)
+
+    def record(self, ids: list[int]) -> Recorded:
+        """Predict each next token of a text, for what runs the model later to agree with.
+
+        Raises:
+            ModelError: the predictions are not finite.
+        """
+        return record(self.engine, ids)
 
     def tokenize(self, text: str, limit: int) -> list[int]:
         """The first tokens of a text, `limit` at most."""

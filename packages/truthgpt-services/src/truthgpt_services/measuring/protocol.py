@@ -27,6 +27,7 @@ from truthgpt_core.event_system import (
     OptimizationStarted,
 )
 from truthgpt_core.sources import ResolvedModel
+from truthgpt_services.results.record import Predictions
 from truthgpt_services.results.schema import Choice, Machine, MetricValue, StepCoverage
 
 P = ParamSpec("P")
@@ -133,6 +134,23 @@ class LayersCompared:
 
     kl: list[list[float]]
     missing: str = ""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a model predicts of a text, and what ran it.
+
+    Attributes:
+        predictions: of each token after the first.
+        engine: its name.
+        kernel: what the engine says of it; see `Engine.describe`.
+        distribution: where the engine comes from, as "NAME VERSION"; empty if that is unknown.
+    """
+
+    predictions: Predictions
+    engine: str
+    kernel: str
+    distribution: str
 
 
 FORWARDED: dict[str, type[EventPayload]] = {
@@ -259,6 +277,10 @@ class BenchRequests(Requests):
     @request
     def compare(self, ids: list[int], path: str, prompt: int = 0) -> Compared:
         """Predict the same window and compare with what `write_reference` wrote."""
+
+    @request
+    def record(self, ids: list[int]) -> Recorded:
+        """Predict each next token of a text, for what runs the model later to agree with."""
 
     @request
     def write_layers(self, ids: list[int], path: str) -> str:

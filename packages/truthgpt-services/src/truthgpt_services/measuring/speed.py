@@ -51,6 +51,7 @@ class Plan:
         decode_tokens: tokens of that text, its prompt included.
         lens_tokens: tokens of the window whose layers are compared.
         sample_tokens: tokens of the sample text.
+        replay_tokens: tokens whose predictions are recorded with the result.
         trial_tokens: tokens that steps may try the model on, after those that judge them.
         seed: of the bootstrap.
     """
@@ -69,6 +70,7 @@ class Plan:
     decode_tokens: int = 128
     lens_tokens: int = 64
     sample_tokens: int = 40
+    replay_tokens: int = 512
     trial_tokens: int = 256
     seed: int = 0
 

@@ -10,6 +10,7 @@ from truthgpt_services.measuring.speed import Plan
 from truthgpt_services.optimizing.schedule import Phase
 
 BASELINE = "baseline"
+RECORDING = "Recording predictions"
 
 
 def beginning() -> list[Phase]:
@@ -42,7 +43,7 @@ def of_steps(
             Phase(f"Comparing {name} with {BASELINE}", 5.0, "compare"),
             timing([BASELINE, "control", name], plan),
         ]
-    return [*phases, Phase("Writing the result", 1.0, "write")]
+    return [*phases, Phase(RECORDING, 1.0, "record"), Phase("Writing the result", 1.0, "write")]
 
 
 def of_evaluation(plan: Plan) -> list[Phase]:

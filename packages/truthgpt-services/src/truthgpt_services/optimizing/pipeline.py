@@ -52,6 +52,7 @@ from truthgpt_services.optimizing.sections import with_sections
 from truthgpt_services.optimizing.trials import Trials
 from truthgpt_services.optimizing.verdict import decide
 from truthgpt_services.report.files import write_report
+from truthgpt_services.results.record import write_record
 from truthgpt_services.results.schema import Outcome, Report
 from truthgpt_services.storage.atomic import StagedDirectory
 
@@ -106,7 +107,7 @@ def optimize(
         run.reuse()
         for step in requested:
             run.take(step)
-        report = run.report(command)
+        report = run.report(command, record_in=staged.path)
         run.finish(report)
         write_report(report, staged.path)
         # Ends the workers before what they may still read is moved.
@@ -233,19 +234,40 @@ class Pipeline:
             self._events.emit(OptimizationFailed(optimization=step.name, reason=str(error)))
             self._found.note(step, Outcome.FAILED, str(error))
 
-    def report(self, command: Sequence[str]) -> Report:
-        """Everything that was found out."""
+    def report(self, command: Sequence[str], *, record_in: Path | None = None) -> Report:
+        """Everything that was found out.
+
+        Args:
+            command: the command line.
+            record_in: where to record what the result predicts; None if it is not saved.
+        """
         # No candidate may have come as far as being timed; the baseline still is reported.
         self.trials.alone()
         self._found.on_torch = self.trials.on_torch() if self._request.apply else None
         # Once more: steps before the last may have noted something since they were tried.
         self._found.collect_notes(self._accepted, self._accepted.steps)
+        if record_in is not None:
+            self._record(record_in)
         report = self._found.report(command, self._accepted, self.trials.timing.meter.found())
         return with_sections(report, self._hooks)
 
     def finish(self, report: Report) -> None:
         """Put the files of the result at the top of the output directory, and complete its card."""
         self._models.put_in_place(self._accepted, self.trials.baseline, report)
+
+    def _record(self, directory: Path) -> None:
+        """Record what the result predicts, on the engine that it was measured on.
+
+        After all else that its worker is asked: it takes memory, which measurements have the peak
+        of, and the process may end if there is too little.
+        """
+        self._progress(phases.RECORDING, 0, 0)
+        try:
+            recorded = self.trials.record(self._accepted)
+        except (ModelError, WorkerError) as error:
+            self._found.replay_missing = str(error)
+        else:
+            self._found.replay = write_record(directory, **vars(recorded))
 
     def _later(self, before: MadeVariant) -> list[Phase]:
         """Return the phases of the steps to come, after a variant that is accepted."""

@@ -23,6 +23,7 @@ from truthgpt_services.results.schema import (
     Load,
     Machine,
     Outcome,
+    Replay,
     Report,
     Result,
     Settings,
@@ -50,6 +51,8 @@ class ReportBuilder:
         steps: that were tried, in their order.
         notes: what a step noted while the model ran, by what that is about.
         on_torch: the baseline on PyTorch, if another engine runs it and it was measured.
+        replay: what the predictions of the result were recorded on.
+        replay_missing: why they were not, if that went wrong.
     """
 
     machine: Machine
@@ -71,6 +74,8 @@ class ReportBuilder:
         self.steps: list[Step] = []
         self.notes: dict[str, dict[str, str]] = {}
         self.on_torch: MadeVariant | None = None
+        self.replay: Replay | None = None
+        self.replay_missing = ""
 
     def begin(self, found: Converted) -> None:
         """Take what the baseline's worker said of the machine and the model."""
@@ -214,6 +219,8 @@ class ReportBuilder:
             ),
             control=self._control(),
             load=load,
+            replay=self.replay,
+            replay_missing=self.replay_missing,
         )
 
     def _control(self) -> Control | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from truthgpt_services.measuring import compare
 from truthgpt_services.measuring.compare import Contestant
+from truthgpt_services.measuring.protocol import Recorded
 from truthgpt_services.measuring.speed import METRICS, undecided
 from truthgpt_services.optimizing import phases
 from truthgpt_services.optimizing.candidates import MadeVariant
@@ -104,6 +105,17 @@ class Trials:
         self.timing.until([baseline, twin], self.ids, lambda launches: True)
         twin.worker.end(at_once=True)
         return MadeVariant(twin)
+
+    def record(self, made: MadeVariant) -> Recorded:
+        """Record what a variant predicts of the text.
+
+        Raises:
+            ModelError: its predictions are not finite.
+            WorkerError: it could not predict them.
+        """
+        if made.cold:
+            self._models.open_again(made)
+        return made.contestant.worker.record(self.ids[: self._plan.replay_tokens])
 
     def speed(self, made: MadeVariant, before: MadeVariant, later: Iterable[Phase]) -> None:
         """Time a candidate beside what it is compared with, until that decides about it.

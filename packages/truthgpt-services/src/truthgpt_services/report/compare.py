@@ -145,8 +145,9 @@ def _facts(report: Report) -> dict[str, str]:
         ("text", report.text, ()),
         ("settings", report.settings, ("gate",)),
         ("bounds", report.settings.gate, ()),
+        ("replay", report.replay, ("sha256",)),
     ):
-        for field in type(record).model_fields:
+        for field in type(record).model_fields if record is not None else ():
             if field not in skipped:
                 facts[f"{title}: {field.replace('_', ' ')}"] = getattr(record, field)
     facts["seed"] = report.seed

@@ -323,7 +323,7 @@ def _samples(report: Report, result: Variant | None) -> dict[str, Any]:
 
 def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     machine, source, text, settings = report.machine, report.source, report.text, report.settings
-    gate, load = settings.gate, report.load
+    gate, load, recorded = settings.gate, report.load, noise.replay_line(report)
     return [
         (
             "Model",
@@ -371,6 +371,7 @@ def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
                     f"{text.decode_tokens:,} one at a time",
                 ),
                 ("Text SHA-256", text.sha256),
+                *([("Recorded for replay", recorded)] if recorded else []),
             ],
         ),
         (

@@ -96,6 +96,15 @@ def load_line(load: Load) -> str:
     return f"{', '.join(levels)}, of {load.cores}" if levels else "unknown"
 
 
+def replay_line(report: Report) -> str:
+    """Say what the predictions of the result were recorded on; empty if they were not to be."""
+    replay = report.replay
+    if replay is None:
+        return report.replay_missing and f"nothing: {report.replay_missing}"
+    on = ", ".join(filter(None, (replay.engine, replay.distribution, replay.kernel)))
+    return f"{replay.tokens:,} tokens on {on}"
+
+
 def launch_table(report: Report) -> LaunchTable | None:
     """Return the ratios of each launch, the control first; None if there were no launches."""
     columns: list[tuple[str, Ratio]] = []

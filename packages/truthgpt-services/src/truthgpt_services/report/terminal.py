@@ -135,6 +135,8 @@ class _Printer:
         )
         if report.load is not None:
             self._line(f"Other programs, CPU cores: {noise.load_line(report.load)}", "dim")
+        if recorded := noise.replay_line(report):
+            self._line(f"Recorded for replay: {recorded}", "dim")
 
     def print_steps(self) -> None:
         from rich.table import Table

@@ -24,6 +24,7 @@ JSON_NAME = "report.json"
 HTML_NAME = "report.html"
 _NON_FINITE = ("NaN", "Infinity", "-Infinity")
 _PROBLEMS_SHOWN = 5
+_LARGEST = 1 << 24
 
 
 class ReportError(TruthGPTError):
@@ -42,7 +43,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     if file.is_dir():
         file /= JSON_NAME
     try:
-        data = json.loads(read_regular_bytes(file))
+        data = json.loads(read_regular_bytes(file, limit=_LARGEST))
     except FileNotFoundError:
         raise ReportError(
             f"There is no report at {file}", hint="`truthgpt optimize` writes one beside the model."

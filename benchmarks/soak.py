@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 TESTS = tuple(
     ROOT / "packages" / f"truthgpt-{name}" / "tests"
-    for name in ("core", "services", "plugin-native", "plugin-quantize")
+    for name in ("core", "services", "plugin-native", "plugin-quantize", "plugin-serve")
 )
 HEADING = """\
 | campaign | what | cases | failed | minutes |
@@ -102,6 +102,17 @@ def kills(given: argparse.Namespace) -> Found:
     return Found(given.kills, failed)
 
 
+def server(given: argparse.Namespace) -> Found:
+    """Attack a server, end it with streams open, and hold it to schemas."""
+    counts = {"--hostile": 500 * given.factor, "--ends": 5 * given.factor}
+    counts["--schemas"] = 50 * given.factor
+    options = [text for name, count in counts.items() for text in (name, str(count))]
+    command = [sys.executable, str(HERE / "serve_soak.py"), "--seed", str(given.seed), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    failed = [] if done.returncode == 0 else [f"serve_soak.py: {done.stdout}{done.stderr}"]
+    return Found(sum(counts.values()), failed)
+
+
 def native(given: argparse.Namespace) -> Found:
     """Take random models random ways through the compiled engine, under sanitizers."""
     sys.path.insert(0, str(ROOT / "packages" / "truthgpt-plugin-native" / "tests"))
@@ -125,6 +136,10 @@ CAMPAIGNS: dict[str, tuple[str, Callable[[argparse.Namespace], Found]]] = {
     "faults": ("kills, signals, damaged files and full disks, in training and data", faults),
     "threads": ("tests of threads and processes at once", threads),
     "native": ("random models taken random ways through the engine, under sanitizers", native),
+    "server": (
+        "hostile requests, ends with streams open, and schemas of functions",
+        server,
+    ),
     "across": ("models that take long to compile, and a real one, through all packages", across),
     "kills": ("training killed at a random moment and resumed, ending with the same bits", kills),
 }

@@ -46,7 +46,7 @@ class NativeEngine(Engine):
     Args:
         model: one that `reading.why_not` has nothing against. Its tensors are used as they are, and
             must not be changed while the engine lives.
-        dtype: of keys and values: float32 or bfloat16.
+        dtype: of keys and values: float32, bfloat16 or int8, which gives each a scale.
 
     Attributes:
         model: the model.
@@ -64,7 +64,7 @@ class NativeEngine(Engine):
         self._library = library.load()
         self._process = os.getpid()
         team = library.team(torch.get_num_threads(), self._process)
-        self._weights = Weights(model, halves=dtype == torch.bfloat16)
+        self._weights = Weights(model, cache=dtype)
         config = model.config.get_text_config()
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
         self.vocabulary_size: int = model.get_input_embeddings().num_embeddings

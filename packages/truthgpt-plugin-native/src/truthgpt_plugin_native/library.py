@@ -46,7 +46,7 @@ class Shape(Structure):
             (name, c_int32)
             for name in (
                 *("hidden", "intermediate", "heads", "kv_heads", "head_dim", "rotary_dim"),
-                *("layers", "vocabulary", "activation", "halves"),
+                *("layers", "vocabulary", "activation", "cache"),
             )
         ),
         *((name, c_float) for name in ("epsilon", "attention_scale", "embedding_scale")),

@@ -25,6 +25,7 @@ from truthgpt_core.decoding import (
 )
 from truthgpt_core.optimization import StoresMatrix
 from truthgpt_plugin_native import library
+from truthgpt_plugin_native.kv_cache import CacheChoice, CacheDtype, choice_of
 from truthgpt_plugin_native.reading import Weights, why_not
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class NativeEngine(Engine):
     Args:
         model: one that `reading.why_not` has nothing against. Its tensors are used as they are, and
             must not be changed while the engine lives.
-        dtype: of keys and values: float32, bfloat16 or int8, which gives each a scale.
+        dtype: of keys and values: float32, bfloat16, or int8 with scales.
+        choice: where tokens that are computed are counted; None to count none.
 
     Attributes:
         model: the model.
@@ -59,8 +61,9 @@ class NativeEngine(Engine):
     name: ClassVar[str] = "native"
     capabilities = Capabilities(fork=True, continuous_batching=True, hidden_cache=True)
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, choice: CacheChoice | None = None) -> None:
         self.model = model
+        self._choice = choice
         self._library = library.load()
         self._process = os.getpid()
         team = library.team(torch.get_num_threads(), self._process)
@@ -86,6 +89,7 @@ class NativeEngine(Engine):
         if not self._engine:
             raise NativeError("There is no memory to compute in")
         weakref.finalize(self, self._library.engine_free, self._engine)
+        self._about["cache_bytes_per_token"] = self._library.engine_cache_bytes(self._engine)
         self._angles: tuple[Tensor, Tensor] | None = None
 
     def open(self, positions: int, count: int = 1) -> list[SequenceState]:
@@ -151,6 +155,8 @@ class NativeEngine(Engine):
             raise GenerationError("There is no memory to compute in")
         for row, count in zip(rows, counts, strict=True):
             row.length += count
+        if self._choice is not None:
+            self._choice.tokens += len(ids)
         return list(logits.split(outs))
 
     def crop(self, state: SequenceState, length: int) -> None:
@@ -215,13 +221,13 @@ class _State(SequenceState):
         self.free.atexit = False
 
 
-def make_engine(model: Any) -> NativeEngine | None:
+def make_engine(model: Any, kv_cache: CacheDtype | None = None) -> NativeEngine | None:
     """Return an engine for a model; None if the compiled code cannot run it as it runs itself.
-
-    Keys and values are kept in bfloat16 where weights are in bfloat16 or quantized.
 
     Args:
         model: a causal language model of transformers.
+        kv_cache: the dtype of keys and values; None for what `KVCacheDtype` has chosen for the model,
+            or else bfloat16 where weights are in bfloat16 or quantized, and float32 elsewhere.
     """
     if reason := why_not(model):
         logger.info("The model runs on PyTorch: %s", reason)
@@ -229,8 +235,11 @@ def make_engine(model: Any) -> NativeEngine | None:
     exact = model.dtype == torch.float32 and not any(
         isinstance(module, StoresMatrix) for module in model.modules()
     )
+    choice = choice_of(model) if kv_cache is None else None
+    chosen = kv_cache if choice is None else choice.dtype
+    dtype = getattr(torch, chosen or ("float32" if exact else "bfloat16"))
     try:
-        engine = NativeEngine(model, torch.float32 if exact else torch.bfloat16)
+        engine = NativeEngine(model, dtype, choice)
         divergence = _divergence(engine, model)
     except NativeError as error:
         logger.warning("The model runs on PyTorch: %s", error)
@@ -241,6 +250,8 @@ def make_engine(model: Any) -> NativeEngine | None:
             divergence,
         )
         return None
+    if choice is not None:
+        choice.tokens = 0
     return engine
 
 

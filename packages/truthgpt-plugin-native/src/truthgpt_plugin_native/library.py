@@ -92,6 +92,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     ]
     library.engine_free.restype = None
     library.engine_free.argtypes = [c_void_p]
+    library.engine_cache_bytes.restype = c_int64
+    library.engine_cache_bytes.argtypes = [c_void_p]
     library.engine_angles.restype = None
     library.engine_angles.argtypes = [c_void_p, c_void_p, c_void_p]
     library.sequence_new.restype = c_void_p

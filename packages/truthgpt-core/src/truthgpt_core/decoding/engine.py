@@ -221,8 +221,9 @@ class Engine(ABC):
         """Return what reports say of the model.
 
         Returns:
-            `parameters` (a count), `dtype` (a name), `weights_bytes` (in memory); an engine
-            leaves out what it does not know.
+            `parameters` (a count), `dtype` (a name), `weights_bytes` (in memory),
+            `cache_bytes_per_token` (keys and values of one token, in memory); an engine leaves
+            out what it does not know.
         """
         return {}
 

@@ -86,7 +86,8 @@ class EngineContract(LogitsTests, TextTests):
 
     def test_its_description_has_known_keys(self, engine: Engine) -> None:
         """`describe` returns what reports know, of the types that they expect."""
-        kinds: Mapping[str, type] = {"parameters": int, "dtype": str, "weights_bytes": int}
+        counts = ("parameters", "weights_bytes", "cache_bytes_per_token")
+        kinds: Mapping[str, type] = {"dtype": str, **dict.fromkeys(counts, int)}
         found = engine.describe()
         assert {name: type(value) for name, value in found.items()}.items() <= kinds.items()
 

@@ -74,6 +74,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
         return new Sequence(s.layers, s.kv_heads, width_, positions, s.cache);
     }
 
+    int64_t cache_bytes() const { return Sequence::bytes_of_position(s.layers, s.kv_heads, width_, s.cache); }
+
     void angles(const float* cosines, const float* sines) {
         std::lock_guard<std::mutex> one_at_a_time(passing_);
         cosines_ = cosines;
@@ -430,6 +432,9 @@ void* engine_new(void* team, const Shape* shape, const Layer* layers, const floa
 }
 
 void engine_free(void* engine) { delete static_cast<std::shared_ptr<Engine>*>(engine); }
+
+// Of the keys and values of one position.
+int64_t engine_cache_bytes(void* engine) { return of(engine).cache_bytes(); }
 
 void engine_angles(void* engine, const float* cosines, const float* sines) {
     of(engine).angles(cosines, sines);

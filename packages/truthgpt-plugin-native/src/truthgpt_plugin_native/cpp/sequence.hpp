@@ -41,12 +41,9 @@ class Sequence {
         : heads_(heads),
           blocks_(int64_t(layers) * heads),
           capacity_((positions + SEGMENT - 1) / SEGMENT * SEGMENT) {
-        const int32_t size = kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1;
-        bytes_[KEYS] = bytes_[VALUES] = width * size;
-        bytes_[KEY_SCALES] = kind == INT8 ? groups_of(width) * int32_t(sizeof(float)) : 0;
-        bytes_[VALUE_SCALES] = kind == INT8 ? int32_t(sizeof(float)) : 0;
         size_t all = 0;
         for (int part = 0; part < PARTS; ++part) {
+            bytes_[part] = bytes_of(part, width, kind);
             begin_[part] = all;
             all += size_t(blocks_) * capacity_ * bytes_[part];
         }
@@ -99,10 +96,23 @@ class Sequence {
         length = positions;
     }
 
+    // What a position takes, of all layers and heads.
+    static int64_t bytes_of_position(int32_t layers, int32_t heads, int32_t width, int32_t kind) {
+        int64_t all = 0;
+        for (int part = 0; part < PARTS; ++part) all += int64_t(layers) * heads * bytes_of(part, width, kind);
+        return all;
+    }
+
     int64_t length = 0;
 
    private:
     enum Part { KEYS, VALUES, KEY_SCALES, VALUE_SCALES, PARTS };
+
+    static int32_t bytes_of(int part, int32_t width, int32_t kind) {
+        if (part == KEYS || part == VALUES) return width * (kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1);
+        if (kind != INT8) return 0;
+        return (part == KEY_SCALES ? groups_of(width) : 1) * int32_t(sizeof(float));
+    }
 
     template <typename T>
     T* at(Part part, int32_t layer, int32_t head, int64_t position) const {

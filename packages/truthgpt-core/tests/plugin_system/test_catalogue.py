@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from truthgpt_core import OptimizationError, PluginManager
-from truthgpt_core.plugin_system import catalogue, discovery
+from truthgpt_core.plugin_system import catalogue, discovery, table
 from truthgpt_core.service_registry import ServiceContainer
 
 
@@ -16,7 +16,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *distributions: str) -> PluginManag
     """
     found = discovery.discover()
     monkeypatch.setattr(
-        discovery, "discover", lambda: [each for each in found if each.name not in distributions]
+        table, "discover", lambda: [each for each in found if each.name not in distributions]
     )
     return PluginManager(ServiceContainer())
 

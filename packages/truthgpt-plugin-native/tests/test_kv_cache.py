@@ -108,7 +108,7 @@ def test_a_wrong_option_is_an_error_before_the_model_is_loaded(wrong: Any) -> No
         raise AssertionError
 
     options = EngineOptions(device="cpu", load=load, given={"kv_cache": wrong})
-    with pytest.raises(GenerationError, match="kv_cache is .*: it must be one of int8, bfloat16"):
+    with pytest.raises(GenerationError, match=r"^kv_cache is .*: it must be one of int8, "):
         NativePlugin().make_engine(ResolvedModel("model", "directory"), options)
 
 

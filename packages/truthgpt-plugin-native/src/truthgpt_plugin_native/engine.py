@@ -226,8 +226,9 @@ def make_engine(model: Any, kv_cache: CacheDtype | None = None) -> NativeEngine 
 
     Args:
         model: a causal language model of transformers.
-        kv_cache: the dtype of keys and values; None for what `KVCacheDtype` has chosen for the model,
-            or else bfloat16 where weights are in bfloat16 or quantized, and float32 elsewhere.
+        kv_cache: the dtype of keys and values; None for what `KVCacheDtype` has chosen for the
+            model, or else bfloat16 where weights are in bfloat16 or quantized, and float32
+            elsewhere.
     """
     if reason := why_not(model):
         logger.info("The model runs on PyTorch: %s", reason)

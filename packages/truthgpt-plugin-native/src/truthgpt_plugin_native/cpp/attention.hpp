@@ -91,13 +91,15 @@ void weigh_all(const Stored* values, const float* const* weights, int64_t first,
 
 // What products read of keys and values, where they are of many queries.
 template <typename Stored>
-using Read = std::conditional_t<IN_PAIRS<Stored> || INTEGERS<Stored>, Stored, float>;
+using Read = std::conditional_t<INTEGERS<Stored>, int16_t, std::conditional_t<IN_PAIRS<Stored>, Stored, float>>;
 
 // A multiple of LANES numbers.
 template <typename Stored>
 const Read<Stored>* to_read(const Stored* from, int64_t count, float* to) {
     if constexpr (std::is_same_v<Stored, Read<Stored>>) {
         return from;
+    } else if constexpr (INTEGERS<Stored>) {
+        return widen(from, count, to);
     } else {
         for (int64_t i = 0; i < count; i += LANES) store(load(from + i), to + i);
         return to;
@@ -175,7 +177,7 @@ void score(const Kept<Stored>& kept, int64_t begin, const Query* queries, int32_
         for (int n = 0; n < N; ++n) to[n] = scores + n * SEGMENT + p;
         const Stored* keys = kept.keys + p * width;
         if constexpr (INTEGERS<Stored>) {
-            scores_of_integers<N, AT_ONCE>(keys, kept.key_scales + p * groups_of(width), numbers, scales, width, to);
+            scores_of_integers<Stored, N, AT_ONCE>(keys, kept.key_scales + p * groups_of(width), numbers, scales, width, to);
         }
 #if defined(__AVX512BF16__)
         else if constexpr (IN_PAIRS<Stored>) scores_of_pairs<N, AT_ONCE>(keys, numbers, width, to);
@@ -198,7 +200,7 @@ void weigh_by(const Kept<Stored>& kept, int64_t begin, const Query* queries, int
         std::fill_n(sums[n], width, 0.0f);
     }
     if constexpr (INTEGERS<Stored>)
-        weigh_seen_integers<N>(kept.values, kept.value_scales, rows, first, last, width, sums);
+        weigh_seen_integers<Stored, N>(kept.values, kept.value_scales, rows, first, last, width, sums);
 #if defined(__AVX512BF16__)
     else if constexpr (IN_PAIRS<Stored>) weigh_seen_pairs<N>(kept.values, rows, SEGMENT, first, last, width, sums);
 #endif

@@ -186,3 +186,29 @@ def test_an_engine_that_is_not_there_is_named(tiny_model: Path, truthgpt: Run) -
     assert done.returncode != 0
     assert 'No engine named "nativ" runs' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_keys_and_values_of_8_bits_are_measured_saved_and_used(
+    tiny_model: Path, truthgpt: Run, tmp_path: Path
+) -> None:
+    """A step that measured tokens run through; another engine says that it has no effect."""
+    out = tmp_path / "out"
+    measuring = ("--apply", "kv_cache", "--context", "60", "--quick", "--keep-all")
+    done = truthgpt("optimize", tiny_model, *measuring, "--device", "cpu", "-o", out, **WITH_NATIVE)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["settings"]["prompt_tokens"] == 60
+    (step,) = report["steps"]
+    assert step["outcome"] == "accepted", step["reason"]
+    assert "No measured token" not in step["reason"]
+    before, after = (
+        each["measured"] for each in report["variants"] if each["name"] in ("baseline", "kv_cache")
+    )
+    assert after["cache_bytes_per_token"] < before["cache_bytes_per_token"] / 2
+    assert after["quality"]["decode_kl_mean"] > 0
+    said = "runs without kv_cache, which changes only how the engine native runs a model"
+    for engine, warned in (("native", False), ("torch", True)):
+        arguments = ("The quick", "--max-new-tokens", "2", "--device", "cpu", "--engine", engine)
+        done = truthgpt("generate", out, *arguments, **WITH_NATIVE)
+        assert done.returncode == 0, done.stderr
+        assert (said in done.stderr) is warned

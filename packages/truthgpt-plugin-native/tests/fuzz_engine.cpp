@@ -91,7 +91,7 @@ bool run(unsigned seed) {
     s.hidden = pick(0, 1) ? 64 * pick(1, 3) : 4 * pick(4, 40);
     s.intermediate = pick(0, 1) ? 64 * pick(1, 4) : pick(9, 200);
     s.layers = pick(1, 3), s.vocabulary = pick(5, 150);
-    s.activation = pick(0, 1), s.halves = pick(0, 1);
+    s.activation = pick(0, 1), s.cache = pick(FLOAT32, INT8);
     s.epsilon = 1e-5f, s.attention_scale = 0.3f, s.embedding_scale = 1.5f;
     const int positions = pick(2, 400), q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
     std::vector<Layer> layers;

@@ -33,3 +33,17 @@ class TestIntegers(EngineContract):
     def other_engine(self, model: Any) -> NativeEngine:
         """One for another model."""
         return NativeEngine(model, torch.float32)
+
+
+class TestIntegerCache(EngineContract):
+    """Keys and values in int8."""
+
+    @pytest.fixture(scope="session")
+    def engine(self) -> NativeEngine:
+        """Of a model in bfloat16."""
+        return NativeEngine(make_model("Gemma").to(torch.bfloat16), torch.int8)
+
+    @pytest.fixture(scope="session")
+    def other_engine(self, model: Any) -> NativeEngine:
+        """One for another model."""
+        return NativeEngine(model, torch.float32)

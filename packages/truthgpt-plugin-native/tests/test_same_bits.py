@@ -21,6 +21,11 @@ KINDS: dict[str, Callable[[], tuple[Any, torch.dtype]]] = {
     "int8 in groups": lambda: (with_layers(make_model("Llama"), Int8, 32), torch.float32),
     "int4": lambda: (with_layers(make_model("Llama"), Int4, 32), torch.bfloat16),
     "a window": lambda: (make_model("Mistral", sliding_window=50), torch.float32),
+    "an int8 cache": lambda: (make_model("Llama"), torch.int8),
+    "an int8 cache and a window": lambda: (
+        make_model("Mistral", sliding_window=51, head_dim=72),
+        torch.int8,
+    ),
 }
 
 

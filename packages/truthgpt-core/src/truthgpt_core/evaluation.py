@@ -75,8 +75,9 @@ class Measured:
         name: "baseline", or its steps joined by " + ".
         quantities: by name: `decode_tokens_per_second`, `prefill_tokens_per_second`,
             `first_token_seconds`, `load_seconds`, `warmup_seconds` (medians), `weights_bytes`,
-            `saved_bytes`, `peak_memory_bytes`, `build_peak_memory_bytes`, the fields of the
-            report's `quality` that are known, and what metrics found as "METRIC.QUANTITY".
+            `saved_bytes`, `peak_memory_bytes`, `build_peak_memory_bytes`,
+            `cache_bytes_per_token` if the engine says it, the fields of the report's `quality` that
+            are known, and what metrics found as "METRIC.QUANTITY".
     """
 
     name: str

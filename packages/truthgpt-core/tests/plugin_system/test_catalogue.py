@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from truthgpt_core import OptimizationError, PluginManager
-from truthgpt_core.plugin_system import catalogue, discovery
+from truthgpt_core.plugin_system import catalogue, discovery, table
 from truthgpt_core.service_registry import ServiceContainer
 
 
@@ -16,7 +16,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *distributions: str) -> PluginManag
     """
     found = discovery.discover()
     monkeypatch.setattr(
-        discovery, "discover", lambda: [each for each in found if each.name not in distributions]
+        table, "discover", lambda: [each for each in found if each.name not in distributions]
     )
     return PluginManager(ServiceContainer())
 
@@ -24,6 +24,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *distributions: str) -> PluginManag
 @pytest.mark.parametrize(
     ("name", "distribution"),
     [
+        ("kv_cache", "truthgpt-plugin-native"),
         ("quantize", "truthgpt-plugin-quantize"),
         ("torch_compile", "truthgpt-plugin-compile"),
         ("compile", "truthgpt-plugin-compile"),
@@ -31,7 +32,10 @@ def without(monkeypatch: pytest.MonkeyPatch, *distributions: str) -> PluginManag
 )
 def test_a_known_optimization_names_what_to_install(monkeypatch, name, distribution) -> None:
     """Asking for an optimization that is not installed says which distribution has it."""
-    manager = without(monkeypatch, "truthgpt-plugin-quantize", "truthgpt-plugin-compile")
+    manager = without(
+        monkeypatch,
+        *("truthgpt-plugin-quantize", "truthgpt-plugin-compile", "truthgpt-plugin-native"),
+    )
     with pytest.raises(OptimizationError) as raised:
         manager.make_optimization(name, {})
     assert raised.value.message == f'Optimization "{name}" is not installed'

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_int64, c_void_p
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +27,7 @@ from truthgpt_core.decoding import (
 )
 from truthgpt_core.optimization import StoresMatrix
 from truthgpt_plugin_native import library
+from truthgpt_plugin_native.kv_cache import CacheChoice, CacheDtype, choice_of
 from truthgpt_plugin_native.reading import Weights, why_not
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,8 @@ class NativeEngine(Engine):
     Args:
         model: one that `reading.why_not` has nothing against. Its tensors are used as they are, and
             must not be changed while the engine lives.
-        dtype: of keys and values: float32 or bfloat16.
+        dtype: of keys and values: float32, bfloat16, or int8 with scales.
+        choice: where tokens that are computed are counted; None to count none.
 
     Attributes:
         model: the model.
@@ -59,12 +63,13 @@ class NativeEngine(Engine):
     name: ClassVar[str] = "native"
     capabilities = Capabilities(fork=True, continuous_batching=True, hidden_cache=True)
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, choice: CacheChoice | None = None) -> None:
         self.model = model
+        self._choice = choice
         self._library = library.load()
         self._process = os.getpid()
         team = library.team(torch.get_num_threads(), self._process)
-        self._weights = Weights(model, halves=dtype == torch.bfloat16)
+        self._weights = Weights(model, cache=dtype)
         config = model.config.get_text_config()
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
         self.vocabulary_size: int = model.get_input_embeddings().num_embeddings
@@ -74,7 +79,8 @@ class NativeEngine(Engine):
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
             "weights_bytes": self._weights.bytes,
-            "kernel": self._library.engine_kernel().decode(),
+            "kernel": f"{self._library.engine_kernel().decode()}, keys and values in "
+            f"{str(dtype).removeprefix('torch.')}",
         }
         self._engine = self._library.engine_new(
             team,
@@ -87,7 +93,9 @@ class NativeEngine(Engine):
         if not self._engine:
             raise NativeError("There is no memory to compute in")
         weakref.finalize(self, self._library.engine_free, self._engine)
+        self._about["cache_bytes_per_token"] = self._library.engine_cache_bytes(self._engine)
         self._angles: tuple[Tensor, Tensor] | None = None
+        self._fingerprint = ""
 
     def open(self, positions: int, count: int = 1) -> list[SequenceState]:
         """Begin sequences; memory is taken as they are filled."""
@@ -152,6 +160,8 @@ class NativeEngine(Engine):
             raise GenerationError("There is no memory to compute in")
         for row, count in zip(rows, counts, strict=True):
             row.length += count
+        if self._choice is not None:
+            self._choice.tokens += len(ids)
         return list(logits.split(outs))
 
     def crop(self, state: SequenceState, length: int) -> None:
@@ -168,6 +178,19 @@ class NativeEngine(Engine):
             row = self._own(state)
             row.address = None
             row.free()
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights, the configuration, the code and the processor."""
+        if not self._fingerprint:
+            digest = hashlib.sha256(
+                f"{self._about['kernel']} {version('truthgpt-plugin-native')} "
+                f"{self.model.config.to_json_string()}".encode()
+            )
+            for name, tensor in self.model.state_dict().items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def describe(self) -> Mapping[str, Any]:
         """Return the size of the model, the dtype of most of it, and the instructions used."""
@@ -216,13 +239,14 @@ class _State(SequenceState):
         self.free.atexit = False
 
 
-def make_engine(model: Any) -> NativeEngine | None:
+def make_engine(model: Any, kv_cache: CacheDtype | None = None) -> NativeEngine | None:
     """Return an engine for a model; None if the compiled code cannot run it as it runs itself.
-
-    Keys and values are kept in bfloat16 where weights are in bfloat16 or quantized.
 
     Args:
         model: a causal language model of transformers.
+        kv_cache: the dtype of keys and values; None for what `KVCacheDtype` has chosen for the
+            model, or else bfloat16 where weights are in bfloat16 or quantized, and float32
+            elsewhere.
     """
     if reason := why_not(model):
         logger.info("The model runs on PyTorch: %s", reason)
@@ -230,8 +254,11 @@ def make_engine(model: Any) -> NativeEngine | None:
     exact = model.dtype == torch.float32 and not any(
         isinstance(module, StoresMatrix) for module in model.modules()
     )
+    choice = choice_of(model) if kv_cache is None else None
+    chosen = kv_cache if choice is None else choice.dtype
+    dtype = getattr(torch, chosen or ("float32" if exact else "bfloat16"))
     try:
-        engine = NativeEngine(model, torch.float32 if exact else torch.bfloat16)
+        engine = NativeEngine(model, dtype, choice)
         divergence = _divergence(engine, model)
     except NativeError as error:
         logger.warning("The model runs on PyTorch: %s", error)
@@ -242,6 +269,8 @@ def make_engine(model: Any) -> NativeEngine | None:
             divergence,
         )
         return None
+    if choice is not None:
+        choice.tokens = 0
     return engine
 
 

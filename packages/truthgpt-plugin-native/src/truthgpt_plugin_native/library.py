@@ -46,7 +46,7 @@ class Shape(Structure):
             (name, c_int32)
             for name in (
                 *("hidden", "intermediate", "heads", "kv_heads", "head_dim", "rotary_dim"),
-                *("layers", "vocabulary", "activation", "halves"),
+                *("layers", "vocabulary", "activation", "cache"),
             )
         ),
         *((name, c_float) for name in ("epsilon", "attention_scale", "embedding_scale")),
@@ -94,6 +94,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     ]
     library.engine_free.restype = None
     library.engine_free.argtypes = [c_void_p]
+    library.engine_cache_bytes.restype = c_int64
+    library.engine_cache_bytes.argtypes = [c_void_p]
     library.engine_angles.restype = None
     library.engine_angles.argtypes = [c_void_p, c_void_p, c_void_p]
     library.sequence_new.restype = c_void_p

@@ -36,10 +36,15 @@ class NativePlugin(Plugin):
         import torch
 
         from truthgpt_plugin_native.engine import make_engine
+        from truthgpt_plugin_native.kv_cache import OPTION, read_option
 
         if options.device == "auto" and torch.cuda.is_available():
             return None
-        return make_engine(options.load())
+        kv_cache = read_option(options.given[OPTION]) if OPTION in options.given else None
+        engine = make_engine(options.load(), kv_cache)
+        if engine is not None:
+            options.given.pop(OPTION, None)
+        return engine
 
     @hookimpl
     def make_stored_matmul(self, device: str) -> StoredMatmul | None:

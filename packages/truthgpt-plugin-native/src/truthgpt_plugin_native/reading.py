@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from truthgpt_core.optimization import StoredMatrix, StoresMatrix
 from truthgpt_plugin_native.library import Layer, Matrix, Shape
-from truthgpt_plugin_native.matrices import columns_of, describe, group_of
+from truthgpt_plugin_native.matrices import KINDS, columns_of, describe, group_of
 
 ARCHITECTURES = frozenset(
     f"{family}ForCausalLM" for family in ("Gemma", "Llama", "Mistral", "Qwen2", "Qwen3")
@@ -114,7 +114,7 @@ class Weights:
 
     Args:
         model: one that `why_not` has nothing against. Its tensors are used as they are.
-        halves: keep keys and values in bfloat16.
+        cache: the dtype of keys and values: float32, bfloat16 or int8.
 
     Attributes:
         shape: of the model.
@@ -125,7 +125,7 @@ class Weights:
         bytes: the size of all weights.
     """
 
-    def __init__(self, model: Any, *, halves: bool) -> None:
+    def __init__(self, model: Any, *, cache: torch.dtype) -> None:
         self._kept: dict[int, Tensor] = {}
         config, inner = model.config, model.model
         # Gemma multiplies by 1 + weight, and its embeddings by a number rounded to their type.
@@ -149,7 +149,7 @@ class Weights:
             layers=len(inner.layers),
             vocabulary=self.head.rows,
             activation=ACTIVATIONS[activation],
-            halves=halves,
+            cache=KINDS[cache],
             epsilon=_epsilons(list(model.modules()))[0],
             attention_scale=attention.scaling,
             embedding_scale=scale,

@@ -20,7 +20,15 @@ SLOWER = Ratio(median=0.5, low=0.4, high=0.6)
 
 
 def measured(
-    size=1000, *, perplexity=10.0, kl=0.0, decode_kl=0.0, flips=0.0, decode_flips=0.0, warmup=1.0
+    size=1000,
+    *,
+    perplexity=10.0,
+    kl=0.0,
+    decode_kl=0.0,
+    flips=0.0,
+    decode_flips=0.0,
+    warmup=1.0,
+    cache=None,
 ):
     one = Samples(median=1.0, low=1.0, high=1.0, values=[1.0])
     return Measurements(
@@ -45,6 +53,7 @@ def measured(
             decode_flips=decode_flips,
         ),
         sample="",
+        cache_bytes_per_token=cache,
     )
 
 
@@ -58,6 +67,7 @@ def decide(
     gate=DEFAULT_GATE,
     effect=EFFECT,
     closely=True,
+    tokens=0,
 ):
     candidate, baseline = candidate or measured(), baseline or measured()
     lost = quality_lost(
@@ -72,6 +82,7 @@ def decide(
         effect=effect,
         objection=lost or "",
         closely=closely,
+        tokens=tokens,
     )
 
 
@@ -300,3 +311,22 @@ def test_a_step_of_weights_that_changed_nothing_is_rejected():
     decision = decide(decode=FASTER, effect=effect)
     assert decision.outcome is Outcome.REJECTED
     assert decision.reason == "It changed nothing: 0 of 272 tensors differ."
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "tokens", "accepted"),
+    [
+        (6, 10, 100, True),
+        (6, 10, 1, False),
+        (10, 10, 100, False),
+        (20, 10, 100, False),
+        (None, 10, 100, False),
+        (6, None, 100, False),
+    ],
+    ids=["smaller", "short", "same", "larger", "unknown", "before unknown"],
+)
+def test_keys_and_values_count_as_memory(now, then, tokens, accepted):
+    """Beside 1,000 bytes of weights, those of the tokens that were timed, if both are known."""
+    found = decide(measured(cache=now), before=measured(cache=then), tokens=tokens)
+    assert found.accepted is accepted
+    assert ("keys and values of" in found.reason) == (now in (6, 20) and then == 10)

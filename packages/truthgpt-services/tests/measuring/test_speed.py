@@ -89,6 +89,17 @@ def test_a_plan_with_few_launches_or_rounds_claims_nothing():
     assert not Plan(launches=2).closely
 
 
+@given(st.integers(1, 10_000))
+def test_a_plan_after_a_context_times_and_judges_there(context):
+    """Prompts have as many tokens, and as many precede the text that is followed."""
+    plan, usual = Plan.after(context, rounds=7), Plan.after(None, rounds=7)
+    assert (plan.prompt_tokens, plan.decode_prompt) == (context, context)
+    assert plan.decode_tokens - context == usual.decode_tokens - usual.decode_prompt
+    assert plan.text_tokens >= plan.decode_tokens
+    assert plan.rounds == 7
+    assert usual == Plan(rounds=7)
+
+
 @given(st.integers(1, 20), st.integers(1, 40))
 def test_there_is_a_look_after_the_first_launches(launches, most):
     """However few launches are allowed at most."""

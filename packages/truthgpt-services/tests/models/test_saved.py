@@ -284,3 +284,21 @@ def test_a_directory_may_be_given_as_text(service, model, tokenizer, tmp_path):
     assert torch.equal(logits(loaded), logits(model))
     service.export(str(saved), str(plain))
     assert torch.equal(logits(service.load_model(str(plain))), logits(model))
+
+
+def test_a_step_of_another_engine_has_no_effect_and_a_warning_says_so(save, service, tiny, caplog):
+    """Once for each model that is loaded; on the engine that it changes there is none."""
+    directory, _ = save(tiny)
+    idle = {"name": "idle", "stage": "execution", "settings": {}, "distribution": ""}
+    change(directory, steps=[idle])
+    kind = type(service.make_optimization("idle", {}))
+    source = service.resolve(str(directory))
+    before = kind.engine
+    try:
+        for kind.engine in (None, "torch", "other"):
+            assert not caplog.records
+            service.make_engine(source, engine="torch")
+    finally:
+        kind.engine = before
+    (record,) = caplog.records
+    assert "runs without idle, which changes only how the engine other" in record.getMessage()

@@ -217,11 +217,23 @@ class Engine(ABC):
         """
         raise GenerationError(f"The engine {self.name} gives logits, and chooses no tokens")
 
+    def fingerprint(self) -> str | None:
+        """Return a text that stands for all that the engine's logits depend on.
+
+        Answers are kept in the response cache under it, so two engines with the same text must give
+        the same logits, and one engine as long as it lives. It is asked for each request.
+
+        Returns:
+            None if it cannot tell: answers are not cached then.
+        """
+        return None
+
     def describe(self) -> Mapping[str, Any]:
         """Return what reports say of the model.
 
         Returns:
-            `parameters` (a count), `dtype` (a name), `weights_bytes` (in memory), `kernel` (a text
+            `parameters` (a count), `dtype` (a name), `weights_bytes` (in memory),
+            `cache_bytes_per_token` (keys and values of one token, in memory), `kernel` (a text
             that tells code and processor from others which round differently: where it is the
             same, so are the logits, to 1e-5); an engine leaves out what it does not know.
         """

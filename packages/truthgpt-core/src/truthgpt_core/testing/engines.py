@@ -84,10 +84,15 @@ class EngineContract(LogitsTests, TextTests):
             assert not can.prompt_logprobs | can.crop | can.fork | can.masks
             assert not {"logprobs", "prompt_logprobs"} & set(engine.options)
 
+    def test_its_fingerprint_stays(self, engine: Engine) -> None:
+        """`fingerprint` returns None, or the same text each time, whatever was computed between."""
+        assert engine.fingerprint() == engine.fingerprint()
+
     def test_its_description_has_known_keys(self, engine: Engine) -> None:
         """`describe` returns what reports know, of the types that they expect."""
-        counts = {"parameters": int, "weights_bytes": int}
-        kinds: Mapping[str, type] = {**counts, "dtype": str, "kernel": str}
+        counts = ("parameters", "weights_bytes", "cache_bytes_per_token")
+        texts = ("dtype", "kernel")
+        kinds: Mapping[str, type] = {**dict.fromkeys(texts, str), **dict.fromkeys(counts, int)}
         found = engine.describe()
         assert {name: type(value) for name, value in found.items()}.items() <= kinds.items()
 

@@ -1,91 +1,21 @@
-// Keys and values of sequences, and attending to them a segment of positions at a time.
+// Attending to the keys and values of sequences, a segment of positions at a time.
 //
 // A segment is the same positions however a prompt is cut up: what is attended to comes to the same
 // bits. Several threads may each take a segment of one query, as one may take them all.
 #pragma once
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
+#include <algorithm>
+#include <cstdint>
 #include <type_traits>
 
+#include "attention_integers.hpp"
 #include "attention_pairs.hpp"
 #include "lanes.hpp"
+#include "sequence.hpp"
 
 namespace {
 
-constexpr int64_t SEGMENT = 128;
 constexpr int MOST_QUERIES = 4;  // that share what is read
-
-inline void put(float value, float* to) { *to = value; }
-inline void put(float value, uint16_t* to) { *to = to_bfloat16(value); }
-
-// Of one sequence, all layers: keys as (layer, head, position / LANES, dimension, position % LANES),
-// so that a vector has one dimension of several positions; values as (layer, head, position,
-// dimension). In pairs: keys as (..., position / LANES, dimension / 2, position % LANES, dimension % 2),
-// values as (..., position / 2, dimension, position % 2). Memory that no position has filled is not touched.
-class Sequence {
-   public:
-    Sequence(int32_t layers, int32_t heads, int32_t width, int64_t positions, bool halves)
-        : heads_(heads),
-          width_(width),
-          size_(halves ? 2 : 4),
-          capacity_((positions + SEGMENT - 1) / SEGMENT * SEGMENT),
-          half_(size_t(layers) * heads * capacity_ * width * size_),
-          memory_(static_cast<uint8_t*>(std::calloc(2 * half_, 1))) {
-        if (memory_ == nullptr) throw std::bad_alloc();
-    }
-    ~Sequence() { std::free(memory_); }
-    Sequence(const Sequence&) = delete;
-    Sequence& operator=(const Sequence&) = delete;
-
-    int64_t capacity() const { return capacity_; }
-
-    template <typename Stored>
-    Stored* keys(int32_t layer, int32_t head) {
-        return reinterpret_cast<Stored*>(memory_ + of(layer, head));
-    }
-
-    template <typename Stored>
-    Stored* values(int32_t layer, int32_t head) {
-        return reinterpret_cast<Stored*>(memory_ + half_ + of(layer, head));
-    }
-
-    // Write the key and value of a position, each of `dimensions` numbers.
-    template <typename Stored>
-    void write(int32_t layer, int32_t head, int64_t position, const float* key, const float* value,
-               int32_t dimensions) {
-        constexpr int32_t PAIR = IN_PAIRS<Stored> ? 2 : 1;
-        Stored* to = keys<Stored>(layer, head) + position / LANES * LANES * width_ + position % LANES * PAIR;
-        for (int32_t i = 0; i < dimensions; ++i) put(key[i], to + i / PAIR * PAIR * LANES + i % PAIR);
-        to = values<Stored>(layer, head) + position / PAIR * PAIR * width_ + position % PAIR;
-        for (int32_t i = 0; i < dimensions; ++i) put(value[i], to + i * PAIR);
-    }
-
-    // Begin with the first positions of another sequence of the same model.
-    void copy(const Sequence& other, int64_t positions) {
-        const size_t row = size_t(width_) * size_, mine = capacity_ * row, its = other.capacity_ * row;
-        // Keys of LANES positions lie together.
-        const size_t used = size_t((positions + LANES - 1) / LANES * LANES) * row;
-        for (size_t block = 0; block < half_ / mine; ++block) {
-            std::memcpy(memory_ + block * mine, other.memory_ + block * its, used);
-            std::memcpy(memory_ + half_ + block * mine, other.memory_ + other.half_ + block * its, used);
-        }
-        length = positions;
-    }
-
-    int64_t length = 0;
-
-   private:
-    size_t of(int32_t layer, int32_t head) const {
-        return size_t(int64_t(layer) * heads_ + head) * capacity_ * width_ * size_;
-    }
-
-    const int32_t heads_, width_, size_;
-    const int64_t capacity_;
-    const size_t half_;
-    uint8_t* const memory_;
-};
 
 // What attending to some positions has come to: the weighted sum of their values, not yet divided.
 // Of no positions, `largest` and `sum` are what they are to begin with.
@@ -161,22 +91,26 @@ void weigh_all(const Stored* values, const float* const* weights, int64_t first,
 
 // What products read of keys and values, where they are of many queries.
 template <typename Stored>
-using Read = std::conditional_t<IN_PAIRS<Stored>, Stored, float>;
+using Read = std::conditional_t<INTEGERS<Stored>, int16_t, std::conditional_t<IN_PAIRS<Stored>, Stored, float>>;
 
 // A multiple of LANES numbers.
 template <typename Stored>
 const Read<Stored>* to_read(const Stored* from, int64_t count, float* to) {
     if constexpr (std::is_same_v<Stored, Read<Stored>>) {
         return from;
+    } else if constexpr (INTEGERS<Stored>) {
+        return widen(from, count, to);
     } else {
         for (int64_t i = 0; i < count; i += LANES) store(load(from + i), to + i);
         return to;
     }
 }
 
-// One query, and where it may look: the positions [first, last). For pairs, its numbers are rounded.
+// One query, and where it may look: the positions [first, last). For pairs and integers, its numbers are
+// rounded; of integers `scale` makes the numbers again.
 struct Query {
     const float* numbers;
+    float scale;
     int64_t first, last;
 };
 
@@ -227,29 +161,34 @@ struct Seen {
 
 // The scores of N queries, each a row of SEGMENT numbers.
 template <typename Stored, int N>
-void score(const Stored* keys, int64_t begin, const Query* queries, int32_t width, float* scores) {
+void score(const Kept<Stored>& kept, int64_t begin, const Query* queries, int32_t width, float* scores) {
     const float* numbers[N];
+    [[maybe_unused]] float scales[N];
     float* to[N];
     int64_t end = 0;
     for (int n = 0; n < N; ++n) {
         numbers[n] = queries[n].numbers;
+        scales[n] = queries[n].scale;
         end = std::max(end, Seen(queries[n], begin).last);
     }
     // As many sums as registers hold.
     constexpr int AT_ONCE = N < 4 || LANES > 8 ? 4 : 2;
     for (int64_t p = 0; p < end; p += AT_ONCE * LANES) {
         for (int n = 0; n < N; ++n) to[n] = scores + n * SEGMENT + p;
+        const Stored* keys = kept.keys + p * width;
+        if constexpr (INTEGERS<Stored>) {
+            scores_of_integers<Stored, N, AT_ONCE>(keys, kept.key_scales + p * groups_of(width), numbers, scales, width, to);
+        }
 #if defined(__AVX512BF16__)
-        if constexpr (IN_PAIRS<Stored>) scores_of_pairs<N, AT_ONCE>(keys + p * width, numbers, width, to);
-        else
+        else if constexpr (IN_PAIRS<Stored>) scores_of_pairs<N, AT_ONCE>(keys, numbers, width, to);
 #endif
-            scores_of<Stored, N, AT_ONCE>(keys + p * width, numbers, width, to);
+        else scores_of<Stored, N, AT_ONCE>(keys, numbers, width, to);
     }
 }
 
 // The values that N rows of weights come to.
 template <typename Stored, int N>
-void weigh_by(const Stored* values, int64_t begin, const Query* queries, int32_t width, float* weights,
+void weigh_by(const Kept<Stored>& kept, int64_t begin, const Query* queries, int32_t width, float* weights,
               Partial* found) {
     float *rows[N], *sums[N];
     int64_t first[N], last[N];
@@ -260,11 +199,12 @@ void weigh_by(const Stored* values, int64_t begin, const Query* queries, int32_t
         sums[n] = found[n].values;
         std::fill_n(sums[n], width, 0.0f);
     }
+    if constexpr (INTEGERS<Stored>)
+        weigh_seen_integers<Stored, N>(kept.values, kept.value_scales, rows, first, last, width, sums);
 #if defined(__AVX512BF16__)
-    if constexpr (IN_PAIRS<Stored>) weigh_seen_pairs<N>(values, rows, SEGMENT, first, last, width, sums);
-    else
+    else if constexpr (IN_PAIRS<Stored>) weigh_seen_pairs<N>(kept.values, rows, SEGMENT, first, last, width, sums);
 #endif
-        weigh_seen<Stored, N>(values, rows, first, last, width, sums);
+    else weigh_seen<Stored, N>(kept.values, rows, first, last, width, sums);
 }
 
 // Call what takes a constant of at most MOST_QUERIES with as many of `count`, and with their place.
@@ -284,17 +224,17 @@ void in_groups(int64_t count, Take take) {
 // All of them meet the keys before any meets the values: a first cache holds either. `scores` has room
 // for SEGMENT numbers of each.
 template <typename Stored>
-void attend_to(const Stored* keys, const Stored* values, int64_t begin, const Query* queries, int64_t count,
-               float scale, int32_t width, float* scores, Partial* found) {
+void attend_to(const Kept<Stored>& kept, int64_t begin, const Query* queries, int64_t count, float scale,
+               int32_t width, float* scores, Partial* found) {
     in_groups(count, [&](auto n, int64_t at) {
-        score<Stored, n()>(keys, begin, queries + at, width, scores + at * SEGMENT);
+        score<Stored, n()>(kept, begin, queries + at, width, scores + at * SEGMENT);
     });
     for (int64_t n = 0; n < count; ++n) {
         const Seen seen(queries[n], begin);
         soften(scores + n * SEGMENT, seen.first, seen.last, scale, found[n]);
     }
     in_groups(count, [&](auto n, int64_t at) {
-        weigh_by<Stored, n()>(values, begin, queries + at, width, scores + at * SEGMENT, found + at);
+        weigh_by<Stored, n()>(kept, begin, queries + at, width, scores + at * SEGMENT, found + at);
     });
 }
 

@@ -71,8 +71,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
     }
 
     Sequence* open(int64_t positions) const {
-        return new Sequence(s.layers, s.kv_heads, width_, positions, s.halves != 0);
+        return new Sequence(s.layers, s.kv_heads, width_, positions, s.cache);
     }
+
+    int64_t cache_bytes() const { return Sequence::bytes_of_position(s.layers, s.kv_heads, width_, s.cache); }
 
     void angles(const float* cosines, const float* sines) {
         std::lock_guard<std::mutex> one_at_a_time(passing_);
@@ -169,8 +171,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
                     const int64_t step = int64_t(m == 0 ? s.heads : s.kv_heads) * s.head_dim;
                     std::copy_n(numbers, count, to.data() + n * step + first);
                 });
-            if (s.halves) attend<uint16_t>(pass, worker, layer, index);
-            else attend<float>(pass, worker, layer, index);
+            switch (s.cache) {
+                case FLOAT32: attend<float>(pass, worker, layer, index); break;
+                case BFLOAT16: attend<uint16_t>(pass, worker, layer, index); break;
+                default: attend<int8_t>(pass, worker, layer, index);
+            }
             multiply_all(
                 pass, worker, {&layer.o}, pass.count,
                 [&](Rows& rows, int64_t n) { gather(pass, rows, n); },
@@ -215,8 +220,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
         }
     }
 
+    // Put a query where products read it, and return its scale.
     template <typename Stored>
-    void query_of(const Pass& pass, const Layer& layer, int64_t n, int32_t head, float* to) const {
+    float query_of(const Pass& pass, const Layer& layer, int64_t n, int32_t head, float* to) const {
         std::copy_n(q_.data() + (n * s.heads + head) * s.head_dim, s.head_dim, to);
         std::fill(to + s.head_dim, to + width_, 0.0f);
         if (layer.q_norm != nullptr) normalize_row(to, layer.q_norm, s.head_dim, s.epsilon, to);
@@ -224,6 +230,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
 #if defined(__AVX512BF16__)
         if constexpr (IN_PAIRS<Stored>) round_to_bfloat16(to, width_, to);
 #endif
+        if constexpr (INTEGERS<Stored>) return round_query(to, width_);
+        return 1.0f;
     }
 
     template <typename Stored>
@@ -268,15 +276,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
         for (int32_t h = 0; h < shared; ++h)
             found[h] = {-INFINITY, 0.0f, partial_values_.data() + (at + h) * width_};
         if (first >= end) return;
-        const Stored* keys = token.sequence->keys<Stored>(index, piece.head);
-        const Stored* values = token.sequence->values<Stored>(index, piece.head);
         for (int32_t h = 0; h < shared; ++h) {
             float* query = own.queries.data() + h * width_;
-            query_of<Stored>(pass, layer, piece.token, piece.head * shared + h, query);
-            own.piece_queries[h] = {query, first, end};
+            const float scale = query_of<Stored>(pass, layer, piece.token, piece.head * shared + h, query);
+            own.piece_queries[h] = {query, scale, first, end};
         }
-        attend_to(keys + begin * width_, values + begin * width_, begin, own.piece_queries.data(), shared,
-                  s.attention_scale, width_, own.scores.data(), found);
+        attend_to(token.sequence->from<Stored>(index, piece.head, begin), begin, own.piece_queries.data(),
+                  shared, s.attention_scale, width_, own.scores.data(), found);
     }
 
     // All query heads that share a key head, of some tokens of one sequence, and all segments. Each
@@ -285,8 +291,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void attend_together(const Pass& pass, const Layer& layer, int32_t index, const Piece& piece, Scratch& own) {
         const int32_t shared = s.heads / s.kv_heads;
         Sequence& sequence = *pass.tokens[piece.token].sequence;
-        const Stored* keys = sequence.keys<Stored>(index, piece.head);
-        const Stored* values = sequence.values<Stored>(index, piece.head);
         const int64_t total = piece.what * shared;
         std::vector<Query>& queries = own.piece_queries;
         std::vector<Partial>& all = own.piece_partials;
@@ -295,8 +299,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
             const int64_t n = piece.token + row / shared, position = pass.tokens[n].position;
             const int32_t head = piece.head * shared + int32_t(row % shared);
             float* query = own.queries.data() + row * width_;
-            query_of<Stored>(pass, layer, n, head, query);
-            queries[row] = {query, first_seen(layer, position), position + 1};
+            const float scale = query_of<Stored>(pass, layer, n, head, query);
+            queries[row] = {query, scale, first_seen(layer, position), position + 1};
             first = std::min(first, queries[row].first);
             last = std::max(last, queries[row].last);
             all[row] = Partial();
@@ -305,9 +309,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
         std::vector<Partial>& next = own.next_partials;
         for (int64_t begin = first / SEGMENT * SEGMENT; begin < last; begin += SEGMENT) {
             const int64_t positions = (std::min(SEGMENT, last - begin) + LANES - 1) / LANES * LANES;
-            const Read<Stored>* k = to_read(keys + begin * width_, positions * width_, own.keys.data());
-            const Read<Stored>* v = to_read(values + begin * width_, positions * width_, own.values.data());
-            attend_to(k, v, begin, queries.data(), total, s.attention_scale, width_, own.scores.data(),
+            const Kept<Stored> kept = sequence.from<Stored>(index, piece.head, begin);
+            const Kept<Read<Stored>> read = {to_read(kept.keys, positions * width_, own.keys.data()),
+                                             to_read(kept.values, positions * width_, own.values.data()),
+                                             kept.key_scales, kept.value_scales};
+            attend_to(read, begin, queries.data(), total, s.attention_scale, width_, own.scores.data(),
                       next.data());
             for (int64_t row = 0; row < total; ++row) merge(all[row], next[row], s.attention_scale, width_);
         }
@@ -445,6 +451,9 @@ void* engine_new(void* team, const Shape* shape, const Layer* layers, const floa
 }
 
 void engine_free(void* engine) { delete static_cast<std::shared_ptr<Engine>*>(engine); }
+
+// Of the keys and values of one position.
+int64_t engine_cache_bytes(void* engine) { return of(engine).cache_bytes(); }
 
 void engine_angles(void* engine, const float* cosines, const float* sines) {
     of(engine).angles(cosines, sines);

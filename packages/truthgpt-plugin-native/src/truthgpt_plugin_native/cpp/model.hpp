@@ -16,7 +16,7 @@ struct Layer {
 
 struct Shape {
     int32_t hidden, intermediate, heads, kv_heads, head_dim, rotary_dim, layers, vocabulary;
-    int32_t activation, halves;  // halves: keys and values are kept in bfloat16
+    int32_t activation, cache;  // cache: the kind that keys and values are kept in, not INT4
     float epsilon, attention_scale, embedding_scale;
 };
 

@@ -19,6 +19,11 @@ from truthgpt_services.commands.values import metric_option
 @click.option("--device", help="Where to run: auto (default), cpu, cuda, cuda:1, ...")
 @click.option("--engine", help="What runs the model: torch, native, ... [default: any].")
 @click.option("--dtype", help="dtype of the weights: auto (as stored, the default), bfloat16, ...")
+@click.option(
+    "--context",
+    type=int,
+    help="Tokens of the prompt that is timed, and after which decoding is [default: 128].",
+)
 @click.option("--rounds", type=int, help="How many times it is timed in each launch.")
 @click.option("--launches", type=int, help="How many processes time it, one after the other.")
 @click.option("--quick", is_flag=True, default=None, help="Measure less, in a single launch.")

@@ -33,6 +33,11 @@ from truthgpt_services.commands.values import fraction, metric_option
 @click.option("--engine", help="What runs the models: torch, native, ... [default: any].")
 @click.option("--dtype", help="dtype of the baseline: auto (as stored, the default), bfloat16, ...")
 @click.option("--text", help="Text file to measure quality on [default: Python's own help topics].")
+@click.option(
+    "--context",
+    type=int,
+    help="Tokens of the prompt that is timed, and after which decoding is [default: 128].",
+)
 @click.option("--rounds", type=int, help="How many times the models of a launch take turns.")
 @click.option("--launches", type=int, help="Processes of each model before a first decision.")
 @click.option("--max-launches", type=int, help="The same at most, while that is undecided.")

@@ -18,7 +18,7 @@ from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.inference.fingerprint import Fingerprint, UnseenError
 
-_FORMAT = "3"
+_FORMAT = "4"
 _CHUNK = 1 << 26
 _LIBRARIES = ("truthgpt-services", "torch", "transformers", "numpy", "llguidance")
 
@@ -50,8 +50,8 @@ class Identity:
     of NumPy that shares the memory, or the address.
 
     Args:
-        engine: runs the model; keys can be made for that of PyTorch alone, whose model can be
-            looked at.
+        engine: runs the model. The model of that of PyTorch is looked at; others have a
+            `fingerprint`, or no keys.
         plugins: whose hooks are called.
     """
 
@@ -82,9 +82,6 @@ class Identity:
         Raises:
             UnseenError: something that can change the answer cannot be seen.
         """
-        if not isinstance(self._engine, TorchEngine):
-            raise UnseenError(f"what the engine {self._engine.name} computes cannot be seen")
-        device = next(self._model.parameters()).device.type
         apart = {"max_new_tokens", "stop", "n", "logprobs", "prompt_logprobs"}
         if params.temperature == 0:
             # The likeliest token is the same one, whatever is said of chance.
@@ -95,9 +92,7 @@ class Identity:
         parts = [
             _FORMAT,
             _versions(),
-            self._of_model(),
-            [str(torch.get_default_dtype()), torch.is_autocast_enabled(device)],
-            str(torch.get_autocast_dtype(device)),
+            self._of_engine(),
             self._of_plugins(),
             [*map(int, tokens)],
             int(params.max_new_tokens),
@@ -111,6 +106,19 @@ class Identity:
     def forget(self) -> None:
         """Read the weights again for the next key."""
         self._seen = None
+
+    def _of_engine(self) -> list[Any]:
+        if not isinstance(self._engine, TorchEngine):
+            found = self._engine.fingerprint()
+            if found is None:
+                raise UnseenError(f"what the engine {self._engine.name} computes cannot be seen")
+            return [self._engine.name, found]
+        device = next(self._model.parameters()).device.type
+        return [
+            self._of_model(),
+            [str(torch.get_default_dtype()), torch.is_autocast_enabled(device)],
+            str(torch.get_autocast_dtype(device)),
+        ]
 
     def _of_model(self) -> list[str]:
         fingerprint = Fingerprint()

@@ -105,6 +105,7 @@ class Contestant:
             quality=self.quality,
             sample=self.sample,
             metrics=self.metrics,
+            cache_bytes_per_token=self.opened.cache_bytes_per_token,
         )
 
 
@@ -287,4 +288,4 @@ def compare_layers(
 def _texts(ids: Sequence[int], plan: Plan) -> tuple[list[list[int]], list[int]]:
     """Return the windows that are read whole, and the text that is followed token by token."""
     cut = windows(ids, plan)
-    return cut, cut[0][: plan.decode_tokens]
+    return cut, list(ids[: plan.decode_tokens])

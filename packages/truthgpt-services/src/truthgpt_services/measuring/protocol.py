@@ -87,13 +87,18 @@ class Built:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that was loaded."""
+    """A model that was loaded.
+
+    Attributes:
+        cache_bytes_per_token: keys and values of one token; None if the engine does not say.
+    """
 
     load_seconds: float
     parameters: int
     dtype: str
     weights_bytes: int
     engine: str = "torch"
+    cache_bytes_per_token: int | None = None
 
 
 @dataclass(frozen=True)

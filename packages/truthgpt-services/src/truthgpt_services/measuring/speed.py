@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from truthgpt_services.results.schema import Gate, Ratio
 from truthgpt_services.results.statistics import (
@@ -73,6 +74,33 @@ class Plan:
     replay_tokens: int = 512
     trial_tokens: int = 256
     seed: int = 0
+
+    @classmethod
+    def after(cls, context: int | None, **fields: Any) -> Plan:
+        """Return a plan that measures what is done after a prompt of so many tokens.
+
+        Such a prompt is read once in a round, and the text that is followed one token at a time
+        begins after as many.
+
+        Args:
+            context: tokens of the prompt; None for the usual.
+            fields: others of the plan.
+        """
+        if context is None:
+            return cls(**fields)
+        followed = cls.decode_tokens - cls.decode_prompt
+        return cls(
+            prompt_tokens=context,
+            prompts=1,
+            decode_prompt=context,
+            decode_tokens=context + followed,
+            **fields,
+        )
+
+    @property
+    def text_tokens(self) -> int:
+        """How many tokens of the text are looked at, windows and what is followed."""
+        return max(self.windows * self.window, self.decode_tokens)
 
     @property
     def closely(self) -> bool:

@@ -37,7 +37,7 @@ from truthgpt_core.optimization.errors import described, distribution_of
 from truthgpt_core.paths import file_sha256
 from truthgpt_services.models.loading import DTYPES, load_config, quiet
 from truthgpt_services.models.model_card import write_model_card
-from truthgpt_services.models.recipe import Recipe, SavedStep, read_recipe
+from truthgpt_services.models.recipe import Recipe, SavedStep, is_saved, read_recipe
 from truthgpt_services.models.weights_file import Skeleton, WeightsFile
 from truthgpt_services.storage.atomic import MARKER, explained_writing, share_as_umask_says
 
@@ -238,6 +238,21 @@ def runnable(
         else:
             logger.warning("%s runs without %s: %s", directory, step.name, verdict.reason)
     return found
+
+
+def unused_steps(
+    directory: Path, engine: str, make_optimization: MakeOptimization
+) -> list[Optimization[Any]]:
+    """Return the steps of a saved model that change only how another engine runs it.
+
+    Args:
+        directory: of the model; of one that was not optimized there are none.
+        engine: the name of the one that runs it.
+        make_optimization: makes an optimization from its name and settings.
+    """
+    steps = read_recipe(directory).steps if is_saved(directory) else ()
+    found = [optimization for _, optimization in remade(steps, make_optimization)]
+    return [each for each in found if each.engine not in (None, engine)]
 
 
 def _remake(step: SavedStep, make_optimization: MakeOptimization) -> Optimization[Any]:

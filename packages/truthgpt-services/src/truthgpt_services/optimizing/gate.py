@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from truthgpt_core.optimization import Stage
 from truthgpt_services.formatting import bound
@@ -66,6 +67,7 @@ def judge(
     effect: Effect = Effect(),
     objection: str = "",
     closely: bool = True,
+    tokens: int = 0,
 ) -> Decision:
     """Decide about a step.
 
@@ -78,18 +80,20 @@ def judge(
         effect: what the step did to the model.
         objection: of a criterion, as a sentence; see `criteria`.
         closely: whether enough was measured to claim a gain in speed.
+        tokens: of the sequence that was timed, whose keys and values count beside the weights.
     """
     speeds = {"decodes": decode, "reads prompts": prefill}
     measured = ", ".join(
         [
             *(_speed(verb, ratio, gate) for verb, ratio in speeds.items()),
             f"weights are {candidate.weights_bytes / before.weights_bytes:.2f}× the size",
+            *_cache(candidate, before, tokens),
         ]
     )
     outcome, against = Outcome.REJECTED, nothing_done(effect)
     against = against or objection or _too_slow(speeds, gate)
     if not against:
-        smaller = pays_by_size(candidate.weights_bytes, before.weights_bytes, gate)
+        smaller = pays_by_size(*bytes_held(candidate, before, tokens), gate)
         faster = closely and any(gained(ratio, gate) for ratio in speeds.values())
         if {"any": faster or smaller, "speed": faster, "size": smaller}[gate.gain]:
             return Decision(Outcome.ACCEPTED, f"It {measured}.")
@@ -102,8 +106,34 @@ def judge(
     return Decision(outcome, against)
 
 
+class Held(Protocol):
+    """What a model holds in memory, in bytes; `Measurements` and `Opened` say it."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of weights."""
+
+    @property
+    def cache_bytes_per_token(self) -> int | None:
+        """Of keys and values of one token; None if that is not known."""
+
+
+def bytes_held(candidate: Held, before: Held, tokens: int) -> tuple[int, int]:
+    """Return what two models hold: weights and, if both say it, keys and values of a sequence.
+
+    Args:
+        candidate: the model with a step.
+        before: the model without it.
+        tokens: of the sequence.
+    """
+    now, then = candidate.cache_bytes_per_token, before.cache_bytes_per_token
+    if now is None or then is None:
+        now = then = 0
+    return candidate.weights_bytes + now * tokens, before.weights_bytes + then * tokens
+
+
 def pays_by_size(candidate: int, before: int, gate: Gate) -> bool:
-    """Return whether weights of so many bytes are smaller by what is asked for."""
+    """Return whether a model of so many bytes is smaller by what is asked for."""
     # As small as before is no gain, even if none at all was asked for.
     return candidate <= (1.0 - gate.min_gain) * before and candidate < before
 
@@ -150,6 +180,13 @@ def nothing_done(effect: Effect) -> str:
         return "" if effect.used else ran
     note = f": {effect.note}" if effect.note else ""
     return "" if effect.changed else f"It changed nothing{note}."
+
+
+def _cache(candidate: Held, before: Held, tokens: int) -> list[str]:
+    now, then = candidate.cache_bytes_per_token, before.cache_bytes_per_token
+    if not now or not then or now == then:
+        return []
+    return [f"keys and values of {tokens:,} tokens {now / then:.2f}×"]
 
 
 def _too_slow(speeds: dict[str, Ratio], gate: Gate) -> str:

@@ -179,7 +179,7 @@ class Pipeline:
         refuse_impossible(self._to_come, describe(self._models.source, self._resolved.spec))
         baseline = MadeVariant(self._models.open(worker, BASELINE, self._models.source))
         self.trials.baseline = self._accepted = baseline
-        wanted = self._plan.windows * self._plan.window
+        wanted = self._plan.text_tokens
         ids = worker.tokenize(self._text.text, wanted + self._plan.trial_tokens)
         # What steps try the model on is not what they are judged by, if the text is long enough.
         self.trials.ids, self._models.trial_ids = ids[:wanted], ids[wanted:] or ids

@@ -27,6 +27,7 @@ from truthgpt_services.results.schema import Gate
 MEASURING_OPTIONS = (
     "text",
     "seed",
+    "context",
     "rounds",
     "launches",
     "max_launches",
@@ -103,6 +104,7 @@ class OptimizeFile(BaseModel):
     dtype: Dtype = "auto"
     text: Path | None = None
     seed: int = 0
+    context: int | None = Field(None, ge=1)
     rounds: int = Field(Plan.rounds, ge=2)
     launches: int = Field(Plan.launches, ge=1)
     max_launches: int = Field(Plan.max_launches, ge=1)
@@ -135,8 +137,9 @@ class OptimizeFile(BaseModel):
     def plan(self) -> Plan:
         """How much is measured."""
         if self.quick:
-            return Plan(seed=self.seed, **QUICK)
-        return Plan(
+            return Plan.after(self.context, seed=self.seed, **QUICK)
+        return Plan.after(
+            self.context,
             rounds=self.rounds,
             launches=self.launches,
             max_launches=self.max_launches,

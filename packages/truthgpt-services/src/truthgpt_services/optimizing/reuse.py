@@ -170,6 +170,7 @@ class EarlierRun:
                 engine=measured.engine,
                 load_seconds=measured.load_seconds,
                 weights_bytes=measured.weights_bytes,
+                cache_bytes_per_token=measured.cache_bytes_per_token,
             ),
             str(directory),
             warmup_seconds=measured.warmup_seconds,

@@ -63,6 +63,9 @@ def summary(
 def _gains(result: Variant, baseline: Variant, *, closely: bool) -> str:
     over = result.measured.weights_bytes / baseline.measured.weights_bytes
     size = f"weights {ratio(over)} the size"
+    now, then = (each.measured.cache_bytes_per_token for each in (result, baseline))
+    if now and then and now != then:
+        size = f"weights {ratio(over)} and keys and values {ratio(now / then)} the size"
     if not closely:
         return f"has {size} (its speed was not measured closely enough)"
     decode, prefill = result.decode_ratio, result.prefill_ratio

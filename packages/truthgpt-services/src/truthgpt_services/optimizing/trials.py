@@ -13,7 +13,7 @@ from truthgpt_services.measuring.speed import METRICS, undecided
 from truthgpt_services.optimizing import phases
 from truthgpt_services.optimizing.candidates import MadeVariant
 from truthgpt_services.optimizing.comparisons import Comparison
-from truthgpt_services.optimizing.gate import pays_by_size
+from truthgpt_services.optimizing.gate import bytes_held, pays_by_size
 from truthgpt_services.optimizing.model_maker import ModelMaker
 from truthgpt_services.optimizing.request import OptimizeFile
 from truthgpt_services.optimizing.reuse import earlier_launches
@@ -57,6 +57,11 @@ class Trials:
         self.control: Contestant | None = None
         self.ids: list[int] = []
         self.timing = Timing(request.plan, models, progress)
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Tokens of the sequences that are timed, of prompt and answer."""
+        return min(len(self.ids), self._plan.prompt_tokens) + self._plan.new_tokens
 
     def warm_up(self, contestant: Contestant, *, first_use: bool = False) -> None:
         """Let a model run untimed, and write a sample."""
@@ -139,11 +144,8 @@ class Trials:
                 control.launches = self.control.launches
             self.control = control
             contestants.insert(1, control)
-        smaller = pays_by_size(
-            candidate.opened.weights_bytes,
-            before.contestant.opened.weights_bytes,
-            self._request.gate,
-        )
+        held = bytes_held(candidate.opened, before.contestant.opened, self.sequence_tokens)
+        smaller = pays_by_size(*held, self._request.gate)
 
         def enough(launches: int) -> bool:
             if launches not in self._plan.looks:

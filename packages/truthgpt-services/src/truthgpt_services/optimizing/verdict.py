@@ -65,6 +65,7 @@ def decide(
             gate,
         ),
         closely=closely,
+        tokens=trials.sequence_tokens,
     )
     return decision, {
         "variant": made.name,

@@ -170,6 +170,7 @@ _ROUNDS: Sequence[tuple[str, str, Callable[[Variant], Samples]]] = (
 )
 _SINGLE: Sequence[tuple[str, str, Callable[[Variant], float | None]]] = (
     ("Weights in memory", "bytes", lambda variant: variant.measured.weights_bytes),
+    ("Keys and values of a token", "bytes", lambda variant: variant.measured.cache_bytes_per_token),
     ("Peak memory", "bytes", lambda variant: variant.measured.peak_memory_bytes),
     ("Saved files", "bytes", lambda variant: variant.measured.saved_bytes or None),
     ("Load", "s", lambda variant: variant.measured.load_seconds),

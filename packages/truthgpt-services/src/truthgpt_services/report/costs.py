@@ -22,6 +22,7 @@ from truthgpt_services.results.schema import Measurements, Ratio
 
 DECODE, PREFILL, FIRST_TOKEN = "Decode speed", "Prefill speed", "First token"
 WEIGHTS, PEAK, SAVED = "Weights in memory", "Peak memory", "Saved files"
+CACHE = "Keys and values of a token"
 LOAD, WARM_UP = "Load", "Warm-up"
 
 PEAK_MEMORY = 1.05
@@ -164,6 +165,7 @@ def _sizes(candidate: Measurements, before: Measurements, file_bytes: int) -> li
         found.append(Cost(SAVED, ratio(saved / file_bytes), detail, brief))
     for name, least, after, earlier in (
         (WEIGHTS, SIZE, weights, before.weights_bytes),
+        (CACHE, SIZE, candidate.cache_bytes_per_token or 0, before.cache_bytes_per_token or 0),
         (PEAK, PEAK_MEMORY, peak, before.peak_memory_bytes),
     ):
         if after > least * earlier and earlier:

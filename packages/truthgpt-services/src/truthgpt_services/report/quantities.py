@@ -169,6 +169,7 @@ def source_note(report: Report) -> str:
 
 
 def _speed(report: Report) -> Group:
+    prompt = report.settings.prompt_tokens
     return Group(
         "Speed",
         [
@@ -180,7 +181,7 @@ def _speed(report: Report) -> Group:
                 ],
                 unit="tok/s",
                 better="more",
-                note="Tokens generated per second.",
+                note=f"Tokens generated per second, after a prompt of {prompt:,}.",
             ),
             Row(
                 "Prefill",
@@ -238,6 +239,7 @@ def _memory(report: Report) -> Group:
                 better="less",
                 note="Parameters and buffers, shared ones once.",
             ),
+            *_cache(report),
             Row(
                 "Peak memory",
                 _sizes(report, lambda measured: measured.peak_memory_bytes),
@@ -267,6 +269,21 @@ def _memory(report: Report) -> Group:
             ),
         ],
     )
+
+
+def _cache(report: Report) -> list[Row]:
+    """Return the row of keys and values, if an engine says what they take."""
+    each = [variant.measured.cache_bytes_per_token for variant in report.variants]
+    if not any(each):
+        return []
+    tokens = report.settings.prompt_tokens + report.settings.new_tokens
+    first = each[0] or 0
+    cells = [
+        Cell(size(one * tokens), ratio=over(one, first) if index else "") if one else Cell(ABSENT)
+        for index, one in enumerate(each)
+    ]
+    note = f"Of a sequence of {tokens:,} tokens, as it was timed."
+    return [Row("Keys and values", cells, better="less", note=note)]
 
 
 def _start(report: Report) -> Group:

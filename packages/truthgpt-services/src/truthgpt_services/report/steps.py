@@ -72,6 +72,9 @@ def judged(report: Report, step: Step) -> list[tuple[str, Cell]]:
     if after and before:
         weights = over(after.measured.weights_bytes, before.measured.weights_bytes)
         found.append(("weights in memory", Cell("", ratio=weights)))
+        now, then = (each.measured.cache_bytes_per_token for each in (after, before))
+        if now and then and now != then:
+            found.append(("keys and values in memory", Cell("", ratio=over(now, then))))
     return found
 
 
@@ -80,7 +83,8 @@ def gist(report: Report, step: Step) -> str:
     ratios = judged(report, step)
     if is_accepted(step) and not step.overruled and ratios:
         if any(cell.remark == NOT_CLOSELY for _, cell in ratios):
-            ratios = [("speed", Cell("", remark=NOT_CLOSELY)), *ratios[-1:]]
+            known = [each for each in ratios if each[1].remark != NOT_CLOSELY]
+            ratios = [("speed", Cell("", remark=NOT_CLOSELY)), *known]
         return ", ".join(
             f"{name.removesuffix(' in memory')} {cell.remark or cell.ratio}"
             for name, cell in ratios

@@ -198,6 +198,9 @@ class Measurements(_Record):
         description="what the model answers to the sample prompt, or continues it with, greedily"
     )
     metrics: list[MetricValue] = Field([], description="of `--metric`")
+    cache_bytes_per_token: int | None = Field(
+        None, description="keys and values of one token in memory; None: the engine does not say"
+    )
 
 
 class LayerDivergence(_Record):

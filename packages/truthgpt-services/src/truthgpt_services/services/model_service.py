@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -44,6 +45,8 @@ from truthgpt_services.storage.atomic import StagedDirectory
 
 if TYPE_CHECKING:
     from truthgpt_services.results.schema import Report
+
+logger = logging.getLogger(__name__)
 
 
 class ModelService:
@@ -237,16 +240,26 @@ class ModelService:
         """
         options = options or {}
         how = read_load_options(options)
+        loaded: list[Path] = []
 
         @cache  # for the next plugin, if one that has looked at the model leaves it
         def load() -> Any:
             directory = as_directory(source, self.progress)
             before_loading(directory)
+            loaded.append(directory)
             return self.load_model(str(directory), options)
 
         dtype = options.get("dtype") or options.get("torch_dtype")
         named = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
-        return self._engine(source, str(how.device), load, dtype=named, engine=engine, given=given)
+        made = self._engine(source, str(how.device), load, dtype=named, engine=engine, given=given)
+        for directory in loaded:
+            for each in saved_model.unused_steps(directory, made.name, self.make_optimization):
+                logger.warning(
+                    "%s runs without %s, which changes only how the engine %s runs a model: "
+                    "the engine %s runs it",
+                    *(source.spec, each.name, each.engine, made.name),
+                )
+        return made
 
     def engine_of(self, model: Any) -> Engine:
         """Make the engine that runs a model that is in memory, as it is now.

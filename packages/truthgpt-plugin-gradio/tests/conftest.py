@@ -22,6 +22,7 @@ from browser import find_chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
     from truthgpt_plugin_gradio import DemoModel
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -56,6 +57,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def optimized(base: Path) -> Path:
     """What TruthGPT saved of the base, with a report; no step changed it."""
     from made_report import made_report
+
     from truthgpt_services import ModelService
     from truthgpt_services.results.io import JSON_NAME, report_json
 
@@ -82,6 +84,7 @@ Serve = Callable[..., Any]
 def served(models: list[DemoModel], **options: Any) -> Iterator[str]:
     """Serve a page of models in a thread; return its address."""
     import uvicorn
+
     from truthgpt_plugin_gradio import listening, make_app
 
     app = make_app(models, **options)

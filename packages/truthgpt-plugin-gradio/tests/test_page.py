@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import ask, ask_and_wait, cards, open_page, wait_for
-from conftest import served
 from made_report import made_report
 from parrot import Gated, Parrot, demo_model
+
+from conftest import served
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.plugin_system import get_plugin_manager
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from playwright.sync_api import Browser, Page
+
     from truthgpt_plugin_gradio import DemoModel
 
 # One worker has the browser and the models.
@@ -141,9 +143,7 @@ def test_what_a_page_would_load_from_elsewhere_is_blocked(
 ) -> None:
     """Were something hostile in the page, it could reach no other server, not even one nearby."""
     open_page(tab, address)
-    reach = (
-        "url => fetch(url, {mode: 'no-cors'}).then(() => 'reached', error => 'blocked')"
-    )
+    reach = "url => fetch(url, {mode: 'no-cors'}).then(() => 'reached', error => 'blocked')"
     with served(models) as elsewhere:
         assert [tab.evaluate(reach, each) for each in (address, elsewhere)] == [
             "reached",

@@ -55,28 +55,26 @@ def make_page(
         asked = answering.ask(
             str(request.session_hash), chosen, question, options, at_once=order == AT_ONCE
         )
-        try:
-            buttons = gr.update(interactive=False), gr.update(interactive=True)
-            for answers in asked:
-                yield (*panels.cards(answers), gr.skip(), *buttons)
-                buttons = gr.skip(), gr.skip()
-            yield (
-                *panels.cards(answers),
-                panels.memory_line(),
-                gr.update(interactive=True),
-                gr.update(interactive=False),
-            )
-        finally:
-            asked.close()
+        buttons = gr.update(interactive=False), gr.update(interactive=True)
+        for answers in asked:
+            yield (*panels.cards(answers), gr.skip(), *buttons)
+            buttons = gr.skip(), gr.skip()
+        yield (
+            *panels.cards(answers),
+            panels.memory_line(),
+            gr.update(interactive=True),
+            gr.update(interactive=False),
+        )
 
     def stop(request: gr.Request) -> None:
         answering.stop(str(request.session_hash))
 
-    def choose(base: str, optimized: str) -> tuple[str, str, str]:
+    def choose(base: str, optimized: str) -> tuple[str, ...]:
         chosen = [known[base], known[optimized]]
         return (*_empty(chosen), panels.report_panel(chosen[1]))
 
-    with gr.Blocks(title="TruthGPT: one question, two models", analytics_enabled=False) as page:
+    page: gr.Blocks = gr.Blocks(title="TruthGPT: one question, two models", analytics_enabled=False)
+    with page:
         gr.HTML(panels.header())
         with gr.Row(elem_classes="tg-ask"):
             question = gr.Textbox(

@@ -1,6 +1,6 @@
 """What the page shows, as HTML; what models, files and users write is text in it, and nothing more.
 
-Every text that is not ours goes through `plain`.
+Every text that is not ours goes through `plain`, or into an attribute.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from truthgpt_services.report.html import render_html
 from truthgpt_services.report.loss_plot import loss_plot
 
 _STATUS = Path("/proc/self/status")
-# gradio reads HTML as a template, with these.
-_TEMPLATE = str.maketrans({each: f"&#{ord(each)};" for each in "{}$`\\"})
 _ENDED = {
     "eos_token": "ended by the model",
     "length": "cut at the most tokens",
@@ -41,7 +39,7 @@ _FIT = (
 
 def plain(text: str) -> Markup:
     """Return any text as HTML that shows it, character by character."""
-    return Markup(str(escape(visible(text))).translate(_TEMPLATE))  # noqa: S704 - escaped
+    return escape(visible(text))
 
 
 def style() -> str:
@@ -107,11 +105,10 @@ def report_panel(model: DemoModel) -> str:
         )
         return _section("Report", note(why))
     # As it is drawn from the checked data: a report.html beside the model could hold anything.
-    page = Markup(_in_attribute(render_html(model.report)))  # noqa: S704 - escaped
     frame = Markup(
         '<iframe class="tg-report" title="Report" sandbox="allow-same-origin" onload="{}" '
         'srcdoc="{}"></iframe>'
-    ).format(Markup(_in_attribute(_FIT)), page)  # noqa: S704 - our own script
+    ).format(_FIT, escape(str(render_html(model.report))))
     return Markup('<section class="tg-section">{}</section>').format(frame)
 
 
@@ -197,10 +194,6 @@ def _status(answer: Answer) -> str:
     return "; ".join(parts) + "."
 
 
-def _in_attribute(text: str) -> str:
-    return str(escape(text)).translate(_TEMPLATE)
-
-
 def _resident_bytes() -> int | None:
     try:
         found = re.search(r"^VmRSS:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
@@ -212,5 +205,6 @@ def _resident_bytes() -> int | None:
 def _can_be_drawn(row: Mapping[str, Any]) -> bool:
     """Whether a row, which anything may have written, has a step and a loss of usual sizes."""
     step, loss = row["step"], row.get("loss")
-    is_number = isinstance(loss, int | float) and not isinstance(loss, bool)
-    return 0 <= step < 10**12 and is_number and abs(loss) < 1e9 and math.isfinite(loss)
+    if isinstance(loss, bool) or not isinstance(loss, int | float):
+        return False
+    return 0 <= step < 10**12 and abs(loss) < 1e9 and math.isfinite(loss)

@@ -29,11 +29,11 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
 # gradio's own script evaluates templates. Nothing comes from, or goes to, another host.
 _POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "connect-src 'self'; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'; frame-ancestors 'self'"
-).encode()
+    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    b"style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    b"connect-src 'self'; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+    b"form-action 'self'; frame-ancestors 'self'"
+)
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 _FIXED_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -90,7 +90,13 @@ def make_app(
     )
     app.add_middleware(_OnlyThisHost)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.router.add_event_handler("shutdown", answering.stop_all)
+    gradio_app: Any = app.routes[-1].app  # type: ignore[attr-defined] # which was mounted last
+
+    def leave() -> None:
+        answering.stop_all()
+        gradio_app.stop_event.set()
+
+    app.state.leave = leave
     return app
 
 
@@ -129,4 +135,17 @@ def serve(app: FastAPI, where: socket.socket) -> None:
     click.echo(f"http://{f'[{host}]' if ':' in host else host}:{port} has the page. Ctrl-C ends it")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[where])
+        _Server(config, app.state.leave).run(sockets=[where])
+
+
+class _Server(uvicorn.Server):
+    """A server that does not wait for tabs that are open: each keeps a request without an end."""
+
+    def __init__(self, config: uvicorn.Config, leave: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._leave = leave
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the requests, and then the server."""
+        self._leave()
+        await super().shutdown(sockets)

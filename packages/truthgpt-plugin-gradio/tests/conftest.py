@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # Tests load nothing from the hub; without this a mistake would go and look.
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from truthgpt_plugin_gradio import DemoModel
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_begin_warm(warm_processes: ModuleType) -> None:
+    """Let the commands that tests start begin with torch imported."""
 
 
 @pytest.fixture(autouse=True)

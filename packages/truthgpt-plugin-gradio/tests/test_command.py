@@ -123,6 +123,7 @@ def test_what_cannot_be_served_is_one_error(
     assert done.stdout == ""
 
 
+@pytest.mark.new_process
 @pytest.mark.parametrize("arguments", [["demo", "--help"], ["--help"], ["demo"]], ids=" ".join)
 def test_looking_around_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     """Help and a slip on the command line need neither torch nor gradio."""

@@ -99,6 +99,14 @@ def test_enter_asks(address: str, tab: Page) -> None:
     wait_for(tab, "over", 2)
 
 
+def test_nothing_is_asked_without_a_question(address: str, tab: Page) -> None:
+    """The page says what is missing, and no model is asked."""
+    open_page(tab, address)
+    ask(tab, "  ")
+    tab.get_by_text("Write a question first.").wait_for()
+    wait_for(tab, "empty", 2)
+
+
 def test_at_once_the_page_says_that_speeds_are_shared(address: str, tab: Page) -> None:
     """Who lets both write at the same time reads so beside the choice."""
     open_page(tab, address)

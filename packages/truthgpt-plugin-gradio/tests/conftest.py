@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Tests load nothing from the hub; without this a mistake would go and look.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -81,28 +79,6 @@ def models(base: Path, optimized: Path) -> list[DemoModel]:
     from truthgpt_plugin_gradio import load_models
 
     return load_models([str(base), str(optimized)])
-
-
-Serve = Callable[..., Any]
-
-
-@contextmanager
-def served(models: list[DemoModel], **options: Any) -> Iterator[str]:
-    """Serve a page of models in a thread; return its address."""
-    import uvicorn
-
-    from truthgpt_plugin_gradio import listening, make_app
-
-    app = make_app(models, **options)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    with listening("127.0.0.1", 0) as where:
-        thread = threading.Thread(target=server.run, args=([where],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{where.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from parrot import Parrot, demo_model
+from parrot import Gated, Parrot, demo_model
 
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.plugin_system import get_plugin_manager
 from truthgpt_plugin_gradio.answers import Answer, Answering, State
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from truthgpt_plugin_gradio import DemoModel
 
 pytestmark = pytest.mark.xdist_group("page")
@@ -39,6 +42,30 @@ def test_the_answer_is_what_the_service_says(models: list[DemoModel], at_once: b
 def test_one_after_the_other_shares_nothing(models: list[DemoModel]) -> None:
     """No answer was written while another one was."""
     assert [each.most_at_once for each in ask(models, max_new_tokens=4)] == [1, 1]
+
+
+def test_at_once_the_answers_say_that_they_shared(base: Path) -> None:
+    """Each knows that another one was written while it was."""
+    from truthgpt_services import ModelService
+
+    service, hooks = ModelService(), get_plugin_manager().hooks
+    tokenizer = service.load_tokenizer(str(base))
+    engines = [Gated(service.load_model(str(base)), hooks) for _ in range(2)]
+    models = [demo_model(str(each), engine, tokenizer) for each, engine in enumerate(engines)]
+    answering = Answering()
+    asked = answering.ask("tab", models, "Hello", {"max_new_tokens": 4}, at_once=True)
+    next(asked)
+    # Neither can end before both have begun.
+    while answering.count < 2:
+        next(asked)
+    for engine in engines:
+        engine.gate.release()
+    while not all(each.tokens for each in next(asked)):
+        pass
+    for engine in engines:
+        engine.gate.release(100)
+    (*_, answers) = asked
+    assert [each.most_at_once for each in answers] == [2, 2]
 
 
 def test_a_seed_gives_the_same_answer_again(models: list[DemoModel]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import ask, ask_and_wait, cards, open_page, wait_for
 from made_report import made_report
 from parrot import Gated, Parrot, demo_model
+from serving import HOSTS, served
 
-from conftest import served
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.plugin_system import get_plugin_manager
 
@@ -144,6 +145,9 @@ def test_nothing_is_asked_of_another_host(address: str, tab: Page) -> None:
     assert len(asked) > 10
     elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:", "about:"))]
     assert elsewhere == []
+    # Nor by the server.
+    assert "127.0.0.1" in HOSTS
+    assert {"127.0.0.1", "localhost", "::1", "None"} >= HOSTS
 
 
 def test_what_a_page_would_load_from_elsewhere_is_blocked(
@@ -177,12 +181,10 @@ def test_what_is_written_is_text(browser: Browser, tab: Page, text: str) -> None
 
 def test_a_hostile_report_is_text(browser: Browser, tab: Page) -> None:
     """What a report says is shown, and no script of it runs, in the report or in the page."""
-    import dataclasses
-
     text = " ".join(HOSTILE)
     result = {"variant": "baseline", "steps": [], "summary": text}
     model = demo_model("a", Parrot())
-    reported = dataclasses.replace(model, spec="b", report=made_report(result=result))
+    reported = replace(model, spec="b", report=made_report(result=result))
     with served([model, reported]) as address:
         open_page(tab, address)
         frame = tab.frame_locator("iframe.tg-report")

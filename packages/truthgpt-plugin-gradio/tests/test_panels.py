@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_a_report_is_kept_in_a_sandbox() -> None:
     """A report is a page of its own, in which no script runs."""
     model = demo_model("a", Parrot())
     reported = made_report(result={"variant": "baseline", "steps": [], "summary": HOSTILE})
-    shown = Tags(panels.report_panel(_with(model, report=reported)))
+    shown = Tags(panels.report_panel(replace(model, report=reported)))
     assert shown.tags == ["section", "iframe"]
     assert shown.attributes["sandbox"] == "allow-same-origin"
     inside = Tags(str(shown.attributes["srcdoc"]))
@@ -82,7 +83,7 @@ def test_a_report_is_kept_in_a_sandbox() -> None:
 @pytest.mark.parametrize(("problem", "said"), [("", "This model has none."), (HOSTILE, HOSTILE)])
 def test_a_report_that_is_missing_says_why(problem: str, said: str) -> None:
     """There is none, or it cannot be read."""
-    shown = Tags(panels.report_panel(_with(demo_model("a", Parrot()), report_problem=problem)))
+    shown = Tags(panels.report_panel(replace(demo_model("a", Parrot()), report_problem=problem)))
     assert said in shown.text
     assert shown.tags == ["section", "h2", "p"]
 
@@ -136,9 +137,3 @@ def drawn(directory: Path, metrics: str) -> str:
     found = re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', panels.loss_panel(directory))
     assert found is not None
     return base64.b64decode(found[1]).decode()
-
-
-def _with(model: panels.DemoModel, **changes: object) -> panels.DemoModel:
-    import dataclasses
-
-    return dataclasses.replace(model, **changes)  # type: ignore[arg-type]

@@ -113,7 +113,8 @@ def find_run(models: Sequence[DemoModel], given: str | Path | None = None) -> Pa
                 hint="Name the output_dir of `truthgpt train`.",
             )
         return directory
-    parents = [expanded(model.spec).parent for model in models if Path(model.spec).is_dir()]
+    folders = [folder for model in models if (folder := expanded(model.spec)).is_dir()]
+    parents = [folder.parent for folder in folders]
     return next((each for each in parents if (each / METRICS_NAME).is_file()), None)
 
 

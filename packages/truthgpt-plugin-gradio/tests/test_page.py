@@ -125,6 +125,23 @@ def test_the_report_is_beneath(address: str, tab: Page) -> None:
     tab.wait_for_function(f"Math.abs(({inside})(document.querySelector('iframe'))) < 3")
 
 
+def test_the_losses_of_a_run_are_those_of_now(
+    browser: Browser, tab: Page, models: list[DemoModel], tmp_path: Path
+) -> None:
+    """A run that goes on is drawn as far as it is whenever the page is loaded."""
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"kind": "step", "step": 1, "loss": 2.5}\n')
+    with served(models, run=tmp_path) as address:
+        open_page(tab, address)
+        before = tab.locator(".tg-loss").get_attribute("src")
+        with metrics.open("a") as file:
+            file.write('{"kind": "step", "step": 2, "loss": 2.0}\n')
+        open_page(tab, address)
+        tab.wait_for_function(
+            "before => document.querySelector('.tg-loss')?.src !== before", arg=before
+        )
+
+
 def test_another_model_can_be_chosen(address: str, tab: Page, base: Path) -> None:
     """The figures and the report are those of the chosen one, which may have no report."""
     open_page(tab, address)
@@ -200,13 +217,16 @@ def test_stop_frees_the_row(browser: Browser, tab: Page, gated: DemoModel) -> No
         ask(tab, "Hello")
         open_gate(gated, 4)
         wait_for(tab, "writing", 1)
+        assert tab.locator("#base input").is_disabled()
+        assert tab.locator("#ask").is_disabled()
         tab.locator("#stop").click()
         until(lambda: _stopping(gated, before.cancelled), tab)
         wait_for(tab, "over", 2)
         assert "Stopped." in cards(tab)[0].inner_text()
         assert "Stopped." in cards(tab)[1].inner_text()
         assert gated.service.statistics.running == 0
-        assert tab.locator("#ask").is_enabled()
+        tab.wait_for_function("!document.querySelector('#ask').disabled")
+        assert tab.locator("#base input").is_enabled()
 
 
 @pytest.mark.parametrize("leave", ["reload", "close"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def make_page(
         chosen = [known[base], known[optimized]]
         if not question.strip():
             gr.Warning("Write a question first.")
-            yield (*_empty(chosen), gr.skip(), gr.skip(), gr.skip())
+            yield (*_empty(chosen), *[gr.skip()] * 5)
             return
         options = {
             "temperature": float(temperature),
@@ -55,21 +56,16 @@ def make_page(
         asked = answering.ask(
             str(request.session_hash), chosen, question, options, at_once=order == AT_ONCE
         )
-        buttons = gr.update(interactive=False), gr.update(interactive=True)
+        controls = _controls(answering=True)
         for answers in asked:
-            yield (*panels.cards(answers), gr.skip(), *buttons)
-            buttons = gr.skip(), gr.skip()
-        yield (
-            *panels.cards(answers),
-            panels.memory_line(),
-            gr.update(interactive=True),
-            gr.update(interactive=False),
-        )
+            yield (*panels.cards(answers), gr.skip(), *controls)
+            controls = [gr.skip()] * 4
+        yield (*panels.cards(answers), panels.memory_line(), *_controls(answering=False))
 
     def stop(request: gr.Request) -> None:
         answering.stop(str(request.session_hash))
 
-    def choose(base: str, optimized: str) -> tuple[str, ...]:
+    def choose(base: str, optimized: str) -> tuple[Any, ...]:
         chosen = [known[base], known[optimized]]
         return (*_empty(chosen), panels.report_panel(chosen[1]))
 
@@ -116,15 +112,16 @@ def make_page(
                     )
                     columns.append((picker, gr.HTML(panels.card(None, model))))
         (base, left), (optimized, right) = columns
-        memory = gr.HTML(panels.memory_line())
-        gr.HTML(panels.loss_panel(run), visible=run is not None)
+        # Functions are called whenever the page is loaded.
+        memory = gr.HTML(panels.memory_line)
+        gr.HTML(partial(panels.loss_panel, run), visible=run is not None)
         report = gr.HTML(panels.report_panel(models[1]))
 
         gr.on(
             [asking.click, question.submit],
             ask,
             [question, base, optimized, order, temperature, most, seed],
-            [left, right, memory, asking, stopping],
+            [left, right, memory, stopping, asking, base, optimized],
             show_progress="hidden",
             trigger_mode="once",
             concurrency_limit=_TABS_AT_ONCE,
@@ -143,5 +140,10 @@ def make_page(
     return page
 
 
-def _empty(chosen: Sequence[DemoModel]) -> list[str]:
+def _empty(chosen: Sequence[DemoModel]) -> list[Any]:
     return [panels.card(None, model) for model in chosen]
+
+
+def _controls(*, answering: bool) -> list[Any]:
+    """Return what can be used: to stop, or to ask and to choose models."""
+    return [gr.update(interactive=answering), *[gr.update(interactive=not answering)] * 3]

@@ -57,12 +57,12 @@ def header() -> str:
     )
 
 
-def note(text: str) -> str:
+def note(text: str) -> Markup:
     """Return a sentence that explains something."""
     return Markup('<p class="tg-note">{}</p>').format(plain(text))
 
 
-def card(answer: Answer | None, model: DemoModel, fastest: float | None = None) -> str:
+def card(answer: Answer | None, model: DemoModel, fastest: float | None = None) -> Markup:
     """Return what a column shows: a model's figures and its answer.
 
     Args:
@@ -81,13 +81,13 @@ def card(answer: Answer | None, model: DemoModel, fastest: float | None = None) 
     )
 
 
-def cards(answers: Sequence[Answer]) -> list[str]:
+def cards(answers: Sequence[Answer]) -> list[Markup]:
     """Return what the columns show."""
     speeds = [each.tokens_per_second for each in answers if each.tokens_per_second]
     return [card(each, each.model, max(speeds, default=None)) for each in answers]
 
 
-def memory_line() -> str:
+def memory_line() -> Markup:
     """Return what the process takes, with the models that it holds."""
     resident = _resident_bytes()
     figure = "not known on this system" if resident is None else size(resident)
@@ -97,7 +97,7 @@ def memory_line() -> str:
     ).format(figure)
 
 
-def report_panel(model: DemoModel) -> str:
+def report_panel(model: DemoModel) -> Markup:
     """Return the report of a model, as a page within the page."""
     if model.report is None:
         why = model.report_problem or (
@@ -112,10 +112,10 @@ def report_panel(model: DemoModel) -> str:
     return Markup('<section class="tg-section">{}</section>').format(frame)
 
 
-def loss_panel(run: Path | None) -> str:
+def loss_panel(run: Path | None) -> Markup:
     """Return the losses of a training run as a picture; nothing if there is no run."""
     if run is None:
-        return ""
+        return Markup("")
     from truthgpt_services.training.metrics_log import read_metrics
 
     try:
@@ -133,9 +133,9 @@ def loss_panel(run: Path | None) -> str:
     return _section("Training run", note(str(run)), picture)
 
 
-def _section(title: str, *body: str) -> str:
+def _section(title: str, *body: Markup) -> Markup:
     return Markup('<section class="tg-section"><h2>{}</h2>{}</section>').format(
-        title, Markup("").join(map(Markup, body))
+        title, Markup("").join(body)
     )
 
 

@@ -35,9 +35,10 @@ TRACKERS = tuple(
 OPENAI = PACKAGES / "truthgpt-plugin-openai"
 OPENVINO = PACKAGES / "truthgpt-plugin-openvino"
 SERVE = PACKAGES / "truthgpt-plugin-serve"
+GRADIO = PACKAGES / "truthgpt-plugin-gradio"
 COMPUTING = (NATIVE, QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)
-EVERY = (*ALL, OPENAI, OPENVINO, SERVE, *TRACKERS)
+EVERY = (*ALL, OPENAI, OPENVINO, SERVE, GRADIO, *TRACKERS)
 WHEELS = ROOT / ".nox" / "built"
 DIST = ROOT / "dist"
 
@@ -317,6 +318,18 @@ def engines(session: nox.Session) -> None:
     session.run("mypy", "--strict", str(OPENVINO / "src"))
     run_tests(session, OPENVINO / "tests")
     run_tests(session, OPENAI / "tests" / "test_llama_cpp.py")
+
+
+@nox.session(python=PYTHON, default=False)
+def gradio(session: nox.Session) -> None:
+    """The chat page, in chromium where that is installed, and its types.
+
+    gradio and what it needs are large, so it is not among the default sessions.
+    """
+    install(session, CORE, SERVICES, GRADIO)
+    session.install(*TYPES)
+    session.run("mypy", "--strict", str(GRADIO / "src"))
+    run_tests(session, GRADIO / "tests")
 
 
 @nox.session(python=PYTHON, default=False)

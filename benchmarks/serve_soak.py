@@ -5,8 +5,8 @@
 * `--hostile`: requests that are malformed or mean harm: random JSON in every field, bytes in place
   of JSON or HTTP, slow and broken ones. None may get a 5xx.
 * `--ends`: SIGTERM with eight streams open. None may be lost.
-* `--schemas`: calls of functions at temperature 1, of the demo model, with random schemas and, if it
-  is installed, those of `bfcl-eval`. Arguments have to be what `jsonschema` allows, or the answer
+* `--schemas`: calls of functions at temperature 1, of the demo model, with random schemas and those
+  of `bfcl-eval`, if that is installed. Arguments have to be what `jsonschema` allows, or the answer
   marked as cut off.
 
 `nox -s soak` runs it. Prints what it found, and ends with 1 if anything failed.

@@ -14,7 +14,7 @@ import transformers
 from truthgpt_core import PluginManager
 from truthgpt_core.decoding import Engine
 from truthgpt_plugin_native.engine import make_engine
-from truthgpt_services import ModelService
+from truthgpt_services import InferenceService, ModelService
 from truthgpt_services.inference.engine import TorchEngine
 from truthgpt_services.measuring.replay import record, replay
 from truthgpt_services.results.record import Record, read_record
@@ -212,3 +212,31 @@ def test_keys_and_values_of_8_bits_are_measured_saved_and_used(
         done = truthgpt("generate", out, *arguments, **WITH_NATIVE)
         assert done.returncode == 0, done.stderr
         assert (said in done.stderr) is warned
+
+
+def test_answers_of_the_engine_are_cached(tiny_model: Path, tmp_path: Path) -> None:
+    """Under the weights and the code: another model, or other keys and values, are asked anew."""
+    models = ModelService()
+    tokenizer = models.load_tokenizer(str(tiny_model))
+    model = models.load_model(str(tiny_model), {"device": "cpu"})
+    config = {"use_cache": True, "cache_dir": tmp_path}
+
+    def hits(engine: Engine) -> int:
+        service = InferenceService(PluginManager())
+        service.configure(engine, tokenizer, config)
+        service.generate("Hello", {"max_new_tokens": 4})
+        return service.cache_statistics.hits
+
+    assert [hits(_engine(model)), hits(_engine(model))] == [0, 1]
+    other = models.load_model(str(tiny_model), {"device": "cpu"})
+    assert hits(_engine(other)) == 1
+    assert hits(_engine(other, kv_cache="int8")) == 0
+    with torch.no_grad():
+        other.lm_head.weight[0] += 1
+    assert hits(_engine(other)) == 0
+
+
+def _engine(model: Any, **options: Any) -> Engine:
+    made = make_engine(model, **options)
+    assert made is not None
+    return made

@@ -147,7 +147,7 @@ ENTRY_POINTS = {
     "services": {
         "truthgpt.plugins": ["services"],
         "truthgpt.commands": [
-            *("compare", "convert", "eval", "export", "generate", "optimize", "train"),
+            *("batch", "compare", "convert", "eval", "export", "generate", "optimize", "train"),
         ],
     },
     "plugin-native": {"truthgpt.plugins": ["native"]},

@@ -8,14 +8,19 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from truthgpt_core.application import get_application
+from truthgpt_core.cluster import Cluster, Replicas
 from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.optimization import Options
 from truthgpt_services import InferenceService
 from truthgpt_services.commands.batch import batch
 from truthgpt_services.models.loading import load_tokenizer
@@ -184,6 +189,64 @@ def test_what_was_done_of_something_else_is_refused(
     refused = str(run(tiny, prompts, "-o", output, "--temperature", "0.5").exception)
     assert "which differs in options" in refused
     assert log_path(output).read_bytes() == kept
+
+
+class Threads(Cluster[Options]):
+    """A cluster of threads of this process: the smallest that there is."""
+
+    name = "threads"
+
+    def map(
+        self,
+        make_worker: str,
+        settings: Mapping[str, Any],
+        tasks: Iterable[Any],
+        *,
+        replicas: Replicas,
+    ) -> Iterator[Any]:
+        """Do tasks, the last one first."""
+        made = resolve_name(make_worker)(json.loads(json.dumps(settings)))
+        given = [json.loads(json.dumps(each)) for each in tasks]
+        assert len(given) >= replicas.least
+        with ThreadPoolExecutor(1) as pool:
+            yield from pool.map(made, reversed(given))
+
+
+def test_a_cluster_gives_the_same_answers(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    """In the order of the prompts, whichever task was done first."""
+    factory = get_application().factories["cluster_factory"]
+    expected, output = tmp_path / "expected", tmp_path / "out"
+    assert run(tiny, prompts, "-o", expected).exit_code == 0
+    factory.register("threads", Threads)
+    try:
+        done = run(tiny, prompts, "-o", output, "--on", "threads", "--replicas", "2")
+    finally:
+        factory.unregister("threads")
+    assert done.exit_code == 0, done.output
+    assert output.read_bytes() == expected.read_bytes()
+
+
+def test_replicas_are_those_of_a_cluster(prompts: Path, tmp_path: Path) -> None:
+    """In one process there are none."""
+    done = run("nowhere", prompts, "-o", tmp_path / "out", "--replicas", "2")
+    assert done.exit_code == 2
+    assert "--replicas needs --on" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_installed_says_what_brings_it(
+    prompts: Path, tmp_path: Path, truthgpt: Any
+) -> None:
+    """Before anything else."""
+    done = truthgpt(
+        *("batch", "nowhere", prompts, "-o", tmp_path / "out", "--on", "ray"),
+        env=os.environ | {"TRUTHGPT_PLUGINS": "services"},
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        'truthgpt: The cluster "ray" is not installed. It comes with truthgpt-plugin-ray: '
+        "pip install truthgpt-plugin-ray.\n",
+    )
 
 
 @pytest.mark.slow

@@ -57,6 +57,16 @@ from truthgpt_services.commands.values import named_values
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--engine", help="What runs the model: torch, native, ... [default: any].")
+@click.option(
+    "--on",
+    metavar="CLUSTER",
+    help="Generate on a cluster of a plugin, such as ray, or ray:OPTION=VALUE,...",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    help="Processes of the cluster, each with a model of its own [default: 1].",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the output, if there is one.")
 @click.option("--fail-fast", is_flag=True, help="End at the first record that has no answer.")
 def batch(
@@ -69,6 +79,8 @@ def batch(
     max_batch_size: int,
     device: str,
     engine: str | None,
+    on: str | None,
+    replicas: int | None,
     overwrite: bool,
     fail_fast: bool,
     **options: Any,
@@ -83,6 +95,8 @@ def batch(
       truthgpt batch build/demo prompts.jsonl -o answers.jsonl
       truthgpt batch build/demo prompts.jsonl -o answers.jsonl --temperature 0.7 --option top_k=40
     """  # noqa: D301 - click wants the character, not its escape
+    from truthgpt_core.application import get_application
+    from truthgpt_core.cluster import Replicas, make_cluster
     from truthgpt_core.decoding import SAMPLING_OPTIONS, SamplingParams
     from truthgpt_services.commands.progress import display_progress
     from truthgpt_services.data.prompt_records import refuse_options
@@ -90,6 +104,8 @@ def batch(
 
     if raw and system is not None:
         raise click.UsageError("--system is part of a conversation, and --raw has none.")
+    if replicas is not None and on is None:
+        raise click.UsageError("--replicas needs --on, which says where they are.")
     given = named_values(others)
     if named := sorted(given.keys() & options.keys()):
         name = named[0]
@@ -115,9 +131,15 @@ def batch(
         overwrite=overwrite,
         fail_fast=fail_fast,
     )
+    cluster = None
+    if on is not None:
+        plugins = get_application().plugins
+        plugins.activate_all()
+        cluster = make_cluster(on, plugins.factories["cluster_factory"])
+    count = Replicas(least=replicas or 1, most=replicas or 1)
     try:
         with display_progress() as progress:
-            result = run_batch(request, progress=progress)
+            result = run_batch(request, cluster=cluster, replicas=count, progress=progress)
     except KeyboardInterrupt:
         say("truthgpt: What is done is kept: the same command goes on.", err=True)
         raise

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from truthgpt_core.application import get_application
+from truthgpt_core.cluster import Cluster, Replicas
 from truthgpt_core.decoding import GenerationError
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_core.optimization import Progress, no_progress
@@ -29,6 +31,12 @@ Answer = dict[str, Any]
 
 _WINDOW = 4
 """Records under way for each text that is generated at once, so that some always wait."""
+
+_TASK = 8
+"""Records that a process of a cluster is given at most, for each text that it generates at once."""
+
+_TASKS = 4
+"""Tasks for each process of a cluster at least, if there are records enough."""
 
 _FAILURES_IN_A_ROW = 100
 """So many texts that fail one after the other say that it is not the prompts."""
@@ -86,7 +94,13 @@ class BatchResult:
     seconds: float = 0.0
 
 
-def run_batch(request: BatchRequest, *, progress: Progress = no_progress) -> BatchResult:
+def run_batch(
+    request: BatchRequest,
+    *,
+    cluster: Cluster[Any] | None = None,
+    replicas: Replicas | None = None,
+    progress: Progress = no_progress,
+) -> BatchResult:
     """Generate an answer for each record of a file.
 
     Answers are appended to a file beside the output as they are done, and the output appears at the
@@ -94,9 +108,12 @@ def run_batch(request: BatchRequest, *, progress: Progress = no_progress) -> Bat
 
     Args:
         request: what to generate.
+        cluster: where; in this process if None.
+        replicas: how many processes of the cluster; one if None.
         progress: told how far it is.
 
     Raises:
+        ClusterError: the cluster cannot be had, or fails.
         DataError: lines of the prompts cannot be used.
         OutputError: the output cannot be written, or is there already.
         ModelError: the model cannot be had, or fails.
@@ -116,8 +133,21 @@ def run_batch(request: BatchRequest, *, progress: Progress = no_progress) -> Bat
     with RecordLog(request.output, work, contents.records, overwrite=request.overwrite) as log:
         result = BatchResult(contents.records, kept=log.done)
         if log.done < contents.records:
-            worker = BatchWorker(_settings(request), progress=progress)
-            answers = worker.answers(prompts.records(contents, log.is_done))
+            records = prompts.records(contents, log.is_done)
+            if cluster is None:
+                answers = BatchWorker(_settings(request), progress=progress).answers(records)
+            else:
+                replicas = replicas or Replicas()
+                # Several for each process, so that none is idle for long when the others end.
+                share = -(-(contents.records - log.done) // (_TASKS * replicas.most))
+                size = min(share, _TASK * request.max_batch_size)
+                done = cluster.map(
+                    f"{BatchWorker.__module__}:{BatchWorker.__qualname__}",
+                    _settings(request) | {"model": _same_everywhere(request.model)},
+                    _tasks(records, size),
+                    replicas=replicas,
+                )
+                answers = chain.from_iterable(done)
             _write(answers, log, result, request, progress)
         log.publish()
     return result
@@ -147,6 +177,17 @@ def _settings(request: BatchRequest) -> dict[str, Any]:
     """Return what a worker is made with, as JSON."""
     names = ("model", "options", "given", "system", "raw", "device", "engine", "max_batch_size")
     return {name: getattr(request, name) for name in names}
+
+
+def _same_everywhere(model: str) -> str:
+    """Return a model's name so that a process in another directory finds the same one."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.exists() else model
+
+
+def _tasks(records: Iterator[PromptRecord], size: int) -> Iterator[list[dict[str, Any]]]:
+    while task := [asdict(record) for record in islice(records, size)]:
+        yield task
 
 
 def _write(
@@ -276,6 +317,14 @@ class BatchWorker:
         finally:
             for text in going:
                 text.stream.close()
+
+    def __call__(self, task: Iterable[Mapping[str, Any]]) -> list[Answer]:
+        """Answer a task of a cluster.
+
+        Args:
+            task: records, each with the attributes of a `PromptRecord`.
+        """
+        return list(self.answers(PromptRecord(**each) for each in task))
 
     def _begin(self, record: PromptRecord) -> TextStream:
         from truthgpt_services.inference.prompts import as_conversation

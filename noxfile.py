@@ -34,9 +34,10 @@ TRACKERS = tuple(
 )
 OPENAI = PACKAGES / "truthgpt-plugin-openai"
 OPENVINO = PACKAGES / "truthgpt-plugin-openvino"
+RAY = PACKAGES / "truthgpt-plugin-ray"
 COMPUTING = (NATIVE, QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)
-EVERY = (*ALL, OPENAI, OPENVINO, *TRACKERS)
+EVERY = (*ALL, OPENAI, OPENVINO, RAY, *TRACKERS)
 WHEELS = ROOT / ".nox" / "built"
 DIST = ROOT / "dist"
 
@@ -304,6 +305,19 @@ def engines(session: nox.Session) -> None:
     session.run("mypy", "--strict", str(OPENVINO / "src"))
     run_tests(session, OPENVINO / "tests")
     run_tests(session, OPENAI / "tests" / "test_llama_cpp.py")
+
+
+@nox.session(python=PYTHON, default=False)
+def ray(session: nox.Session) -> None:
+    """The cluster ray, on a local cluster, and its types.
+
+    It takes minutes, most of them to start Ray's processes, and Ray is large, so it is not among
+    the default sessions.
+    """
+    install(session, CORE, SERVICES, RAY)
+    session.install(*TYPES)
+    session.run("mypy", "--strict", str(RAY / "src"))
+    run_tests(session, RAY / "tests")
 
 
 @nox.session(python=PYTHON, default=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -31,26 +32,36 @@ def map_tasks(
     Yields:
         For each task, JSON: an object with its `result`, or with `error` and `hint`.
     """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     left = iter(tasks)
-    while some := [{"task": json.dumps(each)} for each in islice(left, _ROUND)]:
-        least, most = (min(each, len(some)) for each in (replicas.least, replicas.most))
-        # A block is what a result comes back with, and what is done again if a process dies.
-        given = ray.data.from_items(some, override_num_blocks=len(some))
-        done = given.map_batches(
-            Worker,
-            fn_constructor_args=(make_worker, json.dumps(settings)),
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
-            num_cpus=options.cpus,
-            num_gpus=options.gpus or None,
-        )
-        for row in done.iter_rows():
-            yield str(row["answer"])
+    with _quiet():
+        while some := [{"task": json.dumps(each)} for each in islice(left, _ROUND)]:
+            least, most = (min(each, len(some)) for each in (replicas.least, replicas.most))
+            # A block is what a result comes back with, and what is done again if a process dies.
+            given = ray.data.from_items(some, override_num_blocks=len(some))
+            done = given.map_batches(
+                Worker,
+                fn_constructor_args=(make_worker, json.dumps(settings)),
+                batch_size=1,
+                batch_format="numpy",
+                compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+                num_cpus=options.cpus,
+                num_gpus=options.gpus or None,
+            )
+            for row in done.iter_rows():
+                yield str(row["answer"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray Data from drawing progress; the one who asked for the tasks shows it."""
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars = context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
 
 
 class Worker:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -268,13 +271,14 @@ class BatchWorker:
         read_options(self._options, engine, self._tokenizer, application.plugins)
         if self._system is not None and self._tokenizer is not None:
             as_conversation(self._tokenizer, "", self._system)
-        self._window = _WINDOW * settings["max_batch_size"]
+        self._size = settings["max_batch_size"]
+        self._window = _WINDOW * self._size
         self._counts = engine.capabilities.logits
         service.configure(
             engine,
             self._tokenizer,
             {
-                "max_batch_size": settings["max_batch_size"],
+                "max_batch_size": self._size,
                 "max_waiting": max(self._window, 1024),
             },
         )
@@ -290,33 +294,19 @@ class BatchWorker:
         Raises:
             ModelError: the model fails, whatever the record.
         """
-        left = iter(records)
-        going: list[_Text] = []
         failures = 0
-        try:
-            while True:
-                while len(going) < self._window and (record := next(left, None)) is not None:
-                    try:
-                        going.append(_Text(record, self._begin(record)))
-                    except TruthGPTError as error:
-                        yield _failed(record, error)
-                if not going:
-                    return
-                # Reading one takes the passes for all.
-                going[0].read()
-                for text in [each for each in going if each.is_over]:
-                    text.read_all()
-                    going.remove(text)
+        with closing(
+            self._in_passes(records) if self._counts else self._in_threads(records)
+        ) as texts:
+            for text in texts:
+                if text.stream is not None:
                     failures = 0 if text.error is None else failures + 1
-                    if failures == _FAILURES_IN_A_ROW:
-                        raise ModelError(
-                            f"{failures} texts in a row failed, this one last: {text.error}",
-                            hint="Nothing that was done is lost: the same command goes on.",
-                        )
-                    yield self._answer(text)
-        finally:
-            for text in going:
-                text.stream.close()
+                if failures == _FAILURES_IN_A_ROW:
+                    raise ModelError(
+                        f"{failures} texts in a row failed, this one last: {text.error}",
+                        hint="Nothing that was done is lost: the same command goes on.",
+                    )
+                yield self._answer(text)
 
     def __call__(self, task: Iterable[Mapping[str, Any]]) -> list[Answer]:
         """Answer a task of a cluster.
@@ -326,7 +316,63 @@ class BatchWorker:
         """
         return list(self.answers(PromptRecord(**each) for each in task))
 
-    def _begin(self, record: PromptRecord) -> TextStream:
+    def _in_passes(self, records: Iterable[PromptRecord]) -> Generator[_Text, None, None]:
+        """Yield the texts as they are over; reading one of them takes the passes for all."""
+        left = iter(records)
+        going: list[_Text] = []
+        try:
+            while True:
+                while len(going) < self._window and (record := next(left, None)) is not None:
+                    text = self._begin(record)
+                    if text.stream is None:
+                        yield text
+                    else:
+                        going.append(text)
+                if not going:
+                    return
+                going[0].read()
+                for text in [each for each in going if each.is_over]:
+                    text.read_all()
+                    going.remove(text)
+                    yield text
+        finally:
+            for text in going:
+                text.close()
+
+    def _in_threads(self, records: Iterable[PromptRecord]) -> Generator[_Text, None, None]:
+        """Yield the texts of an engine that generates each by itself, several at once."""
+        left = iter(records)
+        going: set[Future[_Text]] = set()
+        is_over = threading.Event()
+
+        def generate(record: PromptRecord) -> _Text:
+            text = self._begin(record)
+            while not is_over.is_set() and text.read():
+                pass
+            return text
+
+        with ThreadPoolExecutor(self._size) as pool:
+            try:
+                while True:
+                    free = self._window - len(going)
+                    going |= {pool.submit(generate, record) for record in islice(left, free)}
+                    if not going:
+                        return
+                    done, going = wait(going, return_when=FIRST_COMPLETED)
+                    for each in done:
+                        yield each.result()
+            finally:
+                is_over.set()
+                for each in going:
+                    each.cancel()
+
+    def _begin(self, record: PromptRecord) -> _Text:
+        try:
+            return _Text(record, self._stream(record))
+        except TruthGPTError as error:
+            return _Text(record, None, error)
+
+    def _stream(self, record: PromptRecord) -> TextStream:
         from truthgpt_services.inference.prompts import as_conversation
 
         prompt, system = record.prompt, self._system
@@ -341,13 +387,14 @@ class BatchWorker:
         return self._service.stream(prompt, {**self._options, **record.options})
 
     def _answer(self, text: _Text) -> Answer:
-        if text.error is not None:
-            return _failed(text.record, text.error)
-        stream = text.stream
+        record, stream = text.record, text.stream
+        if stream is None or text.error is not None:
+            failed = {"line": record.line, "error": str(text.error)}
+            return {"index": record.index, "id": record.id, **failed}
         tokens = (len(stream.prompt.tokens), len(stream.tokens)) if self._counts else (None, None)
         return {
-            "index": text.record.index,
-            "id": text.record.id,
+            "index": record.index,
+            "id": record.id,
             "text": stream.text,
             "finish_reason": stream.finish_reason,
             "tokens": dict(zip(("prompt", "generated"), tokens, strict=True)),
@@ -356,23 +403,25 @@ class BatchWorker:
 
 @dataclass(slots=True, eq=False)
 class _Text:
-    """A text that is being generated, and what went wrong with it."""
+    """A text that is being generated, and what went wrong with it; no stream if it never began."""
 
     record: PromptRecord
-    stream: TextStream
+    stream: TextStream | None
     error: TruthGPTError | None = None
 
     @property
     def is_over(self) -> bool:
-        return self.error is not None or self.stream.is_over
+        return self.error is not None or self.stream is None or self.stream.is_over
 
     def read(self) -> bool:
         """Read one more piece; return whether there was one."""
+        if self.stream is None or self.error is not None:
+            return False
         try:
             return next(self.stream, None) is not None
         except TruthGPTError as error:
             self.error = error
-            self.stream.close()
+            self.close()
             return False
         except Exception as error:
             raise ModelError(
@@ -382,9 +431,10 @@ class _Text:
 
     def read_all(self) -> None:
         """Read what is left."""
-        while self.error is None and self.read():
+        while self.read():
             pass
 
-
-def _failed(record: PromptRecord, error: TruthGPTError) -> Answer:
-    return {"index": record.index, "id": record.id, "line": record.line, "error": str(error)}
+    def close(self) -> None:
+        """Make no more of it."""
+        if self.stream is not None:
+            self.stream.close()

@@ -18,6 +18,8 @@ import pytest
 
 from truthgpt_core.cluster import ClusterError, Replicas
 
+pytest.importorskip("ray", reason="ray is not installed")
+
 TWO = Replicas(least=2, most=2)
 SECONDS = 60
 
@@ -151,3 +153,24 @@ def test_a_port_that_is_taken_is_one_error(cluster: Any) -> None:
             cluster.serve("nothing:here", {}, host="127.0.0.1", port=port, replicas=TWO),
         ):
             pass
+
+
+@pytest.mark.slow
+def test_there_are_more_processes_while_there_is_more_to_do(cluster: Any, folder: Path) -> None:
+    """Up to as many as may be."""
+    replicas = Replicas(least=1, most=2, target_ongoing_requests=2)
+    settings = {"folder": str(folder)}
+    with (
+        cluster.serve("ray_programs:App", settings, host="::1", port=0, replicas=replicas) as url,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        assert url.startswith("http://[::1]:")
+        assert len(processes(url)) == 1
+        found: set[int] = set()
+
+        def ask() -> bool:
+            answers = pool.map(get, [f"{url}/slow"] * 24)
+            found.update(said["process"] for _, _, said in answers)
+            return len(found) == 2
+
+        until(ask)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from click.testing import CliRunner
 from truthgpt_core.application import Application
 from truthgpt_core.cluster import ClusterError, Replicas, make_cluster
 from truthgpt_core.errors import TruthGPTError, UsageError
+
+pytest.importorskip("ray", reason="ray is not installed")
 
 TWO = Replicas(least=2, most=2)
 DOUBLE = "ray_programs:make_doubler"
@@ -83,8 +88,7 @@ def test_a_wrong_choice_is_one_error(given: str, message: str) -> None:
 
 def test_an_address_without_a_cluster_is_one_error(monkeypatch: Any) -> None:
     """In a program that has none yet."""
-    ray = pytest.importorskip("ray", reason="ray is not installed")
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     from truthgpt_plugin_ray.cluster import RayCluster
     from truthgpt_plugin_ray.settings import RayOptions
 
@@ -121,3 +125,28 @@ def test_batch_on_the_cluster_gives_the_same_texts(cluster: Any, tmp_path: Path)
     expected = service.generate(texts, {"max_new_tokens": 6})
     assert [each["text"] for each in answers[:500]] == expected
     assert "the model holds 512" in answers[500]["error"]
+
+
+@pytest.mark.slow
+def test_without_a_cluster_one_is_started_here(tmp_path: Path) -> None:
+    """By the command, in a process of its own; it says what it does, and nothing of Ray's."""
+    from truthgpt_services.testing import write_tiny_model
+
+    write_tiny_model(tmp_path / "model")
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text('{"prompt": "The import statement"}\n' * 5)
+    code = "from truthgpt_core.cli.main import main; main()"
+    arguments = ("batch", "model", prompts, "-o", output, "--max-new-tokens", "4")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments), "--on", "ray:cpus=0.5"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(output.read_text("utf-8").splitlines()) == 5
+    assert done.stdout.startswith(f"Wrote {output}: 5 records")
+    assert "Warning" not in done.stderr

@@ -140,6 +140,7 @@ def run_batch(
             if cluster is None:
                 answers = BatchWorker(_settings(request), progress=progress).answers(records)
             else:
+                progress(f"Starting on {cluster.name}", 0, 0)
                 replicas = replicas or Replicas()
                 # Several for each process, so that none is idle for long when the others end.
                 share = -(-(contents.records - log.done) // (_TASKS * replicas.most))

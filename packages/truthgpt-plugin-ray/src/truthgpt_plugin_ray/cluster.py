@@ -101,7 +101,7 @@ def _refuse_too_little(options: RayOptions, replicas: Replicas) -> None:
     """Refuse what would wait forever for resources that the cluster does not have."""
     import ray
 
-    have: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    have: Mapping[str, float] = ray.cluster_resources()
     for name, option, each in (("CPU", "cpus", options.cpus), ("GPU", "gpus", options.gpus)):
         needed, there = each * replicas.least, have.get(name, 0.0)
         if needed > there:

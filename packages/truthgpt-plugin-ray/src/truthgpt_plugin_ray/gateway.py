@@ -40,11 +40,11 @@ class Gateway:
     replica leaves unfinished ends with an event `error`.
 
     Args:
-        replicas: a handle of Ray Serve.
+        replicas: a handle of Ray Serve, of `Replica.answer`.
     """
 
     def __init__(self, replicas: Any) -> None:
-        self._replicas = replicas.options(method_name="answer", stream=True)
+        self._replicas = replicas
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request."""

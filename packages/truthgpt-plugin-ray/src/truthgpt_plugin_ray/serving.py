@@ -34,6 +34,9 @@ def deployed(
 ) -> Iterator[DeploymentHandle[Any]]:
     """Run replicas until the context is left; they are ready when it is entered.
 
+    Returns:
+        A context that gives a handle of `Replica.answer`.
+
     Raises:
         ClusterError: they cannot be started, or `make_app` failed in one.
     """
@@ -64,12 +67,19 @@ def deployed(
         handle = serve.run(kind.bind(make_app, json.dumps(settings)), name=name, route_prefix=None)
     except Exception as error:
         raise ClusterError(f"Ray Serve starts no replicas: {in_one_line(error):.1000}") from error
+    asked, answers = (
+        handle.options(method_name="why_not"),
+        handle.options(method_name="answer", stream=True),
+    )
     try:
-        wrong = handle.why_not.remote().result()
+        wrong = asked.remote().result()
         if wrong is not None:
             raise ClusterError(wrong["error"], hint=wrong["hint"])
-        yield handle
+        yield answers
     finally:
+        # Their threads would look for the cluster when this process has left it.
+        for each in (asked, answers):
+            each.shutdown()
         serve.delete(name)
 
 

@@ -144,6 +144,19 @@ def test_an_application_that_cannot_be_made_is_one_error(cluster: Any) -> None:
         pass
 
 
+def test_an_application_that_is_not_there_is_one_error(cluster: Any) -> None:
+    """As of a package that only this process has; nothing stays behind."""
+    from ray import serve
+
+    before = set(serve.status().applications)
+    with (
+        pytest.raises(ClusterError, match="nothing_here:App failed: ModuleNotFoundError"),
+        cluster.serve("nothing_here:App", {}, host="127.0.0.1", port=0, replicas=TWO),
+    ):
+        pass
+    assert set(serve.status().applications) == before
+
+
 def test_a_port_that_is_taken_is_one_error(cluster: Any) -> None:
     """Before anything is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -62,25 +62,30 @@ def deployed(
         **how,
     )(Replica)
     try:
+        handle = _run(name, kind.bind(make_app, json.dumps(settings)))
+        asked = handle.options(method_name="why_not")
+        answers = handle.options(method_name="answer", stream=True)
+        try:
+            wrong = asked.remote().result()
+            if wrong is not None:
+                raise ClusterError(wrong["error"], hint=wrong["hint"])
+            yield answers
+        finally:
+            # Their threads would look for the cluster when this process has left it.
+            asked.shutdown()
+            answers.shutdown()
+    finally:
+        serve.delete(name)
+
+
+def _run(name: str, replicas: Any) -> DeploymentHandle[Any]:
+    """Start replicas, and wait until they are ready."""
+    try:
         # The gateway listens, and not Ray's own proxies, which never ask a second replica.
         serve.start(proxy_location="Disabled")
-        handle = serve.run(kind.bind(make_app, json.dumps(settings)), name=name, route_prefix=None)
+        return serve.run(replicas, name=name, route_prefix=None)
     except Exception as error:
         raise ClusterError(f"Ray Serve starts no replicas: {in_one_line(error):.1000}") from error
-    asked, answers = (
-        handle.options(method_name="why_not"),
-        handle.options(method_name="answer", stream=True),
-    )
-    try:
-        wrong = asked.remote().result()
-        if wrong is not None:
-            raise ClusterError(wrong["error"], hint=wrong["hint"])
-        yield answers
-    finally:
-        # Their threads would look for the cluster when this process has left it.
-        for each in (asked, answers):
-            each.shutdown()
-        serve.delete(name)
 
 
 class Replica:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
-from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.errors import TruthGPTError, in_one_line
 
 
 class Made:
@@ -20,7 +20,7 @@ class Made:
 
     Attributes:
         value: what it returned; None if it failed.
-        error: `error` and `hint`, if it failed on purpose; else None.
+        error: `error` and `hint`, if it failed; else None.
     """
 
     def __init__(self, factory: str, settings: Mapping[str, Any]) -> None:
@@ -31,6 +31,8 @@ class Made:
             self.value = make(settings)
         except TruthGPTError as error:
             self.error = as_json(error)
+        except Exception as error:  # noqa: BLE001 - handed to the one who asked for it
+            self.error = as_json(TruthGPTError(f"{factory} failed: {in_one_line(error)}"))
 
 
 def as_json(error: TruthGPTError) -> dict[str, Any]:

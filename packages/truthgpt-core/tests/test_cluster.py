@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -30,7 +30,7 @@ class Queue(Cluster[Nodes]):
         tasks: Iterable[Any],
         *,
         replicas: Replicas,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         yield from tasks
 
 

@@ -6,7 +6,7 @@ A cluster is registered, under its name, in `factories["cluster_factory"]`, in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, cast
@@ -80,7 +80,7 @@ class Cluster(Generic[OptionsT]):
         tasks: Iterable[Any],
         *,
         replicas: Replicas,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Do tasks in several processes. A task whose process dies is done again in another one.
 
         Args:
@@ -92,7 +92,8 @@ class Cluster(Generic[OptionsT]):
             replicas: how many processes.
 
         Yields:
-            The result of each task, JSON, in the order in which they are done.
+            The result of each task, JSON, in the order in which they are done. The processes end
+            when it is closed.
 
         Raises:
             ClusterError: the cluster cannot be had or fails.

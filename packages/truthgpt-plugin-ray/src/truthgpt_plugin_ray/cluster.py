@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ class RayCluster(Cluster[RayOptions]):
         tasks: Iterable[Any],
         *,
         replicas: Replicas,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Do tasks with a pool of actors of Ray Data."""
         from truthgpt_plugin_ray.data import map_tasks
 

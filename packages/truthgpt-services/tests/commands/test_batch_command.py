@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pkgutil import resolve_name
@@ -203,7 +203,7 @@ class Threads(Cluster[Options]):
         tasks: Iterable[Any],
         *,
         replicas: Replicas,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Do tasks, the last one first."""
         made = resolve_name(make_worker)(json.loads(json.dumps(settings)))
         given = [json.loads(json.dumps(each)) for each in tasks]

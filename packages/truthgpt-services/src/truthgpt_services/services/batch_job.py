@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -141,18 +141,10 @@ def run_batch(
                 answers = BatchWorker(_settings(request), progress=progress).answers(records)
             else:
                 progress(f"Starting on {cluster.name}", 0, 0)
-                replicas = replicas or Replicas()
-                # Several for each process, so that none is idle for long when the others end.
-                share = -(-(contents.records - log.done) // (_TASKS * replicas.most))
-                size = min(share, _TASK * request.max_batch_size)
-                done = cluster.map(
-                    f"{BatchWorker.__module__}:{BatchWorker.__qualname__}",
-                    _settings(request) | {"model": _same_everywhere(request.model)},
-                    _tasks(records, size),
-                    replicas=replicas,
-                )
-                answers = chain.from_iterable(done)
-            _write(answers, log, result, request, progress)
+                left = contents.records - log.done
+                answers = _of_cluster(request, records, left, cluster, replicas or Replicas())
+            with closing(answers):
+                _write(answers, log, result, request, progress)
         log.publish()
     return result
 
@@ -187,6 +179,23 @@ def _same_everywhere(model: str) -> str:
     """Return a model's name so that a process in another directory finds the same one."""
     path = Path(model).expanduser()
     return str(path.absolute()) if path.exists() else model
+
+
+def _of_cluster(
+    request: BatchRequest,
+    records: Iterator[PromptRecord],
+    count: int,
+    cluster: Cluster[Any],
+    replicas: Replicas,
+) -> Generator[Answer, None, None]:
+    """Yield the answers of workers on a cluster to so many records."""
+    # Several tasks for each process, so that none is idle for long when the others end.
+    size = min(-(-count // (_TASKS * replicas.most)), _TASK * request.max_batch_size)
+    worker = f"{BatchWorker.__module__}:{BatchWorker.__qualname__}"
+    settings = _settings(request) | {"model": _same_everywhere(request.model)}
+    with closing(cluster.map(worker, settings, _tasks(records, size), replicas=replicas)) as done:
+        for answers in done:
+            yield from answers
 
 
 def _tasks(records: Iterator[PromptRecord], size: int) -> Iterator[list[dict[str, Any]]]:
@@ -284,7 +293,7 @@ class BatchWorker:
             },
         )
 
-    def answers(self, records: Iterable[PromptRecord]) -> Iterator[Answer]:
+    def answers(self, records: Iterable[PromptRecord]) -> Generator[Answer, None, None]:
         """Yield an answer for each record, in the order in which they are done.
 
         Records are taken as places become free; a few more than are generated at once.

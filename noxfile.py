@@ -35,10 +35,11 @@ TRACKERS = tuple(
 OPENAI = PACKAGES / "truthgpt-plugin-openai"
 OPENVINO = PACKAGES / "truthgpt-plugin-openvino"
 SERVE = PACKAGES / "truthgpt-plugin-serve"
+RAY = PACKAGES / "truthgpt-plugin-ray"
 GRADIO = PACKAGES / "truthgpt-plugin-gradio"
 COMPUTING = (NATIVE, QUANTIZE, COMPILE, ACCELERATE)
 ALL = (CORE, SERVICES, *COMPUTING)
-EVERY = (*ALL, OPENAI, OPENVINO, SERVE, GRADIO, *TRACKERS)
+EVERY = (*ALL, OPENAI, OPENVINO, RAY, SERVE, GRADIO, *TRACKERS)
 WHEELS = ROOT / ".nox" / "built"
 DIST = ROOT / "dist"
 
@@ -330,6 +331,19 @@ def gradio(session: nox.Session) -> None:
     session.install(*TYPES)
     session.run("mypy", "--strict", str(GRADIO / "src"))
     run_tests(session, GRADIO / "tests")
+
+
+@nox.session(python=PYTHON, default=False)
+def ray(session: nox.Session) -> None:
+    """The cluster ray, on a local cluster, and its types.
+
+    It takes minutes, most of them to start Ray's processes, and Ray is large, so it is not among
+    the default sessions.
+    """
+    install(session, CORE, SERVICES, RAY)
+    session.install(*TYPES)
+    session.run("mypy", "--strict", str(RAY / "src"))
+    run_tests(session, RAY / "tests")
 
 
 @nox.session(python=PYTHON, default=False)

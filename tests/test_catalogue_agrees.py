@@ -65,6 +65,13 @@ def test_the_catalogue_names_the_training_backends() -> None:
         assert module.startswith(entry["distribution"].replace("-", "_"))
 
 
+def test_the_catalogue_names_the_clusters() -> None:
+    """Each is that of a plugin of its name; what they need is not installed here."""
+    plugins = declared("truthgpt.plugins")
+    for name, entry in CATALOGUE["clusters"].items():
+        assert plugins[name][0] == entry["distribution"]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_in_the_catalogue_is_the_commands_own(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -147,10 +147,11 @@ ENTRY_POINTS = {
     "services": {
         "truthgpt.plugins": ["services"],
         "truthgpt.commands": [
-            *("chat", "compare", "convert", "eval", "export", "generate", "optimize", "train"),
+            *("batch", "chat", "compare", "convert", "eval", "export", "generate", "optimize"),
+            "train",
         ],
     },
-    "plugin-native": {"truthgpt.plugins": ["native"]},
+    "plugin-native": {"truthgpt.plugins": ["native"], "truthgpt.optimizations": ["kv_cache"]},
     "plugin-quantize": {"truthgpt.plugins": ["quantize"], "truthgpt.optimizations": ["quantize"]},
     "plugin-compile": {
         "truthgpt.plugins": ["torch_compile"],

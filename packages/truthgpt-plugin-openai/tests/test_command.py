@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +45,28 @@ def server() -> Iterator[Server]:
     """A server with a model."""
     with serving(with_models(answer, "parrot")) as server:
         yield server
+
+
+def test_a_batch_has_several_requests_under_way(tmp_path: Path) -> None:
+    """As many as `--max-batch-size` says, and the answers are in the order of the prompts."""
+    together = threading.Barrier(4)
+
+    def respond(handler: Handler) -> None:
+        # Broken, it is an error of each request.
+        together.wait(60)
+        answer(handler)
+
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"p{each}"}) + "\n" for each in range(8)))
+    with serving(with_models(respond, "parrot")) as server:
+        done = truthgpt(
+            *("batch", f"openai:{server.url}#parrot", str(prompts), "-o", str(output)),
+            *("--max-batch-size", "4"),
+        )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [each["text"] for each in found] == [f"You said 'p{each}'." for each in range(8)]
+    assert found[0]["tokens"] == {"prompt": None, "generated": None}
 
 
 def test_a_prompt_is_answered(server: Server) -> None:

@@ -82,7 +82,7 @@ def register_components(factories: Mapping[str, DynamicFactory[Any]]) -> None:
     Args:
         factories: `optimizer_factory`, `scheduler_factory`, `dataset_factory`,
             `model_source_factory`, `exporter_factory`, `metric_factory`,
-            `logits_processor_factory`, `training_backend_factory` and
+            `logits_processor_factory`, `training_backend_factory`, `cluster_factory` and
             `optimization_factory`. Optimizations are registered from the entry points of
             the distribution that has them; a plugin that is a bare file, with no
             distribution, registers its own.

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from truthgpt_core.cluster import Replicas
 from truthgpt_core.errors import UsageError
 from truthgpt_plugin_serve.key_commands import default_file, keys
 from truthgpt_plugin_serve.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from truthgpt_plugin_serve.served_model import ServedModel
 
@@ -103,6 +104,13 @@ class _Serve(click.Command):
 )
 @click.option("--no-check", is_flag=True, help="Do not compare the models with their reports.")
 @click.option("--log-prompts", is_flag=True, help="Write prompts and answers into the log.")
+@click.option("--on", "cluster", metavar="CLUSTER", help="Serve with a cluster: ray, ...")
+@click.option(
+    "--replicas", type=click.IntRange(min=1), default=1, help="Processes of the cluster, at least."
+)
+@click.option(
+    "--max-replicas", type=click.IntRange(min=1), help="At most, under load [default: --replicas]."
+)
 def serve(
     models: tuple[str, ...],
     host: str,
@@ -110,6 +118,9 @@ def serve(
     others: tuple[str, ...],
     insecure: bool,
     no_check: bool,
+    cluster: str | None,
+    replicas: int,
+    max_replicas: int | None,
     **given: Any,
 ) -> None:
     """Serve each MODEL, or NAME=MODEL, at http://127.0.0.1:8000/v1.
@@ -121,6 +132,7 @@ def serve(
     \b
       truthgpt serve build/demo
       truthgpt serve small=build/demo large=Qwen/Qwen3-4B --engine native
+      truthgpt serve build/demo --on ray --replicas 2
       truthgpt serve keys add alice
     """  # noqa: D301 - click wants the character, not its escape
     from truthgpt_services.commands.values import named_values
@@ -139,18 +151,24 @@ def serve(
         from truthgpt_plugin_serve.app import Application
         from truthgpt_plugin_serve.keys import KeyRing
         from truthgpt_plugin_serve.logs import log_to_stdout
+        from truthgpt_plugin_serve.served_model import split_names
         from truthgpt_plugin_serve.server import Server, bind, raise_file_limit
         from truthgpt_plugin_serve.tracing import tracer_from_environment
 
     # What can be wrong is found before a model is loaded, which takes long.
+    named = split_names(models)
     tracer = tracer_from_environment()
     if settings.keys is not None and not len(KeyRing(settings.keys)):
         raise UsageError(
             f"{settings.keys} has no API keys",
             hint="truthgpt serve keys add NAME makes one.",
         )
+    if cluster is not None:
+        how = Replicas(least=replicas, most=max_replicas or replicas)
+        _serve_on(cluster, how, named, settings, host, port)
+        return
     with bind(host, port) as listening:
-        served = _load(models, settings)
+        served = _load(named, settings)
         log_to_stdout()
         raise_file_limit(4 * settings.max_requests)
         application = Application({each.name: each for each in served}, settings, tracer)
@@ -163,19 +181,36 @@ def serve(
         Server(application, settings, host, port).run(sockets=[listening])
 
 
-def _load(given: Sequence[str], settings: Settings) -> list[ServedModel]:
-    from truthgpt_core.application import Application, get_application
-    from truthgpt_plugin_serve.served_model import load, split_names, warm_up
+def _load(models: Mapping[str, str], settings: Settings) -> list[ServedModel]:
+    from truthgpt_plugin_serve.served_model import load_all
     from truthgpt_services.commands.progress import display_progress
 
-    served: list[ServedModel] = []
     with display_progress() as progress:
-        for name, model in split_names(given).items():
-            progress(f"Loading {name}", 0, 0)
-            application = Application() if served else get_application()
-            served.append(load(name, model, settings, progress, application))
-            warm_up(served[-1])
-    return served
+        return load_all(models, settings, progress)
+
+
+def _serve_on(
+    cluster: str, replicas: Replicas, models: Mapping[str, str], settings: Settings, *at: Any
+) -> None:
+    """Serve with the processes of a cluster, until a signal says to stop."""
+    import signal
+    import threading
+
+    from truthgpt_core.application import get_application
+    from truthgpt_core.cluster import make_cluster
+    from truthgpt_plugin_serve.replica import MAKE_APP, replica_settings
+
+    application = get_application()
+    application.plugins.activate_all()
+    chosen = make_cluster(cluster, application.factories["cluster_factory"])
+    host, port = at
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    made = replica_settings(models, settings)
+    with chosen.serve(MAKE_APP, made, host=host, port=port, replicas=replicas) as url:
+        click.echo(f"Serving {', '.join(models)} on {cluster} at {url}/v1", err=True)
+        stopped.wait()
 
 
 def _is_local(host: str) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truthgpt_core.application import Application
+from truthgpt_core.application import Application, get_application
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_plugin_serve.errors import ServeError
 from truthgpt_plugin_serve.settings import Settings
@@ -161,6 +161,29 @@ def load(
         },
     )
     return ServedModel(name, service, engine, tokenizer, directory)
+
+
+def load_all(
+    models: Mapping[str, str], settings: Settings, progress: Callable[[str, int, int], None]
+) -> list[ServedModel]:
+    """Load models, and have each generate a token.
+
+    Args:
+        models: what is served, by name.
+        settings: of the server.
+        progress: called with what is done, and how much of it.
+
+    Raises:
+        TruthGPTError: one cannot be loaded.
+    """
+    served: list[ServedModel] = []
+    for name, model in models.items():
+        progress(f"Loading {name}", 0, 0)
+        # Each has services of its own, which a plugin may have replaced.
+        application = Application() if served else get_application()
+        served.append(load(name, model, settings, progress, application))
+        warm_up(served[-1])
+    return served
 
 
 def warm_up(model: ServedModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from truthgpt_core.cluster import Cluster
 from truthgpt_core.decoding import LogitsProcessor
 from truthgpt_core.dynamic_factory import DynamicFactory
 from truthgpt_core.evaluation import Metric
@@ -40,6 +41,11 @@ def make_factories(*, takes_open: bool = False) -> dict[str, DynamicFactory[Any]
             TrainingBackend,
             name="training_backend_factory",
             distribution_of=partial(catalogue.distribution_of, "training_backends"),
+        ),
+        "cluster_factory": make(
+            Cluster,
+            name="cluster_factory",
+            distribution_of=partial(catalogue.distribution_of, "clusters"),
         ),
     }
 

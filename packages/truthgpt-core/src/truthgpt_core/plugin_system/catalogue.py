@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Literal
 
-Kind = Literal["commands", "optimizations", "training_backends"]
+Kind = Literal["commands", "optimizations", "training_backends", "clusters"]
 
 
 @cache

@@ -1,0 +1,1 @@
+"""The cluster `ray`: batches through Ray Data, servers through Ray Serve."""

@@ -340,7 +340,7 @@ def ray(session: nox.Session) -> None:
     It takes minutes, most of them to start Ray's processes, and Ray is large, so it is not among
     the default sessions.
     """
-    install(session, CORE, SERVICES, RAY)
+    install(session, CORE, SERVICES, SERVE, RAY)
     session.install(*TYPES)
     session.run("mypy", "--strict", str(RAY / "src"))
     run_tests(session, RAY / "tests")

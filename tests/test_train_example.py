@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from truthgpt_services import ModelService
 from truthgpt_services.results.io import read_report
 
 from .conftest import Run
@@ -99,3 +102,29 @@ def test_a_trained_model_is_optimized_and_generates(
     spoken = truthgpt("generate", output, "A generator is", "--max-new-tokens", "4")
     assert spoken.returncode == 0, spoken.stderr
     assert len(spoken.stdout) > len("\n")
+
+
+def test_the_example_with_its_own_loop_lowers_the_loss(tiny_model: Path, tmp_path: Path) -> None:
+    """`examples/train_llm.py`, on another model and text; what it saves can be loaded."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Generator {n} returns {n} iterators.\n\n" for n in range(100)))
+    config = tmp_path / "train.yaml"
+    values = {
+        "model": {"name_or_path": str(tiny_model)},
+        "data": {"source": "text", "dataset": str(text), "max_seq_len": 32},
+        "training": {"epochs": 2, "train_batch_size": 2, "learning_rate": 1e-2},
+        "output_dir": str(tmp_path / "trained"),
+    }
+    config.write_text(json.dumps(values))
+    done = subprocess.run(
+        [sys.executable, EXAMPLE.with_name("train_llm.py"), config],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [float(each) for each in re.findall(r"'loss': ([\d.]+)", done.stdout)]
+    assert len(losses) == 3
+    assert losses[2] < losses[0]
+    assert ModelService().load_model(str(tmp_path / "trained"))

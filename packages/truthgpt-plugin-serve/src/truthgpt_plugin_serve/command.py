@@ -205,10 +205,11 @@ def _serve_on(
     chosen = make_cluster(cluster, application.factories["cluster_factory"])
     host, port = at
     stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
     made = replica_settings(models, settings)
     with chosen.serve(MAKE_APP, made, host=host, port=port, replicas=replicas) as url:
+        # Not before: clusters have handlers of their own, which end the process at once.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
         click.echo(f"Serving {', '.join(models)} on {cluster} at {url}/v1", err=True)
         stopped.wait()
 

@@ -141,7 +141,7 @@ def test_fail_fast_ends_at_the_first(tiny: Path, prompts: Path, tmp_path: Path) 
         (("--raw", "--system", "x"), "--raw has none"),
         (("--option", "temperature=1"), "write --temperature instead"),
         (("--option", "n=2"), "n has no place in a batch"),
-        (("--option", "top_k=-1"), "top_k is -1"),
+        (("--top-k", "-1"), "not in the range"),
     ],
 )
 def test_wrong_options_are_usage_errors(

@@ -10,7 +10,11 @@ import click
 from truthgpt_core.cli.terminal import say
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.paths import display_path
-from truthgpt_services.commands.values import named_values
+from truthgpt_services.commands.generation_options import (
+    given_options,
+    other_options,
+    sampling_options,
+)
 
 
 @click.command(short_help="Generate an answer to each prompt of a file; resumable.")
@@ -25,22 +29,7 @@ from truthgpt_services.commands.values import named_values
 )
 @click.option("--system", metavar="TEXT", help="A system message where a record has none.")
 @click.option("--raw", is_flag=True, help="Continue texts as they are: no chat template.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="At most [default: 128].")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    help="0: the likeliest token [default: the model's, else 0].",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
-    help="The likeliest tokens with this probability [default: the model's, else 1].",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(-(2**63), 2**64 - 1),
-    help="Of the random choice [default: 0].",
-)
+@sampling_options("128")
 @click.option(
     "--option",
     "others",
@@ -93,7 +82,7 @@ def batch(
 
     \b
       truthgpt batch build/demo prompts.jsonl -o answers.jsonl
-      truthgpt batch build/demo prompts.jsonl -o answers.jsonl --temperature 0.7 --option top_k=40
+      truthgpt batch build/demo prompts.jsonl -o answers.jsonl --temperature 0.7 --top-k 40
     """  # noqa: D301 - click wants the character, not its escape
     from truthgpt_core.application import get_application
     from truthgpt_core.cluster import Replicas, make_cluster
@@ -106,11 +95,8 @@ def batch(
         raise click.UsageError("--system is part of a conversation, and --raw has none.")
     if replicas is not None and on is None:
         raise click.UsageError("--replicas needs --on, which says where they are.")
-    given = named_values(others)
-    if named := sorted(given.keys() & options.keys()):
-        name = named[0]
-        raise click.UsageError(f"--option {name}: write --{name.replace('_', '-')} instead.")
-    chosen = {name: value for name, value in options.items() if value is not None}
+    given = other_options(others, options)
+    chosen = given_options(options)
     chosen |= {name: given.pop(name) for name in SAMPLING_OPTIONS if name in given}
     try:
         refuse_options(chosen)

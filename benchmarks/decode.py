@@ -48,6 +48,7 @@ OURS: dict[str, list[str]] = {
     "native, bfloat16": [],
     "native, int8 (the default)": ["quantize"],
     "native, int8 by channel": ["quantize:group_size=0"],
+    "native, int8, keys and values too": ["quantize", "kv_cache:dtype=int8"],
     "native, int4": ["quantize:scheme=int4"],
     "native, int4, its head too": ["quantize:scheme=int4,layers=lm_head=int4"],
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import sys
 import time
 from typing import Any
@@ -71,6 +72,7 @@ async def follow(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Follow plans until there are no more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     for line in sys.stdin:
         print(json.dumps(asyncio.run(follow(json.loads(line)))), flush=True)
 

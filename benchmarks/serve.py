@@ -9,6 +9,7 @@ which all of them share; they take turns. Parts, for `--only`:
 * `shared`: time to the first token where a system prompt of 1,000 tokens was read before.
 * `cache`: an answer that the response cache has.
 * `overload`: 1,000 connections at once, again and again for a minute: what they get.
+* `gateway`: what Ray Serve and the gateway to it add to a request; with `--ray`.
 
 Others take part as in `decode.py`; `--transformers` starts `transformers serve`, too.
 """
@@ -36,6 +37,7 @@ from rivals import LLAMA, OPENVINO
 HERE = Path(__file__).parent
 OURS = "truthgpt serve, native, int8"
 BARE = "native, int8 (the default)"
+ON_RAY = "truthgpt serve --on ray"
 STREAMS = (1, 4, 16)
 LONG, SYSTEM, FOLLOWED = 2000, 1000, 8
 CONNECTIONS, OVERLOAD_SECONDS, DEADLINE = 1000, 60, 60.0
@@ -52,6 +54,7 @@ def main() -> None:
         help="as `make demo` leaves it",
     )
     arguments.add_argument("--transformers", action="store_true", help="start transformers serve")
+    arguments.add_argument("--ray", metavar="PYTHON", help="that has truthgpt-plugin-ray")
     given = arguments.parse_args()
     if given.worker:
         decode.serve(given.worker, 1, decode.FULL_CONTEXT, Bare, take_turn)
@@ -63,11 +66,14 @@ def main() -> None:
         "shared": shared,
         "cache": cached,
         "overload": overload,
+        **({"gateway": gateway} if given.ray else {}),
     }
     if not (given.model / "truthgpt.json").exists():
         raise SystemExit(f"{given.model} is not an optimized model: make demo makes one.")
     with tempfile.TemporaryDirectory() as folder:
         pythons = decode.rivals_there(given)
+        if given.ray:
+            pythons[ON_RAY] = given.ray
         bench = Bench(Path(folder), given.model, pythons, transformers=given.transformers)
         try:
             for name, part in parts.items():
@@ -90,11 +96,8 @@ class Bench:
 
         self.tokenizer = ModelService().load_tokenizer(decode.MODEL)
         self.servers: dict[str, tuple[str, str, subprocess.Popen[bytes]]] = {}
-        self.pythons = {
-            name: python
-            for name, python in pythons.items()
-            if name in (f"{LLAMA}, Q8_0", f"{OPENVINO}, Q8_0")
-        }
+        self.rivals = [name for name in (f"{LLAMA}, Q8_0", f"{OPENVINO}, Q8_0") if name in pythons]
+        self.pythons = pythons
         self.gguf = decode.write_gguf(folder, ["Q8_0"])["Q8_0"]
         self.transformers = transformers
         self.client = subprocess.Popen(
@@ -103,7 +106,7 @@ class Bench:
             stdout=subprocess.PIPE,
             text=True,
         )
-        decode.describe(self.pythons)
+        decode.describe({name: pythons[name] for name in self.rivals})
 
     def start(self, name: str, *options: str) -> str:
         """Start a server that has not been started; return its name."""
@@ -111,7 +114,7 @@ class Bench:
             return name
         port = str(free_port())
         python = self.pythons.get(name, sys.executable)
-        truthgpt = Path(sys.executable).with_name("truthgpt")
+        truthgpt = Path(python).with_name("truthgpt")
         if name.startswith("truthgpt"):
             command = [truthgpt, "serve", f"m={self.model}", "--port", port, *options]
             command += ["--max-batch-size", "16"]
@@ -188,7 +191,7 @@ class Bench:
 
 def throughput(bench: Bench, rounds: int) -> None:
     """Streams at once: tokens that clients got, by the time that all of them took."""
-    names = [OURS, *bench.pythons, *(["transformers serve, BF16"] if bench.transformers else [])]
+    names = [OURS, *bench.rivals, *(["transformers serve, BF16"] if bench.transformers else [])]
     for name in names:
         bench.start(name)
     table: dict[str, list[str]] = {name: [] for name in names}
@@ -327,6 +330,24 @@ def overload(bench: Bench, rounds: int) -> None:
     print(f"  statuses: {statuses}")
     print(f"  of those answered, 99th percentile {quantiles(times, n=100)[-1]:.1f} s")
     print(f"  memory, MB: {', '.join(f'{each:.0f}' for each in memory)}")
+
+
+def gateway(bench: Bench, rounds: int) -> None:
+    """A request for one token, through Ray Serve and without."""
+    names = [bench.start(OURS), bench.start(ON_RAY, "--on", "ray:cpus=0.5", "--replicas", "2")]
+
+    def measure(name: str) -> dict[str, float]:
+        body = [bench.chat("Hello", 1)]
+        body[0]["body"]["stream"] = False
+        (found,) = bench.ask(name, body)
+        return {"ms": 1e3 * (found["ended"] - found["sent"])}
+
+    turns = decode.take_turns(names, measure, 20 * rounds)
+    print("\nA request for one token, connection included, ms")
+    for name in names:
+        print(f"  {name}: {spread([each['ms'] for each in turns[name]], 1)}")
+    more = [ray["ms"] - own["ms"] for own, ray in zip(turns[OURS], turns[ON_RAY], strict=True)]
+    print(f"  more through Ray: {spread(more, 1)}")
 
 
 def took(found: list[dict[str, Any]]) -> float:

@@ -189,9 +189,13 @@ def load_all(
 def warm_up(model: ServedModel) -> None:
     """Generate a token, so that the first request does not wait for what is made on first use.
 
+    An engine that chooses tokens itself may ask a server, and pay for it: it is left alone.
+
     Raises:
         ServeError: the model generates nothing.
     """
+    if not model.engine.capabilities.logits:
+        return
     try:
         for _ in model.service.stream("Hello", {"max_new_tokens": 1}):
             pass

@@ -114,11 +114,12 @@ def test_a_command_like_no_other_points_to_the_help(main) -> None:
 def test_a_command_that_is_not_installed_says_what_to_install(main, monkeypatch, name) -> None:
     """A known command that is not installed names its distribution."""
     monkeypatch.setattr(discovery, "discover", list)
+    distribution = catalogue.distribution_of("commands", name)
     assert main(name, "--anything") == (
         1,
         "",
         f'truthgpt: The command "{name}" is not installed. '
-        "It comes with truthgpt-services: pip install truthgpt-services.\n",
+        f"It comes with {distribution}: pip install {distribution}.\n",
     )
 
 

@@ -99,6 +99,24 @@ def test_a_schema_that_cannot_be_followed_is_refused(
     assert error["param"] == "tools[0].function.parameters"
 
 
+@pytest.mark.parametrize("kind", ["array", "string", ["object", "null"]], ids=str)
+def test_parameters_of_a_function_that_are_no_object_are_refused(
+    server: Running, kind: Any
+) -> None:
+    """Clients take arguments for an object."""
+    tool = {"type": "function", "function": {"name": "measure", "parameters": {"type": kind}}}
+    error = refused(server, "/v1/chat/completions", CHAT | {"tools": [tool]})
+    assert error["param"] == "tools[0].function.parameters"
+    assert '"measure"' in error["message"]
+
+
+@pytest.mark.parametrize("token", ["512", "9" * 20, "9" * 5000, "-1"], ids=len)
+def test_a_bias_of_a_token_that_is_not_known_is_refused(server: Running, token: str) -> None:
+    """It is the client's mistake, and found before anything is generated."""
+    error = refused(server, "/v1/completions", TEXT | {"logit_bias": {token: 1}})
+    assert "logit_bias" in error["message"]
+
+
 WRONG: list[tuple[str, Any]] = [
     ("/v1/chat/completions", b"{"),
     ("/v1/chat/completions", b""),

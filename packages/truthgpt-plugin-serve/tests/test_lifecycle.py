@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -49,6 +50,47 @@ def test_a_client_that_leaves_frees_its_row(server: Running, streamed: bool) -> 
             until(lambda: server.service.statistics.running > 0)
     until(lambda: server.service.statistics.cancelled > before)
     server.until_idle()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+def test_a_client_that_leaves_before_its_stream_begins_frees_its_row(
+    server: Running, path: str
+) -> None:
+    """One that takes nothing more, so that not even the head of the response can be sent."""
+    texts = {"messages": CHAT["messages"], "max_tokens": 400, "logit_bias": {"0": -100}}
+    bodies: dict[str, Any] = {
+        "/v1/chat/completions": texts,
+        "/v1/completions": texts | {"prompt": ["a", "b"]},
+        "/v1/responses": {"input": "a"},
+    }
+    body = bodies[path] | {"model": "tiny", "stream": True}
+    if path == "/v1/completions":
+        del body["messages"]
+    before = server.service.statistics
+
+    async def ask() -> None:
+        tried = asyncio.Event()
+        given = iter([json.dumps(body).encode()])
+
+        async def receive() -> dict[str, Any]:
+            for each in given:
+                return {"type": "http.request", "body": each, "more_body": False}
+            await tried.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            tried.set()
+            await asyncio.Event().wait()
+
+        scope = {"type": "http", "asgi": {}, "method": "POST", "path": path, "raw_path": path}
+        scope |= {"root_path": "", "scheme": "http", "query_string": b"", "http_version": "1.1"}
+        headers = [(b"host", b"a"), (b"content-type", b"application/json")]
+        await server.application(scope | {"headers": headers}, receive, send)
+
+    asyncio.run(ask())
+    assert not server.application.context.live
+    server.until_idle()
+    assert server.service.statistics.submitted > before.submitted
 
 
 def test_too_many_requests_get_429_at_once(tiny: Path) -> None:

@@ -206,7 +206,8 @@ class Context:
             record.log.setdefault("first_token_seconds", round(first, 4))
         if self.settings.log_prompts:
             record.log["answers"] = [stream.text for stream in made.streams]
-        if record.allowance is not None:
+        # No prompt is empty: the engine does not say what it has used.
+        if record.allowance is not None and prompt > 0:
             record.allowance.give_tokens(charged - prompt - generated)
 
 

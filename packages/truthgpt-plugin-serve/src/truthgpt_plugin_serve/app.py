@@ -115,9 +115,9 @@ def _add_health(app: FastAPI, context: Context) -> None:
         if context.draining:
             return PlainTextResponse("about to stop", 503)
         reasons = [
-            f"{each.name}: {each.why_not_ready}"
+            f"{each.name}: {why}"
             for each in context.models.values()
-            if each.why_not_ready is not None
+            if (why := each.why_refused) is not None
         ]
         return PlainTextResponse("\n".join(reasons) or "ok", 503 if reasons else 200)
 
@@ -137,7 +137,7 @@ def _add_models(app: FastAPI, context: Context) -> None:
             "max_model_len": model.engine.context_length,
             "truthgpt": {
                 "engine": model.engine.name,
-                "ready": model.why_not_ready is None,
+                "ready": model.why_refused is None,
                 "check": model.check,
             },
         }

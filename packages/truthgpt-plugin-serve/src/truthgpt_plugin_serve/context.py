@@ -97,8 +97,8 @@ class Context:
                 code="model_not_found",
                 param=param,
             )
-        if model.why_not_ready is not None:
-            raise unavailable(f"The model is not ready: {model.why_not_ready}")
+        if (why := model.why_refused) is not None:
+            raise unavailable(f"The model is not ready: {why}")
         return model
 
     async def read_prompt(self, model: ServedModel, given: Any) -> Any:

@@ -170,7 +170,8 @@ class CallReader:
 
     def rest(self) -> str:
         """Return text that was held back, once there is no more; a call that is cut off is none."""
-        return "" if self._is_call else self._left
+        # Nothing but calls can follow a call.
+        return "" if self._is_call or self.calls else self._left
 
 
 def _read(body: str) -> Call:

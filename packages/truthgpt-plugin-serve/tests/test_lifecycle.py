@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,19 +205,36 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests(
     assert command.wait(60) == 0
 
 
+@pytest.fixture
+def slow(tiny: Path) -> Callable[..., Any]:
+    """Starts servers of a model that takes long for each token."""
+
+    @contextmanager
+    def start(**settings: Any) -> Iterator[Running]:
+        with running(tiny, **settings) as server:
+            forward = server.model.engine.forward
+
+            def late(*args: Any, **options: Any) -> Any:
+                time.sleep(0.05)
+                return forward(*args, **options)
+
+            server.model.engine.forward = late  # type: ignore[method-assign]
+            yield server
+
+    return start
+
+
 @pytest.mark.slow
-def test_draining_ends_in_time(tiny: Path) -> None:
-    """Streams that go on too long are cut, with an event that says so."""
-    with running(tiny, drain_timeout=0.1) as server:
-        forward = server.model.engine.forward
-
-        def slow(*args: Any, **options: Any) -> Any:
-            time.sleep(0.05)
-            return forward(*args, **options)
-
-        server.model.engine.forward = slow  # type: ignore[method-assign]
-        with stream(server, LONG) as lines:
-            next(lines)
+@pytest.mark.parametrize(
+    ("timeout", "signals"), [(0.1, 1), (60.0, 2)], ids=["too long", "second signal"]
+)
+def test_what_cannot_end_by_itself_is_cut(
+    slow: Callable[..., Any], timeout: float, signals: int
+) -> None:
+    """Streams that go on too long, and all at a second signal, with an event that says so."""
+    with slow(drain_timeout=timeout) as server, stream(server, LONG) as lines:
+        next(lines)
+        for _ in range(signals):
             server.server.handle_exit(signal.SIGTERM, None)
-            events = [line for line in lines if line.startswith("data: {")]
-        assert "stopped" in json.loads(events[-1][6:])["error"]["message"]
+        events = [line for line in lines if line.startswith("data: {")]
+    assert "stopped" in json.loads(events[-1][6:])["error"]["message"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -113,6 +114,19 @@ def test_no_more_than_two_minutes_worth_is_used_in_any_minute(
         assert sum(each for when, each in used if when > now - 60) <= 2 * limit + 1e-6
 
 
+@given(limit=st.integers(1, 100), amount=st.integers(1, 100), used=st.integers(1, 100))
+def test_who_comes_back_when_told_to_is_let_in(limit: int, amount: int, used: int) -> None:
+    """Not a moment before there is enough again."""
+    now = 0.0
+    bucket = Bucket(limit, clock=lambda: now)
+    bucket.take(min(used, limit), "tokens")
+    try:
+        bucket.take(min(amount, limit), "tokens")
+    except ApiError as error:
+        now += int(error.headers["Retry-After"])
+        bucket.take(min(amount, limit), "tokens")
+
+
 def test_only_hashes_are_stored_and_only_the_owner_reads_them(tmp_path: Path) -> None:
     """The key itself is shown once, by the command that makes it."""
     file = tmp_path / "deep" / "keys.json"
@@ -129,6 +143,19 @@ def test_only_hashes_are_stored_and_only_the_owner_reads_them(tmp_path: Path) ->
     assert "9 tokens a minute" in listed[1]
     CliRunner().invoke(serve, ["keys", "revoke", "alice", "--file", str(file)])
     assert [each.name for each in read_keys(file)] == ["bob"]
+
+
+def test_changes_at_once_lose_none(tmp_path: Path) -> None:
+    """A key that is revoked while another is made stays revoked."""
+    file = tmp_path / "keys.json"
+    for number in range(8):
+        add_key(file, f"old-{number}")
+    with ThreadPoolExecutor(16) as threads:
+        made = [threads.submit(add_key, file, f"new-{number}") for number in range(8)]
+        gone = [threads.submit(revoke_key, file, f"old-{number}") for number in range(8)]
+        for each in (*made, *gone):
+            each.result()
+    assert {each.name for each in read_keys(file)} == {f"new-{number}" for number in range(8)}
 
 
 def test_mistakes_with_keys_are_one_clear_error(tmp_path: Path) -> None:

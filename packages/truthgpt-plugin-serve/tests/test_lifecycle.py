@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,47 @@ def test_a_client_that_leaves_frees_its_row(server: Running, streamed: bool) -> 
             until(lambda: server.service.statistics.running > 0)
     until(lambda: server.service.statistics.cancelled > before)
     server.until_idle()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+def test_a_client_that_leaves_before_its_stream_begins_frees_its_row(
+    server: Running, path: str
+) -> None:
+    """One that takes nothing more, so that not even the head of the response can be sent."""
+    texts = {"messages": CHAT["messages"], "max_tokens": 400, "logit_bias": {"0": -100}}
+    bodies: dict[str, Any] = {
+        "/v1/chat/completions": texts,
+        "/v1/completions": texts | {"prompt": ["a", "b"]},
+        "/v1/responses": {"input": "a"},
+    }
+    body = bodies[path] | {"model": "tiny", "stream": True}
+    if path == "/v1/completions":
+        del body["messages"]
+    before = server.service.statistics
+
+    async def ask() -> None:
+        tried = asyncio.Event()
+        given = iter([json.dumps(body).encode()])
+
+        async def receive() -> dict[str, Any]:
+            for each in given:
+                return {"type": "http.request", "body": each, "more_body": False}
+            await tried.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            tried.set()
+            await asyncio.Event().wait()
+
+        scope = {"type": "http", "asgi": {}, "method": "POST", "path": path, "raw_path": path}
+        scope |= {"root_path": "", "scheme": "http", "query_string": b"", "http_version": "1.1"}
+        headers = [(b"host", b"a"), (b"content-type", b"application/json")]
+        await server.application(scope | {"headers": headers}, receive, send)
+
+    asyncio.run(ask())
+    assert not server.application.context.live
+    server.until_idle()
+    assert server.service.statistics.submitted > before.submitted
 
 
 def test_too_many_requests_get_429_at_once(tiny: Path) -> None:
@@ -163,19 +205,36 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests(
     assert command.wait(60) == 0
 
 
+@pytest.fixture
+def slow(tiny: Path) -> Callable[..., Any]:
+    """Starts servers of a model that takes long for each token."""
+
+    @contextmanager
+    def start(**settings: Any) -> Iterator[Running]:
+        with running(tiny, **settings) as server:
+            forward = server.model.engine.forward
+
+            def late(*args: Any, **options: Any) -> Any:
+                time.sleep(0.05)
+                return forward(*args, **options)
+
+            server.model.engine.forward = late  # type: ignore[method-assign]
+            yield server
+
+    return start
+
+
 @pytest.mark.slow
-def test_draining_ends_in_time(tiny: Path) -> None:
-    """Streams that go on too long are cut, with an event that says so."""
-    with running(tiny, drain_timeout=0.1) as server:
-        forward = server.model.engine.forward
-
-        def slow(*args: Any, **options: Any) -> Any:
-            time.sleep(0.05)
-            return forward(*args, **options)
-
-        server.model.engine.forward = slow  # type: ignore[method-assign]
-        with stream(server, LONG) as lines:
-            next(lines)
+@pytest.mark.parametrize(
+    ("timeout", "signals"), [(0.1, 1), (60.0, 2)], ids=["too long", "second signal"]
+)
+def test_what_cannot_end_by_itself_is_cut(
+    slow: Callable[..., Any], timeout: float, signals: int
+) -> None:
+    """Streams that go on too long, and all at a second signal, with an event that says so."""
+    with slow(drain_timeout=timeout) as server, stream(server, LONG) as lines:
+        next(lines)
+        for _ in range(signals):
             server.server.handle_exit(signal.SIGTERM, None)
-            events = [line for line in lines if line.startswith("data: {")]
-        assert "stopped" in json.loads(events[-1][6:])["error"]["message"]
+        events = [line for line in lines if line.startswith("data: {")]
+    assert "stopped" in json.loads(events[-1][6:])["error"]["message"]

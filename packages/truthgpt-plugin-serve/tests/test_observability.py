@@ -101,6 +101,18 @@ def test_what_clients_write_cannot_forge_the_log(server: Running, log: io.String
     assert any(each.get("user") == "\n{}\x1b[2J" for each in entries(log))
 
 
+def test_what_is_too_long_is_cut_and_its_line_stays_json() -> None:
+    """A prompt of megabytes, or answers of it, with what else is known of the request."""
+    record = logging.makeLogRecord({"msg": "request", "levelname": "INFO"})
+    answers = ["\N{GRINNING FACE}" * 100_000] * 3
+    record.fields = {"prompt": "\n" * 4_000_000, "answers": answers, "status": 200}
+    line = JsonLines().format(record)
+    assert len(line) <= 100_000
+    entry = json.loads(line)
+    assert (entry["message"], entry["status"]) == ("request", 200)
+    assert entry["prompt"].startswith("\n\n")
+
+
 def test_traces_have_a_span_for_each_request(tiny: Path) -> None:
     """Within the trace of the client, with what was used."""
     from opentelemetry.sdk.trace import TracerProvider
@@ -121,8 +133,10 @@ def test_traces_have_a_span_for_each_request(tiny: Path) -> None:
 
 
 def test_a_server_that_cannot_generate_any_more_is_not_alive(tiny: Path) -> None:
-    """So that whoever watches it starts it again."""
+    """So that whoever watches it starts it again; requests do not wait for nothing."""
     with running(tiny) as server:
         assert server.get("/livez").status_code == 200
         server.model.stop()
         assert server.get("/livez").status_code == 503
+        assert server.get("/readyz").status_code == 503
+        assert server.post("/v1/chat/completions", ASKED).status_code == 503

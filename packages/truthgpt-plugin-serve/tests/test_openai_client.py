@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from running import Running
@@ -139,6 +141,67 @@ def test_log_probabilities_come_with_each_token(client: openai.OpenAI, server: R
         if (found := chunk.choices[0].logprobs) is not None:
             streamed += found.content or []
     assert [each.logprob for each in streamed] == [each.logprob for each in whole]
+
+
+class Decoding:
+    """A tokenizer that does something before it writes a token."""
+
+    def __init__(self, tokenizer: Any, before: Callable[[], Any]) -> None:
+        self._tokenizer = tokenizer
+        self._before = before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        return self._tokenizer(*given, **options)
+
+    def decode(self, tokens: list[int]) -> str:
+        self._before()
+        text: str = self._tokenizer.decode(tokens)
+        return text
+
+
+def test_no_log_probability_of_a_stream_is_lost(
+    client: openai.OpenAI, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tokens come while those of one piece are written."""
+    slow = Decoding(server.model.tokenizer, server.until_idle)
+    options: Any = {"model": "tiny", "max_tokens": 12, "logit_bias": {"0": -100}, "seed": 1}
+    whole = client.completions.create(prompt="Hello", logprobs=0, **options).choices[0].logprobs
+    assert whole is not None
+    monkeypatch.setattr(server.model, "tokenizer", slow)
+    chat = [
+        each
+        for chunk in client.chat.completions.create(
+            messages=HELLO, logprobs=True, stream=True, **options
+        )
+        if (found := chunk.choices[0].logprobs) is not None
+        for each in found.content or []
+    ]
+    assert len(chat) == 12
+    offsets: list[int] = []
+    for chunk in client.completions.create(prompt="Hello", logprobs=0, stream=True, **options):
+        if (listed := chunk.choices[0].logprobs) is not None:
+            offsets += listed.text_offset or []
+    assert offsets == whole.text_offset
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions"])
+def test_others_are_answered_while_log_probabilities_are_written(
+    server: Running, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Of long answers there are thousands."""
+    others = []
+
+    def ask() -> None:
+        others.append(httpx2.get(f"{server.root}/livez", timeout=10).status_code)
+
+    monkeypatch.setattr(server.model, "tokenizer", Decoding(server.model.tokenizer, ask))
+    chat = path.startswith("/chat")
+    body = {"messages": HELLO, "logprobs": True} if chat else {"prompt": "Hello", "logprobs": 0}
+    answer = server.post(f"/v1{path}", body | GREEDY | {"max_tokens": 2})
+    assert (answer.status_code, set(others)) == (200, {200})
 
 
 def test_an_answer_follows_its_schema(client: openai.OpenAI) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 from running import CHAT, Running
+
+from truthgpt_plugin_serve.fields import ChatRequest, CompletionRequest, ResponsesRequest
 
 TEXT: dict[str, Any] = {"model": "tiny", "prompt": "Hello"}
 RESPONSE: dict[str, Any] = {"model": "tiny", "input": "Hello"}
@@ -97,6 +100,48 @@ def test_a_schema_that_cannot_be_followed_is_refused(
     error = refused(server, "/v1/chat/completions", CHAT | {"tools": [tool]})
     assert '"measure"' in error["message"]
     assert error["param"] == "tools[0].function.parameters"
+
+
+@pytest.mark.parametrize("kind", ["array", "string", ["object", "null"]], ids=str)
+def test_parameters_of_a_function_that_are_no_object_are_refused(
+    server: Running, kind: Any
+) -> None:
+    """Clients take arguments for an object."""
+    tool = {"type": "function", "function": {"name": "measure", "parameters": {"type": kind}}}
+    error = refused(server, "/v1/chat/completions", CHAT | {"tools": [tool]})
+    assert error["param"] == "tools[0].function.parameters"
+    assert '"measure"' in error["message"]
+
+
+@pytest.mark.parametrize("token", ["512", "9" * 20, "9" * 5000, "-1"], ids=len)
+def test_a_bias_of_a_token_that_is_not_known_is_refused(server: Running, token: str) -> None:
+    """It is the client's mistake, and found before anything is generated."""
+    error = refused(server, "/v1/completions", TEXT | {"logit_bias": {token: 1}})
+    assert "logit_bias" in error["message"]
+
+
+FLOODS: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+    "messages": (ChatRequest, {"messages": [{}] * 1000}),
+    "parts": (ChatRequest, {"messages": [{"role": "user", "content": [1] * 1000}]}),
+    "calls": (ChatRequest, {"messages": [{"role": "assistant", "tool_calls": [1] * 1000}]}),
+    "tools": (ChatRequest, CHAT | {"tools": [1] * 1000}),
+    "stop": (ChatRequest, CHAT | {"stop": [1] * 1000}),
+    "fields": (ChatRequest, CHAT | {f"x{number}": 1 for number in range(1000)}),
+    "prompts": (CompletionRequest, {"prompt": [[]] * 1000}),
+    "tokens": (CompletionRequest, {"prompt": [["a"] * 1000]}),
+    "input": (ResponsesRequest, {"input": [{}] * 1000}),
+    "input parts": (ResponsesRequest, {"input": [{"role": "user", "content": [1] * 1000}]}),
+}
+
+
+@pytest.mark.parametrize(("kind", "body"), FLOODS.values(), ids=FLOODS)
+def test_of_many_mistakes_the_first_ones_are_told(
+    kind: type[BaseModel], body: dict[str, Any]
+) -> None:
+    """Telling a million of them would hold up everybody else for seconds."""
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate({"model": "tiny"} | body)
+    assert refused.value.error_count() < 10
 
 
 WRONG: list[tuple[str, Any]] = [

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import CHAT, Running
 
-from truthgpt_core.decoding import SamplingParams
+from truthgpt_core.decoding import GenerationError, SamplingParams
 from truthgpt_plugin_serve import tools
 from truthgpt_plugin_serve.fields import ChatRequest
 from truthgpt_services.inference.constraints import make_constraint
@@ -45,11 +45,48 @@ def test_calls_are_found_however_the_text_is_cut(
     assert len({each.id for each in found}) == len(found)
 
 
+def is_allowed(grammar: str, tokenizer: Any, text: str) -> bool:
+    begin = make_constraint(SamplingParams(grammar=grammar), tokenizer, frozenset({0}))
+    assert begin is not None
+    constraint = begin()
+    try:
+        for token in [*tokenizer(text).input_ids, 0]:
+            constraint.accept(token)
+    except GenerationError:
+        return False
+    return True
+
+
+HOSTILE = {
+    "end of a call": r'{"x": "</tool_call>"}',
+    "calls": r'{"x": "\n</tool_call>\n<tool_call>\n{}"}',
+    "large number": '{"x": 1e999}',
+    "long number": '{"x": %s}' % ("9" * 5000),
+    "exact number": '{"x": 0.10000000000000000000000001}',
+}
+
+
+@pytest.mark.parametrize("arguments", HOSTILE.values(), ids=HOSTILE)
+def test_arguments_are_passed_on_as_the_model_writes_them(server: Running, arguments: str) -> None:
+    """Whatever JSON the grammar allows, marks of calls in a string too."""
+    parameters = {"type": "object", "properties": {"x": {"type": ["string", "number"]}}}
+    function = {"name": "f", "parameters": parameters}
+    asked = request(tools=[{"type": "function", "function": function}], tool_choice="required")
+    grammar = tools.grammar(asked, tools.offered_tools(asked), server.model.tokenizer)
+    text = f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>'
+    assert is_allowed(grammar, server.model.tokenizer, text)
+    reader = tools.CallReader()
+    passed, (call,) = reader.add(text)
+    assert (passed, call.name, call.arguments) == ("", "f", arguments)
+
+
 def test_a_call_that_is_cut_off_is_none() -> None:
     """Half an object is no arguments: the answer says that it ended by length."""
     reader = tools.CallReader()
     assert reader.add('Yes. <tool_call>\n{"name": "f", "argu') == ("Yes. ", [])
     assert (reader.rest(), reader.calls) == ("", [])
+    reader = tools.CallReader()
+    assert reader.add(f"{CALL}\n<tool_")[0] + reader.rest() == ""
 
 
 def request(**fields: Any) -> ChatRequest:
@@ -79,19 +116,7 @@ def test_the_grammar_allows_what_was_asked_for(
     offered = tools.offered_tools(asked)
     tokenizer = server.model.tokenizer
     grammar = tools.grammar(asked, offered, tokenizer)
-    begin = make_constraint(SamplingParams(grammar=grammar), tokenizer, frozenset({0}))
-    assert begin is not None
-
-    def is_allowed(text: str) -> bool:
-        constraint = begin()
-        try:
-            for token in [*tokenizer(text).input_ids, 0]:
-                constraint.accept(token)
-        except Exception:
-            return False
-        return True
-
-    assert {text: is_allowed(text) for text in texts} == texts
+    assert {text: is_allowed(grammar, tokenizer, text) for text in texts} == texts
 
 
 def test_a_model_is_told_of_its_tools(server: Running) -> None:

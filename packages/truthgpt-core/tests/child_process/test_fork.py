@@ -160,6 +160,15 @@ def test_a_fork_that_stays_answers_after_a_failure(work, said: str) -> None:
         stays(refuse)(1)
 
 
+def test_a_fork_that_was_killed_between_two_calls_is_made_again() -> None:
+    """By the system when memory ran out, say; the next call has nothing to do with it."""
+    fork = stays(lambda item: os.getpid())
+    first = fork(0)
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    assert fork(0) not in (first, os.getpid())
+
+
 def test_a_fork_that_stays_ends_with_whoever_holds_it() -> None:
     """No process is left, nor a pipe."""
     descriptors = Path("/proc/self/fd")

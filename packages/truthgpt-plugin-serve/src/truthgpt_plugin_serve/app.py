@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from truthgpt_core.errors import did_you_mean
 from truthgpt_plugin_serve.chat import Chat
@@ -115,9 +115,9 @@ def _add_health(app: FastAPI, context: Context) -> None:
         if context.draining:
             return PlainTextResponse("about to stop", 503)
         reasons = [
-            f"{each.name}: {each.why_not_ready}"
+            f"{each.name}: {why}"
             for each in context.models.values()
-            if each.why_not_ready is not None
+            if (why := each.why_refused) is not None
         ]
         return PlainTextResponse("\n".join(reasons) or "ok", 503 if reasons else 200)
 
@@ -137,7 +137,7 @@ def _add_models(app: FastAPI, context: Context) -> None:
             "max_model_len": model.engine.context_length,
             "truthgpt": {
                 "engine": model.engine.name,
-                "ready": model.why_not_ready is None,
+                "ready": model.why_refused is None,
                 "check": model.check,
             },
         }
@@ -162,7 +162,7 @@ def _add_generation(app: FastAPI, context: Context) -> None:
         record = _record(http, request)
         made = await _unless_gone(http, Chat.begin(request, context, record))
         if request.stream:
-            return _stream(_data(made.chunks()), made.generation.close)
+            return _Stream(_data(made.chunks()), made.generation.close)
         return await _answer(http, made.whole(), made.generation.close)
 
     @app.post("/v1/completions", response_model=None)
@@ -171,7 +171,7 @@ def _add_generation(app: FastAPI, context: Context) -> None:
         record = _record(http, request)
         made = await _unless_gone(http, Completion.begin(request, context, record))
         if request.stream:
-            return _stream(_data(made.chunks()), made.close)
+            return _Stream(_data(made.chunks()), made.close)
         return await _answer(http, made.whole(), made.close)
 
     @app.post("/v1/responses", response_model=None)
@@ -180,7 +180,7 @@ def _add_generation(app: FastAPI, context: Context) -> None:
         record = _record(http, request)
         made = await _unless_gone(http, ModelResponse.begin(request, context, record))
         if request.stream:
-            return _stream(_named(made.events()), made.generation.close)
+            return _Stream(_named(made.events()), made.generation.close)
         return await _answer(http, made.whole(), made.generation.close)
 
 
@@ -223,16 +223,20 @@ async def _answer(http: Request, work: Coroutine[Any, Any, Any], close: Any) -> 
         close()
 
 
-def _stream(events: AsyncGenerator[bytes], close: Any) -> Response:
-    async def body() -> AsyncGenerator[bytes]:
-        try:
-            async with aclosing(events):
-                async for each in events:
-                    yield each
-        finally:
-            close()
+class _Stream(StreamingResponse):
+    """Server-sent events; at its end no more is generated, whether or not it has begun."""
 
-    return StreamingResponse(body(), media_type=_EVENTS, headers=_NO_BUFFER)
+    def __init__(self, events: AsyncGenerator[bytes], close: Callable[[], None]) -> None:
+        super().__init__(events, media_type=_EVENTS, headers=_NO_BUFFER)
+        self._events = events
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with aclosing(self._events):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._close()
 
 
 async def _data(chunks: AsyncIterator[dict[str, Any]]) -> AsyncGenerator[bytes]:

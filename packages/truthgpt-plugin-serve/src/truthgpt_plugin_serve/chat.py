@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from truthgpt_core.decoding import TokenLogprobs
@@ -25,9 +26,6 @@ from truthgpt_plugin_serve.fields import (
 )
 from truthgpt_plugin_serve.generation import Generation, finish_reason
 from truthgpt_plugin_serve.served_model import ServedModel
-
-if TYPE_CHECKING:
-    from truthgpt_services.inference.text import TextStream
 
 UNLIKELY = -9999.0
 """What stands for the logarithm of 0, which JSON does not have."""
@@ -106,7 +104,9 @@ class Chat:
                     message["tool_calls"] = [_call(each) for each in reader.calls]
                     reason = "tool_calls" if reason == "stop" else reason
             choice = {"index": index, "message": message, "finish_reason": reason}
-            choices.append(choice | {"logprobs": self._logprobs(stream, 0)})
+            # Tens of thousands of tokens may have to be written.
+            logprobs = await asyncio.to_thread(self._logprobs, stream.logprobs)
+            choices.append(choice | {"logprobs": logprobs})
         return self._head("chat.completion") | {
             "choices": choices,
             "usage": usage([self.generation]),
@@ -124,10 +124,11 @@ class Chat:
         readers = [tools.CallReader() if self.has_tools else None for _ in streams]
 
         def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-            logprobs = self._logprobs(streams[index], shown[index])
-            shown[index] = len(streams[index].tokens)
+            # More may come meanwhile.
+            found = streams[index].logprobs[shown[index] :]
+            shown[index] += len(found)
             choice = {"index": index, "delta": delta, "finish_reason": reason}
-            return head | {"choices": [choice | {"logprobs": logprobs}]}
+            return head | {"choices": [choice | {"logprobs": self._logprobs(found)}]}
 
         for index in range(len(streams)):
             yield chunk(index, {"role": "assistant", "content": ""})
@@ -158,14 +159,11 @@ class Chat:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model.name}
 
-    def _logprobs(self, stream: TextStream, begin: int) -> dict[str, Any] | None:
+    def _logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         if not self.request.logprobs:
             return None
         tokenizer = self.model.tokenizer
-        return {
-            "content": [describe_token(each, tokenizer) for each in stream.logprobs[begin:]],
-            "refusal": None,
-        }
+        return {"content": [describe_token(each, tokenizer) for each in found], "refusal": None}
 
 
 def describe_token(found: TokenLogprobs, tokenizer: Any) -> dict[str, Any]:

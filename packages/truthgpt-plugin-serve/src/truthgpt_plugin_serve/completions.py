@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ class Completion:
                             "index": len(choices),
                             "text": (stream.prompt.text if self.request.echo else "") + answer,
                             "finish_reason": finish_reason(stream),
-                            "logprobs": self._logprobs(stream),
+                            # Tens of thousands of tokens may have to be written.
+                            "logprobs": await asyncio.to_thread(self._logprobs, stream),
                         }
                     )
         finally:
@@ -118,7 +120,7 @@ class Completion:
         head, texts = self._head(), self.request.n
         try:
             for number, generation in enumerate(self.generations):
-                shown = [0] * len(generation.streams)
+                shown, offsets = [0] * len(generation.streams), [0] * len(generation.streams)
                 if self.request.echo:
                     for index, stream in enumerate(generation.streams):
                         yield head | {
@@ -128,8 +130,11 @@ class Completion:
                     stream = generation.streams[index]
                     choice = _choice(number * texts + index, piece or "")
                     if self.request.logprobs is not None:
-                        choice["logprobs"] = self._listed(stream.logprobs[shown[index] :], 0)
-                        shown[index] = len(stream.tokens)
+                        # More may come meanwhile.
+                        found = stream.logprobs[shown[index] :]
+                        shown[index] += len(found)
+                        choice["logprobs"] = listed = self._listed(found, offsets[index])
+                        offsets[index] += sum(map(len, listed["tokens"]))
                     if piece is None:
                         choice["finish_reason"] = finish_reason(stream)
                     elif not self.request.max_tokens:

@@ -97,8 +97,8 @@ class Context:
                 code="model_not_found",
                 param=param,
             )
-        if model.why_not_ready is not None:
-            raise unavailable(f"The model is not ready: {model.why_not_ready}")
+        if (why := model.why_refused) is not None:
+            raise unavailable(f"The model is not ready: {why}")
         return model
 
     async def read_prompt(self, model: ServedModel, given: Any) -> Any:
@@ -206,7 +206,8 @@ class Context:
             record.log.setdefault("first_token_seconds", round(first, 4))
         if self.settings.log_prompts:
             record.log["answers"] = [stream.text for stream in made.streams]
-        if record.allowance is not None:
+        # No prompt is empty: the engine does not say what it has used.
+        if record.allowance is not None and prompt > 0:
             record.allowance.give_tokens(charged - prompt - generated)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,7 @@ def overloaded(message: str, seconds: float = 1.0) -> ApiError:
         message,
         code="rate_limit_exceeded",
         kind="rate_limit_error",
-        headers={"Retry-After": str(max(1, round(seconds)))},
+        headers={"Retry-After": str(max(1, math.ceil(seconds)))},
     )
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 MOST_TOP_LOGPROBS = 20
 MOST_TOOLS = 128
 
+_Item = TypeVar("_Item")
+
+# A client may make a million mistakes, and telling each takes time from the streams of others.
+Items = Annotated[list[_Item], Field(fail_fast=True)]
+
 Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Text = Annotated[str, Field(strict=True)]
-Stop = Text | Annotated[list[Text], Field(max_length=16)]
+Stop = Text | Annotated[Items[Text], Field(max_length=16)]
 
 
 class Fields(BaseModel):
@@ -26,7 +31,10 @@ class Fields(BaseModel):
     def _without_nulls(cls, given: Any) -> Any:
         """Leave out what is null: in the protocol, that is the same as not given."""
         if isinstance(given, dict):
-            return {name: value for name, value in given.items() if value is not None}
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            found = {name: value for name, value in given.items() if value is not None}
+            unknown = next((name for name in found if name not in known), None)
+            return {name: found[name] for name in found if name in known or name == unknown}
         return given
 
 
@@ -79,7 +87,7 @@ class ToolCall(Fields):
     function: FunctionCall
 
 
-Content = Text | list[TextPart]
+Content = Text | Items[TextPart]
 
 
 class SystemMessage(Fields):
@@ -101,7 +109,7 @@ class AssistantMessage(Fields):
 
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Items[ToolCall] | None = None
 
 
 class ToolMessage(Fields):
@@ -182,18 +190,18 @@ ResponseFormat = Annotated[PlainText | AnyJson | JsonSchema, Field(discriminator
 class ChatRequest(Sampling):
     """A request to `/v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Items[Message], Field(min_length=1)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: StrictBool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS, strict=True)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tools: Annotated[Items[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: StrictBool = True
 
 
-Tokens = Annotated[list[StrictInt], Field(min_length=1)]
+Tokens = Annotated[Items[StrictInt], Field(min_length=1)]
 
 
 class CompletionRequest(Sampling):
@@ -202,8 +210,8 @@ class CompletionRequest(Sampling):
     prompt: (
         Text
         | Tokens
-        | Annotated[list[StrictStr], Field(min_length=1, max_length=1024)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=1024)]
+        | Annotated[Items[StrictStr], Field(min_length=1, max_length=1024)]
+        | Annotated[Items[Tokens], Field(min_length=1, max_length=1024)]
     )
     max_tokens: Annotated[int, Field(ge=0, strict=True)] = 16
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS, strict=True)] | None = None
@@ -215,8 +223,8 @@ class InputText(Fields):
 
     type: Literal["input_text", "output_text"]
     text: Text
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[Items[Any], Field(max_length=0)] | None = None
+    logprobs: Annotated[Items[Any], Field(max_length=0)] | None = None
 
 
 class InputMessage(Fields):
@@ -224,7 +232,7 @@ class InputMessage(Fields):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[InputText]
+    content: Text | Items[InputText]
     id: Text | None = None
     status: Text | None = None
 
@@ -249,7 +257,7 @@ class ResponsesRequest(Fields):
     """A request to `/v1/responses`, for text. Nothing is stored."""
 
     model: Text
-    input: Text | Annotated[list[InputMessage], Field(min_length=1)]
+    input: Text | Annotated[Items[InputMessage], Field(min_length=1)]
     instructions: Text | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None

@@ -40,8 +40,10 @@ class Generation:
         askers: ThreadPoolExecutor,
         metrics: Metrics,
         ended: Callable[[Generation], None],
+        timeout: float,
     ) -> None:
         self.streams = streams
+        self._deadline = asyncio.get_running_loop().time() + timeout
         self._model = model
         self._changed = changed
         self._askers = askers
@@ -87,7 +89,7 @@ class Generation:
             readers,
             lambda: model.service.streams(prompt, options, timeout=timeout, progressed=progressed),
         )
-        return cls(model, streams, changed, askers, metrics, ended)
+        return cls(model, streams, changed, askers, metrics, ended, timeout)
 
     async def pieces(self) -> AsyncIterator[tuple[int, str | None]]:
         """Yield pieces of the texts as they come.
@@ -147,11 +149,14 @@ class Generation:
 
     async def _next(self, stream: TextStream, *, waits: bool) -> str | None:
         try:
-            if waits:
-                return await in_thread(self._askers, lambda: next(stream, None))
-            return next(stream, None)
-        except ApiError:
-            raise
+            if not waits:
+                return next(stream, None)
+            loop = asyncio.get_running_loop()
+            # The thread goes on until the engine gives it something.
+            async with asyncio.timeout_at(self._deadline):
+                return await loop.run_in_executor(self._askers, lambda: next(stream, None))
+        except TimeoutError:
+            raise _late(stream) from None
         except GenerationError as error:
             logger.warning("%s: %s", self._model.name, error)
             raise ApiError(500, error.message, code="generation_failed", kind=SERVER) from error
@@ -161,15 +166,18 @@ class Generation:
 
     def _refuse_unfinished(self, stream: TextStream) -> None:
         if stream.finish_reason == "timeout":
-            raise ApiError(
-                504,
-                f"The answer was not ready in time: {len(stream.tokens)} tokens in "
-                f"{stream.seconds:.0f} s",
-                code="deadline_exceeded",
-                kind=SERVER,
-            )
+            raise _late(stream)
         if stream.finish_reason == "cancelled":
             raise ApiError(503, "The server stopped while it answered", kind=SERVER)
+
+
+def _late(stream: TextStream) -> ApiError:
+    return ApiError(
+        504,
+        f"The answer was not ready in time: {len(stream.tokens)} tokens in {stream.seconds:.0f} s",
+        code="deadline_exceeded",
+        kind=SERVER,
+    )
 
 
 def finish_reason(stream: TextStream) -> str:

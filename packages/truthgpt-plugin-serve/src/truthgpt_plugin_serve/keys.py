@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -90,26 +92,30 @@ def add_key(
     Raises:
         ServeError: there is one of that name, or the file cannot be written.
     """
-    keys = read_keys(file)
-    if any(each.name == name for each in keys):
-        raise ServeError(
-            f'There is a key "{name}" already', hint="Revoke it, or take another name."
-        )
-    secret = _PREFIX + secrets.token_urlsafe(32)
-    try:
-        made = Key(
-            name=name,
-            hash=_hash(secret),
-            scope=scope,
-            created=time.strftime("%Y-%m-%d"),
-            tokens_per_minute=tokens_per_minute,
-            requests_per_minute=requests_per_minute,
-        )
-    except ValidationError:
-        raise ServeError(
-            f'"{name:.80}" cannot name a key', hint="It may have letters, digits, '.', '_' and '-'."
-        ) from None
-    _write(file, [*keys, made])
+    with suppress(OSError):  # writing says so
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone(file):
+        keys = read_keys(file)
+        if any(each.name == name for each in keys):
+            raise ServeError(
+                f'There is a key "{name}" already', hint="Revoke it, or take another name."
+            )
+        secret = _PREFIX + secrets.token_urlsafe(32)
+        try:
+            made = Key(
+                name=name,
+                hash=_hash(secret),
+                scope=scope,
+                created=time.strftime("%Y-%m-%d"),
+                tokens_per_minute=tokens_per_minute,
+                requests_per_minute=requests_per_minute,
+            )
+        except ValidationError:
+            raise ServeError(
+                f'"{name:.80}" cannot name a key',
+                hint="It may have letters, digits, '.', '_' and '-'.",
+            ) from None
+        _write(file, [*keys, made])
     return secret
 
 
@@ -119,18 +125,31 @@ def revoke_key(file: Path, name: str) -> None:
     Raises:
         ServeError: there is none of that name, or the file cannot be written.
     """
-    keys = read_keys(file)
-    left = [each for each in keys if each.name != name]
-    if len(left) == len(keys):
-        names = [each.name for each in keys]
-        raise ServeError(f'There is no key "{name:.80}"', hint=did_you_mean(name, names))
-    _write(file, left)
+    with _alone(file):
+        keys = read_keys(file)
+        left = [each for each in keys if each.name != name]
+        if len(left) == len(keys):
+            names = [each.name for each in keys]
+            raise ServeError(f'There is no key "{name:.80}"', hint=did_you_mean(name, names))
+        _write(file, left)
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Let others who change a file wait, where directories can be locked."""
+    from truthgpt_services.storage.locks import wait_alone
+
+    with ExitStack() as opened:
+        with suppress(OSError):
+            directory = os.open(file.parent, os.O_RDONLY)
+            opened.callback(os.close, directory)
+            wait_alone(directory)
+        yield
 
 
 def _write(file: Path, keys: list[Key]) -> None:
     text = json.dumps({"keys": [each.model_dump() for each in keys]}, indent=2) + "\n"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_file(file, text, private=True)
     except OSError as error:
         raise ServeError(f"The keys cannot be written to {file}: {error.strerror}") from error

@@ -8,6 +8,10 @@ import sys
 from datetime import UTC, datetime
 
 _LONGEST = 100_000
+"""Characters of a line at most."""
+
+_KEPT = 4_000
+"""Characters that are left of what is too long, each of which may be written as twelve."""
 
 
 class JsonLines(logging.Formatter):
@@ -27,7 +31,15 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         # Only ASCII: what a client wrote can neither break a line nor move a terminal's cursor.
-        return json.dumps(entry, default=str)[:_LONGEST]
+        line = json.dumps(entry, default=str)
+        if len(line) > _LONGEST:
+            # The longest first, until the line is short enough: it has to stay JSON.
+            for name in sorted(entry, key=lambda each: -len(json.dumps(entry[each], default=str))):
+                entry[name] = f"{str(entry[name])[:_KEPT]}... (cut)"
+                line = json.dumps(entry, default=str)
+                if len(line) <= _LONGEST:
+                    break
+        return line
 
 
 def log_to_stdout() -> None:

@@ -133,7 +133,7 @@ class _Schedulers(Collector):
         )
         for name, model in list(self._models.items()):
             statistics = model.service.statistics
-            ready.add_metric((name,), float(model.why_not_ready is None))
+            ready.add_metric((name,), float(model.why_refused is None))
             running.add_metric((name,), statistics.running)
             waiting.add_metric((name,), statistics.waiting)
         yield running

@@ -67,11 +67,16 @@ class ServedModel:
             self._thread is not None and self._thread.is_alive()
         )
 
+    @property
+    def why_refused(self) -> str | None:
+        """Why requests are refused now; None if they are answered."""
+        return self.why_not_ready if self.is_alive else "it generates no more"
+
     def _run(self) -> None:
         try:
             self.service.run(self._stopping.is_set)
         except BaseException:
-            # Its requests would wait forever: the server says that it is not alive.
+            # Requests would wait forever: they are refused, and /livez says it.
             logger.exception("The thread that generates with %s ended", self.name)
 
 

@@ -65,6 +65,8 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to stop; stop at once if it has begun."""
         if self._application.context.draining or self._loop is None:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._cut)
             super().handle_exit(sig, frame)
             return
         self._application.context.draining = True
@@ -76,12 +78,17 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         logger.info("draining", extra={"fields": {"open": self._application.guard.open}})
         await self._until_idle(self._settings.drain_timeout)
+        cut = self._cut()
+        await self._until_idle(_AFTER_DRAINING)
+        logger.info("stopping", extra={"fields": {"cut": cut}})
+        self.should_exit = True
+
+    def _cut(self) -> int:
+        """End what is generated; return how much it was."""
         cut = list(self._application.context.live)
         for each in cut:
             each.cut()
-        await self._until_idle(_AFTER_DRAINING)
-        logger.info("stopping", extra={"fields": {"cut": len(cut)}})
-        self.should_exit = True
+        return len(cut)
 
     async def _until_idle(self, seconds: float) -> None:
         with suppress(TimeoutError):

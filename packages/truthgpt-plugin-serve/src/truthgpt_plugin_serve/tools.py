@@ -8,6 +8,7 @@ nothing else there, so arguments always are JSON that the schema of the function
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from truthgpt_plugin_serve.errors import ApiError
 from truthgpt_plugin_serve.fields import ChatRequest, NamedTool, Tool
 
 BEGIN, END = "<tool_call>", "</tool_call>"
+_CALL = re.compile(r'\n\{"name": "(?P<name>[^"]+)", "arguments": (?P<arguments>.*)\}', re.DOTALL)
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -92,6 +94,8 @@ def grammar(request: ChatRequest, tools: Sequence[Tool], tokenizer: Any) -> str:
     for number, each in enumerate(tools):
         schema = {"type": "object", **(each.function.parameters or _NO_ARGUMENTS)}
         try:
+            if schema["type"] != "object":
+                raise GenerationError('their "type" has to be "object"')
             # By itself first, so that the error is about it.
             make_constraint(SamplingParams(json_schema=schema), tokenizer)
             arguments = schema_in_grammar(schema)
@@ -142,7 +146,8 @@ class CallReader:
         self._left += piece
         passed, before = "", len(self.calls)
         while True:
-            part, mark, after = self._left.partition(END if self._is_call else BEGIN)
+            # JSON has no line break in a string, so arguments may have END in theirs.
+            part, mark, after = self._left.partition(f"\n{END}" if self._is_call else BEGIN)
             if not mark:
                 break
             if self._is_call:
@@ -165,9 +170,12 @@ class CallReader:
 
     def rest(self) -> str:
         """Return text that was held back, once there is no more; a call that is cut off is none."""
-        return "" if self._is_call else self._left
+        # Nothing but calls can follow a call.
+        return "" if self._is_call or self.calls else self._left
 
 
 def _read(body: str) -> Call:
-    read = json.loads(body)
-    return Call(read["name"], json.dumps(read["arguments"], ensure_ascii=False))
+    # The grammar leaves no other form. What JSON is read as could not always be written again.
+    found = _CALL.fullmatch(body)
+    assert found is not None
+    return Call(found["name"], found["arguments"])

@@ -129,6 +129,19 @@ def test_a_template_that_never_ends_is_one_error(tokenizer, monkeypatch, templat
     assert "\n" not in str(refused.value)
 
 
+def test_threads_may_apply_templates_at_once(monkeypatch):
+    """One that ends first has put the environment back for both."""
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+
+    class Items(list):
+        def __iter__(self):
+            os.environ.pop("TOKENIZERS_PARALLELISM", None)
+            return super().__iter__()
+
+    made = template_limits.with_limits(lambda item: item, Items(["one"]), lambda *_: None)
+    assert made == ["one"]
+
+
 def test_conversations_are_tokenized_in_several_processes(tokenizer, monkeypatch, cache):
     """In their order, with what is learned of them; and a template that fails is the same error."""
     monkeypatch.setattr(token_store, "IN_MEMORY", 0)

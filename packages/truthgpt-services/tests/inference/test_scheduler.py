@@ -95,6 +95,22 @@ def test_one_thread_generates_what_others_read_without_waiting(service, engine, 
     assert threads == {driver.ident}
 
 
+def test_a_thread_that_generates_goes_on_when_one_text_goes_as_another_comes(service, make):
+    """Between the two nothing is left to do, and a request of another thread may come then."""
+    streams = [service.stream("goes", LONG)]
+
+    def stop() -> bool:
+        if len(streams) == 1 and service.statistics.running:
+            streams[0].close()
+        # Asked again right after the pass that ended it, this submits as another thread may.
+        if len(streams) == 1 and service.statistics.cancelled:
+            streams.append(service.stream("comes", LONG))
+        return streams[-1].is_over
+
+    service.run(stop)
+    assert "".join(streams[1]) == alone(make, "comes", LONG)
+
+
 def test_more_than_may_wait_is_an_error_at_once(make, engine):
     """It names the setting, and what waits is generated all the same."""
     service = make(engine, max_batch_size=1, max_waiting=2)

@@ -132,9 +132,15 @@ class Fork:
             child = self._child
             if child is None or child.parent != os.getpid():
                 child = self._child = _Child(self._work, self._seconds, self._memory)
+            line = json.dumps(item).encode() + b"\n"
             is_answered = False
             try:
-                write(child.requests, json.dumps(item).encode() + b"\n")
+                try:
+                    write(child.requests, line)
+                except BrokenPipeError:
+                    # It was killed since the last call, which this one has nothing to do with.
+                    child = self._child = _Child(self._work, self._seconds, self._memory)
+                    write(child.requests, line)
                 made = read(child.answers, self._name, self._errors)[1]
                 is_answered = True
             except (EOFError, BrokenPipeError):

@@ -18,6 +18,9 @@ _MOST_LOGPROBS = 1000
 _MOST_TEXTS = 1024
 """Texts of one prompt at most."""
 
+_MOST_TOKENS = 1 << 31
+"""Ids of tokens are below this, in every model."""
+
 LONGEST_CONSTRAINT = 1 << 20
 """Characters of a schema or an expression at most."""
 
@@ -186,9 +189,13 @@ def _biases(given: object) -> dict[int, float]:
         )
     found = {}
     for key, value in given.items():
-        # In JSON, keys are texts.
-        token = int(key) if isinstance(key, str) and key.isdecimal() else key
-        if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
+        # In JSON, keys are texts, of any length.
+        token = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 20 else key
+        if (
+            isinstance(token, bool)
+            or not isinstance(token, Integral)
+            or not 0 <= token < _MOST_TOKENS
+        ):
             raise GenerationError(f"logit_bias has {key!r:.80}: it must be the id of a token")
         if isinstance(value, bool) or not isinstance(value, Real):
             raise GenerationError(f"logit_bias of {key} is {value!r:.80}: it must be a number")

@@ -96,4 +96,5 @@ def _silent_tokenizers() -> Iterator[None]:
         yield
     finally:
         if unset:
-            del os.environ[_PARALLELISM]
+            # Another thread may have done so.
+            os.environ.pop(_PARALLELISM, None)

@@ -19,7 +19,7 @@ from truthgpt_core.errors import did_you_mean
 from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.inference.constraints import make_constraint
 from truthgpt_services.inference.decoder import TokenByToken
-from truthgpt_services.inference.sampling import Sampler
+from truthgpt_services.inference.sampling import Sampler, refuse_unknown_bias
 
 _SEEDS = 2**64
 
@@ -105,6 +105,8 @@ def read_options(
             hint=f"It has: {', '.join(sorted(engine.options))}.",
         )
     params = SamplingParams(**{**engine.defaults, **chosen})
+    if params.logit_bias and engine.vocabulary_size is not None:
+        refuse_unknown_bias(max(params.logit_bias), engine.vocabulary_size)
     others = dict(given)
     decoder = _decoder(plugins, engine, given)
     processors, left = _processors(plugins, given)

@@ -120,7 +120,7 @@ class Sampler:
         params = self._params
         scores: Floats = np.array(logits.float().cpu().numpy())
         if params.logit_bias:
-            _refuse_unknown(self._bias_ids, len(scores))
+            refuse_unknown_bias(int(self._bias_ids.max()), len(scores))
             scores[self._bias_ids] += self._bias
         if self._counts is not None:
             self._counts.penalize(scores, tokens, params)
@@ -262,6 +262,23 @@ def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], top: int) -> lis
     return found
 
 
+def refuse_unknown_bias(highest: int, vocabulary: int) -> None:
+    """Refuse a `logit_bias` of tokens that a model does not know.
+
+    Args:
+        highest: of their ids.
+        vocabulary: how many tokens the model knows.
+
+    Raises:
+        GenerationError: it does not know that one.
+    """
+    if highest >= vocabulary:
+        raise GenerationError(
+            f"logit_bias has the token {highest}, and the model knows {vocabulary}",
+            hint=f"Ids are 0 to {vocabulary - 1}.",
+        )
+
+
 class _Counts:
     """How often each token is in a sequence, and the penalties for it."""
 
@@ -329,14 +346,6 @@ def _refuse(best: float) -> None:
         raise GenerationError(
             f"No token can be chosen: the model's logits have {best}",
             hint="Weights may be damaged, or too large for float16: try float32 or bfloat16.",
-        )
-
-
-def _refuse_unknown(tokens: NDArray[np.int64], vocabulary: int) -> None:
-    if (highest := int(tokens.max())) >= vocabulary:
-        raise GenerationError(
-            f"logit_bias has the token {highest}, and the model knows {vocabulary}",
-            hint=f"Ids are 0 to {vocabulary - 1}.",
         )
 
 

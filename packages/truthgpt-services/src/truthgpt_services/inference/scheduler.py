@@ -188,7 +188,8 @@ class Scheduler:
             try:
                 took = self._turns.take()
                 while took and not ready():
-                    if not self._pass() and not ready():
+                    # A request may come after a pass that had nothing to do.
+                    if not (self._pass() or ready() or self._waiting or self._rows.running):
                         raise RuntimeError("No request is left that could make it so")
             finally:
                 self._turns.give()

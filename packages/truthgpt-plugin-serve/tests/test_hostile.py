@@ -81,7 +81,8 @@ HEADS = {
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 def test_hostile_headers_are_refused(server: Running, head: bytes) -> None:
     """The connection ends with 400, or at once; others are answered."""
-    start = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    start = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    start += b"Connection: close\r\nContent-Type: application/json\r\n"
     try:
         answer = raw(server.port, start + head)
     except ConnectionError:  # it closed while we were still sending
@@ -93,9 +94,12 @@ def test_hostile_headers_are_refused(server: Running, head: bytes) -> None:
 def test_too_large_a_body_is_refused(tiny: Path) -> None:
     """Before it is read if it says how large it is, and while it is read if not."""
     with running(tiny, max_body_bytes=10_000) as server:
-        declared = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n"
+        declared = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
+        )
         assert raw(server.port, declared).startswith(b"HTTP/1.1 413")
-        chunks = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunks = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        chunks += b"Transfer-Encoding: chunked\r\n\r\n"
         chunks += b"1000\r\n" + b"a" * 4096 + b"\r\n"
         chunks += b"2000\r\n" + b"a" * 8192 + b"\r\n"
         assert raw(server.port, chunks).startswith(b"HTTP/1.1 413")
@@ -105,7 +109,7 @@ def test_slow_requests_are_ended(tiny: Path) -> None:
     """Neither headers nor a body can be waited for without end."""
     with running(tiny, body_timeout=0.3) as server:
         assert raw(server.port, b"POST /v1/completions HTTP/1.1\r\nHost: ") == b""
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc"
         assert raw(server.port, head).startswith(b"HTTP/1.1 408")
 
 
@@ -115,11 +119,24 @@ def test_pages_of_other_sites_may_not_ask(server: Running) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
+def test_a_name_of_someone_elses_is_not_answered(server: Running) -> None:
+    """A page whose name leads to this machine could read the answers else."""
+    for host, status in {
+        "evil.example": 403,
+        "evil.example:8000": 403,
+        "127.0.0.1.evil.example": 403,
+        "localhost:8000": 200,
+        "[::1]:8000": 200,
+        "192.0.2.7": 200,
+    }.items():
+        assert server.get("/v1/models", headers={"Host": host}).status_code == status, host
+
+
 def test_one_clients_error_does_not_reach_another(server: Running) -> None:
     """A wrong request in the middle of a stream leaves it as it is."""
     expected = server.post("/v1/chat/completions", CHAT | {"max_tokens": 60, "temperature": 0})
     body = json.dumps(CHAT | {"max_tokens": 60, "temperature": 0, "stream": True}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(head + body)

@@ -42,8 +42,9 @@ def test_a_client_that_leaves_frees_its_row(server: Running, streamed: bool) -> 
             next(lines)
     else:
         body = json.dumps(LONG | {"n": 4}).encode()
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % len(
-            body
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
+            % len(body)
         )
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
             connection.sendall(head + b"Content-Type: application/json\r\n\r\n" + body)

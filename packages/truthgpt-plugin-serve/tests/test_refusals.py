@@ -170,6 +170,7 @@ WRONG: list[tuple[str, Any]] = [
     ("/v1/completions", TEXT | {"prompt": [-1]}),
     ("/v1/completions", TEXT | {"prompt": [[]]}),
     ("/v1/completions", TEXT | {"max_tokens": 0}),
+    ("/v1/completions", TEXT | {"prompt": ["a"] * 100, "n": 128}),
     ("/v1/responses", RESPONSE | {"input": []}),
     ("/v1/responses", RESPONSE | {"text": {"format": {"type": "xml"}}}),
 ]

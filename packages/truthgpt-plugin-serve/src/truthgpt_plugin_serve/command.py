@@ -144,7 +144,7 @@ def serve(
             f"Whoever reaches {host} could use the models",
             hint="Make a key with truthgpt serve keys add NAME, or accept that with --insecure.",
         )
-    settings = Settings(given=named_values(others), check=not no_check, **given)
+    settings = Settings(given=named_values(others), check=not no_check, any_host=insecure, **given)
     from truthgpt_services.importing import importing
 
     with importing():

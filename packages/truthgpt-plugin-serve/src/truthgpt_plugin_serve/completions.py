@@ -69,6 +69,11 @@ class Completion:
         prompts = [
             await context.read_prompt(model, each) for each in (given if several else [given])
         ]
+        most = context.settings.max_batch_size + context.settings.max_waiting
+        if len(prompts) * request.n > most:
+            raise ApiError(
+                400, f"{len(prompts) * request.n} texts are more than the {most} that may wait"
+            )
         # The model is asked for one token at least.
         wanted = max(1, request.max_tokens)
         for prompt in prompts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import re
@@ -124,6 +125,11 @@ class Guard:
                 authorization, "metrics" if wanted == "metrics" else "api"
             )
             record.log["key"] = record.allowance.key.name
+        elif not self._context.settings.any_host and not _is_address(headers.get(b"host", "")):
+            # A page may have its own name lead to this machine, and read what is answered.
+            raise ApiError(
+                403, "The server answers under its address and localhost alone", code="wrong_host"
+            )
         if scope["path"] == "/metrics":
             return
         if self._context.draining:
@@ -158,6 +164,21 @@ class Guard:
             raise ApiError(
                 408, f"The body was not there after {settings.body_timeout:g} s", code="timeout"
             ) from None
+
+
+def _is_address(host: str) -> bool:
+    """Whether the header `Host` has an IP address or localhost, and not a name of anyone's.
+
+    No browser leaves it out.
+    """
+    if not host:
+        return True
+    name = host.rpartition("]")[0].removeprefix("[") or host.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name.lower() == "localhost"
+    return True
 
 
 class _ClientGone(Exception):  # noqa: N818 - nothing went wrong

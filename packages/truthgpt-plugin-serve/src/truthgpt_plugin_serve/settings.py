@@ -28,6 +28,7 @@ class Settings:
         body_timeout: seconds in which a request has to be there, headers and body each.
         max_requests: how many are handled at once, those that wait included.
         keys: the file with API keys; None for no authentication.
+        any_host: without keys, answer requests under whatever name the server is called.
         drain_timeout: seconds in which answers that have begun may end after SIGTERM.
         check: whether the models are compared with their reports first.
         log_prompts: whether prompts and answers are in the log.
@@ -46,6 +47,7 @@ class Settings:
     body_timeout: float = 30.0
     max_requests: int = 1024
     keys: Path | None = None
+    any_host: bool = False
     drain_timeout: float = 60.0
     check: bool = True
     log_prompts: bool = False

@@ -194,7 +194,7 @@ def _biases(given: object) -> dict[int, float]:
         if (
             isinstance(token, bool)
             or not isinstance(token, Integral)
-            or not 0 <= token < _MOST_TOKENS
+            or not 0 <= int(token) < _MOST_TOKENS
         ):
             raise GenerationError(f"logit_bias has {key!r:.80}: it must be the id of a token")
         if isinstance(value, bool) or not isinstance(value, Real):

@@ -167,7 +167,7 @@ def fits(
     return True
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _compiled(tokenizer: Any, size: int, name: str, text: str) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 

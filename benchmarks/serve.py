@@ -195,13 +195,16 @@ def throughput(bench: Bench, rounds: int) -> None:
     for name in names:
         bench.start(name)
     table: dict[str, list[str]] = {name: [] for name in names}
+    asked = [0]
     for count in STREAMS:
-        work = [
-            bench.chat(bench.text(each["begin"], each["prompt"]), each["new"])
-            for each in bench.requests[:count]
-        ]
 
-        def measure(name: str, work: list[dict[str, Any]] = work) -> dict[str, float]:
+        def measure(name: str, count: int = count) -> dict[str, float]:
+            asked[0] += 1
+            # Another beginning each time: what was read of a turn before is of no use.
+            work = [
+                bench.chat(f"{asked[0]}. {bench.text(each['begin'], each['prompt'])}", each["new"])
+                for each in bench.requests[:count]
+            ]
             found = bench.ask(name, work)
             assert all(each["status"] == 200 for each in found), found
             return {"rate": sum(len(each["times"]) for each in found) / took(found)}

@@ -250,7 +250,7 @@ def test_uninstalling_quantize_changes_nothing_else(
         assert failed.stdout == ""
         assert failed.stderr == (
             f'truthgpt: Optimization "quantize" is not installed. It comes with {QUANTIZE}: '
-            f"pip install {QUANTIZE}. Available: torch_compile.\n"
+            f"pip install {QUANTIZE}. Available: kv_cache, torch_compile.\n"
         )
         assert not (tmp_path / "out").exists()
         assert "quantize" not in environment.plugins()

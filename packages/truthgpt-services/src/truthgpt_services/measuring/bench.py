@@ -54,7 +54,12 @@ class Bench(BenchRequests):
     def describe(self, load_seconds: float) -> Opened:
         """Say what the model is made of, and begin to watch its memory."""
         memory.reset_peak(self._device)
-        unknown = {"parameters": 0, "dtype": "", "weights_bytes": 0}
+        unknown = {
+            "parameters": 0,
+            "dtype": "",
+            "weights_bytes": 0,
+            "cache_bytes_per_token": None,
+        }
         about = self.engine.describe()
         facts: dict[str, Any] = {name: about.get(name, unknown[name]) for name in unknown}
         return Opened(load_seconds=load_seconds, engine=self.engine.name, **facts)

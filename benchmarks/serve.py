@@ -122,7 +122,7 @@ class Bench:
             command = [python, HERE / "openvino_server.py", self.gguf, port, "16"]
         elif name.startswith(LLAMA):
             command = [python, "-m", "llama_cpp.server", "--model", self.gguf, "--port", port]
-            command += ["--n_ctx", "8192", "--model_alias", "m"]
+            command += ["--n_ctx", "8192", "--model_alias", "m", "--interrupt_requests", "false"]
         else:
             source = Path(self.folder / "float32")
             save_plain(source)

@@ -312,7 +312,13 @@ def bfcl_schemas() -> Iterator[dict[str, Any]]:
     seen = set()
     for file in sorted(Path(found.submodule_search_locations[0], "data").glob("BFCL_*.json")):
         for line in file.read_text(encoding="utf-8").splitlines():
-            for function in json.loads(line).get("function", ()):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            if not isinstance(entry, dict):  # one of the files is no list of questions
+                continue
+            for function in entry.get("function", ()):
                 schema = as_json_schema(function["parameters"])
                 text = json.dumps(schema, sort_keys=True)
                 if text not in seen:

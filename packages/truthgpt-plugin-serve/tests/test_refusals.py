@@ -189,6 +189,8 @@ def test_an_unknown_route_or_model_is_404(server: Running) -> None:
     """In the same form."""
     answer = server.get("/v1/engines")
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+    answer = server.post("/v1/chat/completions", CHAT | {"model": "half a character: \ud800"})
+    assert answer.status_code == 404
     answer = server.post("/v1/chat/completions", CHAT | {"model": "gpt-5"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     assert server.get("/v1/chat/completions").status_code == 405

@@ -261,9 +261,15 @@ def _json(given: Any) -> bytes:
     return json.dumps(given, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+def _refusal(error: ApiError) -> Response:
+    # Only ASCII: what a client wrote may have half a character, which UTF-8 has no bytes for.
+    body = json.dumps(error.body).encode()
+    return Response(body, error.status, error.headers, media_type="application/json")
+
+
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, headers=error.headers)
+    return _refusal(error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -274,7 +280,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         message = f"{request.url.path[:200]} does not take {request.method}"
     api = ApiError(error.status_code, message, headers=error.headers)
-    return JSONResponse(api.body, api.status, headers=api.headers)
+    return _refusal(api)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -295,4 +301,4 @@ async def _invalid(request: Request, error: Exception) -> Response:
     else:
         message = f"{name or 'The body'}: {first['msg']}"
     api = ApiError(400, message[:1000], code=first["type"], param=name[:200] or None)
-    return JSONResponse(api.body, api.status)
+    return _refusal(api)

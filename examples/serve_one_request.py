@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 model, question = sys.argv[1:]
@@ -26,6 +28,19 @@ for line in server.stderr:
 if not url:
     sys.exit("The server did not start: what it said stands above.")
 threading.Thread(target=server.stderr.read, daemon=True).start()
+
+said = ""
+# Until the model was compared with its report.
+for _ in range(120):
+    try:
+        urlopen(f"{url.removesuffix('/v1')}/readyz").close()
+        break
+    except HTTPError as error:
+        said = error.read().decode()
+        time.sleep(0.5)
+else:
+    server.terminate()
+    sys.exit(said)
 
 body = {
     "model": "model",

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from truthgpt_core.errors import TruthGPTError
 from truthgpt_plugin_serve.command import serve
 from truthgpt_plugin_serve.served_model import split_names
+from truthgpt_plugin_serve.server import bind
 
 
 def refusal(*arguments: str) -> str:
@@ -42,6 +43,12 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded(tiny: Path) -> 
         said = refusal(str(tiny), "--port", str(taken.getsockname()[1]))
     assert "cannot be listened at" in said
     assert "--port" in said
+
+
+def test_clients_that_come_while_models_are_loaded_wait() -> None:
+    """They are not refused: the address is listened at from the beginning."""
+    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        pass
 
 
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_HEADER_BYTES = 32 << 10
 _KEEP_ALIVE = 30
+_BACKLOG = 2048
 _AFTER_DRAINING = 5
 
 
@@ -49,7 +50,7 @@ class Server(uvicorn.Server):
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=_AFTER_DRAINING,
             h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-            backlog=2048,
+            backlog=_BACKLOG,
         )
         super().__init__(config)
         self._application = application
@@ -133,6 +134,8 @@ def bind(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        # From now on clients wait, and are not refused, while models are loaded.
+        listening.listen(_BACKLOG)
     except (OSError, OverflowError) as error:
         listening.close()
         raise ServeError(

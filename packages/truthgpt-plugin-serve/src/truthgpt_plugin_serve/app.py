@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,7 +22,7 @@ from truthgpt_plugin_serve.check import check_models
 from truthgpt_plugin_serve.completions import Completion
 from truthgpt_plugin_serve.context import Context, Record
 from truthgpt_plugin_serve.errors import ApiError, failed
-from truthgpt_plugin_serve.fields import ChatRequest, CompletionRequest, ResponsesRequest, Sampling
+from truthgpt_plugin_serve.fields import ChatRequest, CompletionRequest, ResponsesRequest
 from truthgpt_plugin_serve.guard import Guard
 from truthgpt_plugin_serve.keys import KeyRing
 from truthgpt_plugin_serve.responses import Response as ModelResponse
@@ -150,49 +150,65 @@ def _add_models(app: FastAPI, context: Context) -> None:
     @app.get("/v1/models/{name:path}")
     async def show_model(name: str) -> dict[str, Any]:
         """One of them."""
-        if name not in context.models:
-            context.find(name)
-        return described(context.models[name])
+        return described(context.named(name))
 
 
 def _add_generation(app: FastAPI, context: Context) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
         """What the model says next in a conversation."""
-        record = _record(http, request)
-        made = await _unless_gone(http, Chat.begin(request, context, record))
-        if request.stream:
-            return _Stream(_data(made.chunks()), made.generation.close)
-        return await _answer(http, made.whole(), made.generation.close)
+        return await _answer(http, request, Chat, context, _data)
 
     @app.post("/v1/completions", response_model=None)
     async def completions(request: CompletionRequest, http: Request) -> Response:
         """How texts go on."""
-        record = _record(http, request)
-        made = await _unless_gone(http, Completion.begin(request, context, record))
-        if request.stream:
-            return _Stream(_data(made.chunks()), made.close)
-        return await _answer(http, made.whole(), made.close)
+        return await _answer(http, request, Completion, context, _data)
 
     @app.post("/v1/responses", response_model=None)
     async def responses(request: ResponsesRequest, http: Request) -> Response:
         """What the model says to an input. Nothing is stored."""
-        record = _record(http, request)
-        made = await _unless_gone(http, ModelResponse.begin(request, context, record))
-        if request.stream:
-            return _Stream(_named(made.events()), made.generation.close)
-        return await _answer(http, made.whole(), made.generation.close)
+        return await _answer(http, request, ModelResponse, context, _named)
 
 
-def _record(http: Request, request: Sampling | ResponsesRequest) -> Record:
+class _Answering(Protocol):
+    """What a route makes of a request: an answer, whole or as events."""
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the answer, when all of it is known."""
+
+    def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the answer as it comes."""
+
+    def close(self) -> None:
+        """Want no more of it."""
+
+
+async def _answer(
+    http: Request,
+    request: Any,
+    kind: Any,
+    context: Context,
+    write: Callable[[AsyncIterator[dict[str, Any]]], AsyncGenerator[bytes]],
+) -> Response:
+    """Answer a request, until the client is gone.
+
+    Args:
+        http: what the client sent.
+        request: the same, as it was read.
+        kind: its `begin` returns an `_Answering`.
+        context: what the routes share.
+        write: writes the events of a stream.
+    """
     record: Record = http.scope["state"]["record"]
     if request.user is not None:
         record.log["user"] = request.user[:200]
-    return record
-
-
-class _Gone(Exception):  # noqa: N818 - nothing went wrong
-    """The client left."""
+    made: _Answering = await _unless_gone(http, kind.begin(request, context, record))
+    if request.stream:
+        return _Stream(write(made.events()), made.close)
+    try:
+        return JSONResponse(await _unless_gone(http, made.whole()))
+    finally:
+        made.close()
 
 
 async def _unless_gone(http: Request, work: Coroutine[Any, Any, _Made]) -> _Made:
@@ -214,13 +230,6 @@ async def _unless_gone(http: Request, work: Coroutine[Any, Any, _Made]) -> _Made
             working.cancel()
             with suppress(asyncio.CancelledError, ApiError):
                 await working
-
-
-async def _answer(http: Request, work: Coroutine[Any, Any, Any], close: Any) -> Response:
-    try:
-        return JSONResponse(await _unless_gone(http, work))
-    finally:
-        close()
 
 
 class _Stream(StreamingResponse):
@@ -245,10 +254,10 @@ async def _data(chunks: AsyncIterator[dict[str, Any]]) -> AsyncGenerator[bytes]:
         async for chunk in chunks:
             yield b"data: %s\n\n" % _json(chunk)
     except ApiError as error:
-        yield b"data: %s\n\n" % _json(error.body)
+        yield b"data: %s\n\n" % error.body
     except Exception:
         logger.exception("A stream failed")
-        yield b"data: %s\n\n" % _json(failed().body)
+        yield b"data: %s\n\n" % failed().body
     yield b"data: [DONE]\n\n"
 
 
@@ -262,9 +271,7 @@ def _json(given: Any) -> bytes:
 
 
 def _refusal(error: ApiError) -> Response:
-    # Only ASCII: what a client wrote may have half a character, which UTF-8 has no bytes for.
-    body = json.dumps(error.body).encode()
-    return Response(body, error.status, error.headers, media_type="application/json")
+    return Response(error.body, error.status, error.headers, media_type="application/json")
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

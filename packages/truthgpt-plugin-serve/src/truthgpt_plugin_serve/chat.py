@@ -17,7 +17,7 @@ from truthgpt_plugin_serve.errors import ApiError
 from truthgpt_plugin_serve.fields import (
     AssistantMessage,
     ChatRequest,
-    Content,
+    InputMessage,
     JsonSchema,
     Message,
     PlainText,
@@ -112,7 +112,7 @@ class Chat:
             "usage": usage([self.generation]),
         }
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the response as it comes.
 
         Raises:
@@ -133,7 +133,7 @@ class Chat:
         for index in range(len(streams)):
             yield chunk(index, {"role": "assistant", "content": ""})
         async for index, piece in self.generation.pieces():
-            reader, reason = readers[index], None
+            reader = readers[index]
             calls: list[tools.Call] = []
             text = piece or ""
             if reader is not None:
@@ -155,6 +155,10 @@ class Chat:
         options = self.request.stream_options
         if options is not None and options.include_usage:
             yield head | {"choices": [], "usage": usage([self.generation])}
+
+    def close(self) -> None:
+        """Want no more of what has not ended."""
+        self.generation.close()
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model.name}
@@ -192,36 +196,38 @@ def conversation(messages: Sequence[Message], offered: Sequence[Tool]) -> list[d
         offered: tools that the model may call.
     """
     found: list[dict[str, str]] = []
+    before: Message | None = None
     for message in messages:
-        text = _text(message.content)
+        turn = spoken(message)
         if isinstance(message, ToolMessage):
-            text = f"<tool_response>\n{text}\n</tool_response>"
-            if found and found[-1]["role"] == "user" and found[-1].get("of") == "tool":
-                found[-1]["content"] += f"\n{text}"
-            else:
-                found.append({"role": "user", "content": text, "of": "tool"})
-            continue
-        if isinstance(message, AssistantMessage):
+            text = f"<tool_response>\n{turn['content']}\n</tool_response>"
+            turn = {"role": "user", "content": text}
+        elif isinstance(message, AssistantMessage):
             calls = [
                 tools.as_text(each.function.name, each.function.arguments)
                 for each in message.tool_calls or ()
             ]
-            text = "\n".join(filter(None, [text, *calls]))
-        role = "system" if message.role == "developer" else message.role
-        found.append({"role": role, "content": text})
+            turn["content"] = "\n".join(filter(None, [turn["content"], *calls]))
+        if isinstance(message, ToolMessage) and isinstance(before, ToolMessage):
+            # What several calls gave is one turn.
+            found[-1]["content"] += f"\n{turn['content']}"
+        else:
+            found.append(turn)
+        before = message
     if offered:
         if found[0]["role"] != "system":
             found.insert(0, {"role": "system", "content": ""})
         found[0]["content"] = "\n\n".join(
             filter(None, [found[0]["content"], tools.instructions(offered)])
         )
-    return [{"role": each["role"], "content": each["content"]} for each in found]
+    return found
 
 
-def _text(content: Content | None) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(part.text for part in content)
+def spoken(message: Message | InputMessage) -> dict[str, str]:
+    """Return a message as chat templates take it: a role, and the text of all its parts."""
+    content = message.content or ""
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    return {"role": "system" if message.role == "developer" else message.role, "content": text}
 
 
 def _form(request: ChatRequest) -> dict[str, Any]:

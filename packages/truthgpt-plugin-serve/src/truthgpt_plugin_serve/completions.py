@@ -98,55 +98,48 @@ class Completion:
             ApiError: the model failed.
         """
         choices: list[dict[str, Any]] = []
-        try:
-            for generation in self.generations:
-                texts = await generation.whole()
-                for text, stream in zip(texts, generation.streams, strict=True):
-                    answer = text if self.request.max_tokens else ""
-                    choices.append(
-                        {
-                            "index": len(choices),
-                            "text": (stream.prompt.text if self.request.echo else "") + answer,
-                            "finish_reason": finish_reason(stream),
-                            # Tens of thousands of tokens may have to be written.
-                            "logprobs": await asyncio.to_thread(self._logprobs, stream),
-                        }
-                    )
-        finally:
-            self.close()
+        for generation in self.generations:
+            texts = await generation.whole()
+            for text, stream in zip(texts, generation.streams, strict=True):
+                answer = text if self.request.max_tokens else ""
+                choices.append(
+                    {
+                        "index": len(choices),
+                        "text": (stream.prompt.text if self.request.echo else "") + answer,
+                        "finish_reason": finish_reason(stream),
+                        # Tens of thousands of tokens may have to be written.
+                        "logprobs": await asyncio.to_thread(self._logprobs, stream),
+                    }
+                )
         return self._head() | {"choices": choices, "usage": usage(self.generations)}
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the response as it comes, one prompt after the other.
 
         Raises:
             ApiError: the model failed.
         """
         head, texts = self._head(), self.request.n
-        try:
-            for number, generation in enumerate(self.generations):
-                shown, offsets = [0] * len(generation.streams), [0] * len(generation.streams)
-                if self.request.echo:
-                    for index, stream in enumerate(generation.streams):
-                        yield head | {
-                            "choices": [_choice(number * texts + index, stream.prompt.text)]
-                        }
-                async for index, piece in generation.pieces():
-                    stream = generation.streams[index]
-                    choice = _choice(number * texts + index, piece or "")
-                    if self.request.logprobs is not None:
-                        # More may come meanwhile.
-                        found = stream.logprobs[shown[index] :]
-                        shown[index] += len(found)
-                        choice["logprobs"] = listed = self._listed(found, offsets[index])
-                        offsets[index] += sum(map(len, listed["tokens"]))
-                    if piece is None:
-                        choice["finish_reason"] = finish_reason(stream)
-                    elif not self.request.max_tokens:
-                        continue
-                    yield head | {"choices": [choice]}
-        finally:
-            self.close()
+        for number, generation in enumerate(self.generations):
+            shown, offsets = [0] * len(generation.streams), [0] * len(generation.streams)
+            if self.request.echo:
+                for index, stream in enumerate(generation.streams):
+                    echoed = _choice(number * texts + index, stream.prompt.text)
+                    yield head | {"choices": [echoed]}
+            async for index, piece in generation.pieces():
+                stream = generation.streams[index]
+                choice = _choice(number * texts + index, piece or "")
+                if self.request.logprobs is not None:
+                    # More may come meanwhile.
+                    found = stream.logprobs[shown[index] :]
+                    shown[index] += len(found)
+                    choice["logprobs"] = listed = self._listed(found, offsets[index])
+                    offsets[index] += sum(map(len, listed["tokens"]))
+                if piece is None:
+                    choice["finish_reason"] = finish_reason(stream)
+                elif not self.request.max_tokens:
+                    continue
+                yield head | {"choices": [choice]}
         options = self.request.stream_options
         if options is not None and options.include_usage:
             yield head | {"choices": [], "usage": usage(self.generations)}

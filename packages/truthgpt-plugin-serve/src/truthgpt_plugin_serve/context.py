@@ -82,11 +82,11 @@ class Context:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._askers.shutdown(wait=False, cancel_futures=True)
 
-    def find(self, name: str, param: str = "model") -> ServedModel:
-        """Return a model that answers requests.
+    def named(self, name: str) -> ServedModel:
+        """Return the model of a name.
 
         Raises:
-            ApiError: there is none of that name, or it is not ready.
+            ApiError: there is none.
         """
         model = self.models.get(name)
         if model is None:
@@ -95,8 +95,17 @@ class Context:
                 404,
                 f'There is no model "{name:.200}"; this server has {known}',
                 code="model_not_found",
-                param=param,
+                param="model",
             )
+        return model
+
+    def find(self, name: str) -> ServedModel:
+        """Return a model that answers requests.
+
+        Raises:
+            ApiError: there is none of that name, or it is not ready.
+        """
+        model = self.named(name)
         if (why := model.why_refused) is not None:
             raise unavailable(f"The model is not ready: {why}")
         return model

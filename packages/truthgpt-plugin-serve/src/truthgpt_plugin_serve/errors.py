@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -46,16 +47,18 @@ class ApiError(TruthGPTError):
         self.headers = dict(headers or {})
 
     @property
-    def body(self) -> dict[str, Any]:
-        """What the response holds, in JSON types."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
+    def body(self) -> bytes:
+        """What the response holds, as JSON.
+
+        It is ASCII: what a client wrote may have half a character, which UTF-8 has no bytes for.
+        """
+        fields: dict[str, Any] = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
         }
+        return json.dumps({"error": fields}).encode()
 
 
 def overloaded(message: str, seconds: float = 1.0) -> ApiError:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import re
 import time
 from contextlib import nullcontext
-from typing import Any
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,7 +27,6 @@ _KNOWN_PATHS = (
     *_OPEN,
     "/metrics",
     "/openapi.json",
-    "/docs",
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",
@@ -119,10 +116,8 @@ class Guard:
 
     def _check(self, scope: Scope, headers: dict[bytes, str], record: Record) -> None:
         if self._keys is not None:
-            wanted = "metrics" if scope["path"] == "/metrics" else "api"
-            authorization = headers.get(b"authorization")
             record.allowance = self._keys.find(
-                authorization, "metrics" if wanted == "metrics" else "api"
+                headers.get(b"authorization"), "metrics" if scope["path"] == "/metrics" else "api"
             )
             record.log["key"] = record.allowance.key.name
         elif not self._context.settings.any_host and not _is_address(headers.get(b"host", "")):
@@ -219,13 +214,12 @@ class _Response:
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error. The connection ends, since the body may not have been read."""
-        body: Any = json.dumps(error.body).encode()
         headers = {
             "content-type": "application/json",
-            "content-length": str(len(body)),
+            "content-length": str(len(error.body)),
             "connection": "close",
             **error.headers,
         }
         listed = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": listed})
-        await self.send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.body", "body": error.body})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from truthgpt_plugin_serve.chat import spoken
 from truthgpt_plugin_serve.context import Context, Record, sampling_options, usage
 from truthgpt_plugin_serve.errors import ApiError
 from truthgpt_plugin_serve.fields import ResponsesRequest, TextSchema
@@ -99,6 +100,10 @@ class Response:
         yield event("response.output_item.done", output_index=0, item=item)
         yield event(f"response.{ended['status']}", response=ended)
 
+    def close(self) -> None:
+        """Want no more of what has not ended."""
+        self.generation.close()
+
     def _ended(self) -> dict[str, Any]:
         (stream,) = self.generation.streams
         is_cut = finish_reason(stream) == "length"
@@ -167,9 +172,4 @@ def _conversation(request: ResponsesRequest) -> list[dict[str, str]]:
         found.append({"role": "system", "content": request.instructions})
     if isinstance(given, str):
         return [*found, {"role": "user", "content": given}]
-    for message in given:
-        content = message.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        role = "system" if message.role == "developer" else message.role
-        found.append({"role": role, "content": text})
-    return found
+    return [*found, *map(spoken, given)]

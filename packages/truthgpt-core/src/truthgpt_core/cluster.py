@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, cast
 
 from pydantic import ValidationError
@@ -134,6 +135,16 @@ class Cluster(Generic[OptionsT]):
             TruthGPTError: what `make_app` raised of the kind, with its message and hint.
         """
         raise ClusterError(f'The cluster "{self.name}" serves nothing')
+
+
+def same_everywhere(name: str) -> str:
+    """Return what a user typed for a model so that a process in another directory finds it.
+
+    Args:
+        name: a path, which becomes absolute, or something else, which stays as it is.
+    """
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def make_cluster(given: str, clusters: DynamicFactory[Cluster[Any]]) -> Cluster[Any]:

@@ -12,6 +12,8 @@ from truthgpt_core.cluster import Replicas
 from truthgpt_core.errors import UsageError
 from truthgpt_plugin_serve.key_commands import default_file, keys
 from truthgpt_plugin_serve.settings import Settings
+from truthgpt_services.commands.generation_options import model_options
+from truthgpt_services.commands.values import named_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +41,7 @@ class _Serve(click.Command):
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@click.option("--engine", help="What runs the models: torch, native, ... [default: any].")
-@click.option("--device", default=_DEFAULTS.device, show_default=True, help="auto, cpu, cuda, ...")
+@model_options
 @click.option(
     "--option",
     "-o",
@@ -135,13 +136,11 @@ def serve(
       truthgpt serve build/demo --on ray --replicas 2
       truthgpt serve keys add alice
     """  # noqa: D301 - click wants the character, not its escape
-    from truthgpt_services.commands.values import named_values
-
     if given["keys"] is None and default_file().exists():
         given["keys"] = default_file()
     if given["keys"] is None and not insecure and not _is_local(host):
         raise UsageError(
-            f"Whoever reaches {host} could use the models",
+            f"Anyone who reaches {host} could use the models",
             hint="Make a key with truthgpt serve keys add NAME, or accept that with --insecure.",
         )
     settings = Settings(given=named_values(others), check=not no_check, any_host=insecure, **given)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from truthgpt_core.cluster import same_everywhere
 from truthgpt_plugin_serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,10 +32,7 @@ def replica_settings(models: Mapping[str, str], settings: Settings) -> dict[str,
     for name in _PATHS:
         if (path := getattr(settings, name)) is not None:
             found[name] = str(path.absolute())
-    paths = {
-        name: str(Path(model).absolute()) if Path(model).exists() else model
-        for name, model in models.items()
-    }
+    paths = {name: same_everywhere(model) for name, model in models.items()}
     return {"models": paths, "settings": found}
 
 

@@ -125,38 +125,34 @@ def load(
         TruthGPTError: it cannot be loaded.
     """
     from truthgpt_services.inference.prompts import read_prompt
+    from truthgpt_services.services.opened_model import open_model
 
     models: ModelService = application.get_service("model_service")
     service: InferenceService = application.get_service("inference_service")
     models.progress = progress
-    source = models.resolve(model)
     given = dict(settings.given)
-    directory: Path | None = None
-    tokenizer: Any = None
 
-    def before_loading(found: Path) -> None:
-        nonlocal directory, tokenizer
-        directory, tokenizer = found, models.load_tokenizer(str(found))
+    def look(directory: Path, tokenizer: Any) -> None:
         with suppress(TruthGPTError):
             # The process that applies chat templates is a fork: as yet it has little to copy.
             read_prompt(tokenizer, [{"role": "user", "content": "Hello"}])
 
-    engine = models.make_engine(
-        source,
-        {"device": settings.device},
+    opened = open_model(
+        models,
+        model,
+        device=settings.device,
         engine=settings.engine,
         given=given,
-        before_loading=before_loading,
+        look=look,
     )
     if given:
         raise ServeError(
-            f'The engine {engine.name} has no option "{min(given)}"',
+            f'The engine {opened.engine.name} has no option "{min(given)}"',
             hint="Options of requests are given with each request.",
         )
-    tokenizer = engine.tokenizer if engine.tokenizer is not None else tokenizer
     service.configure(
-        engine,
-        tokenizer,
+        opened.engine,
+        opened.tokenizer,
         {
             "max_batch_size": settings.max_batch_size,
             "max_waiting": settings.max_waiting,
@@ -165,7 +161,7 @@ def load(
             "cache_dir": settings.response_cache,
         },
     )
-    return ServedModel(name, service, engine, tokenizer, directory)
+    return ServedModel(name, service, opened.engine, opened.tokenizer, opened.directory)
 
 
 def load_all(

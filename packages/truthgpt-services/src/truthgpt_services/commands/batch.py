@@ -12,6 +12,7 @@ from truthgpt_core.errors import TruthGPTError
 from truthgpt_core.paths import display_path
 from truthgpt_services.commands.generation_options import (
     given_options,
+    model_options,
     other_options,
     sampling_options,
 )
@@ -44,8 +45,7 @@ from truthgpt_services.commands.generation_options import (
     show_default=True,
     help="Texts that are generated at once.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--engine", help="What runs the model: torch, native, ... [default: any].")
+@model_options
 @click.option(
     "--on",
     metavar="CLUSTER",

@@ -19,8 +19,6 @@ from truthgpt_services.commands.generation_options import (
 from truthgpt_services.commands.values import named_values
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from truthgpt_core.decoding import Engine
     from truthgpt_services.chat.conversation import Conversation
     from truthgpt_services.chat.speaker import Speaker
@@ -124,7 +122,7 @@ def load_speaker(
 
     application = get_application()
     with importing():
-        from truthgpt_services.models.loading import pick_device
+        from truthgpt_services.services.opened_model import open_model
 
         models: ModelService = application.get_service("model_service")
         service: InferenceService = application.get_service("inference_service")
@@ -136,27 +134,19 @@ def load_speaker(
             "Models behind a URL need a plugin that is not installed",
             hint="Install it: pip install truthgpt-plugin-openai.",
         )
-    tokenizer: Any = None
-
-    def check_template(directory: Path) -> None:
-        # Before the weights are read, which may take long.
-        nonlocal tokenizer
-        tokenizer = models.load_tokenizer(str(directory))
-        _check_template(spec, tokenizer, conversation)
-
     with display_progress() as progress:
         progress("Loading the model", 0, 0)
-        pick_device(device)
         models.progress = progress
-        made = models.make_engine(
-            models.resolve(spec),
-            {"device": device},
+        opened = open_model(
+            models,
+            spec,
+            device=device,
             engine=engine,
             given=given,
-            before_loading=check_template,
+            look=lambda directory, tokenizer: _check_template(spec, tokenizer, conversation),
         )
-    if tokenizer is None and made.tokenizer is not None:
-        tokenizer = made.tokenizer
+    made, tokenizer = opened.engine, opened.tokenizer
+    if opened.directory is None and tokenizer is not None:
         _check_template(spec, tokenizer, conversation)
     service.configure(made, tokenizer, {"prefix_cache_tokens": _kept_tokens(made)})
     speaker = Speaker(spec, made, tokenizer, service, application.plugins)

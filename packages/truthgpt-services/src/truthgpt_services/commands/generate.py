@@ -111,7 +111,8 @@ def generate(
             has_template,
             read_prompt,
         )
-        from truthgpt_services.models.loading import load_config, pick_device
+        from truthgpt_services.models.loading import load_config
+        from truthgpt_services.services.opened_model import open_model
 
         models: ModelService = application.get_service("model_service")
         service: InferenceService = application.get_service("inference_service")
@@ -119,16 +120,11 @@ def generate(
     began = perf_counter()
     with display_progress() as progress:
         progress("Loading the model", 0, 0)
-        pick_device(device)
         models.progress = progress
-        source = models.resolve(model)
-        tokenizer: Any = None
         read: Any = None
 
-        def check_prompt(directory: Path) -> None:
-            # Before the weights are read, which may take long.
-            nonlocal tokenizer, read
-            tokenizer = models.load_tokenizer(str(directory))
+        def check_prompt(directory: Path, tokenizer: Any) -> None:
+            nonlocal read
             read = read_prompt(
                 tokenizer, prompt_text if raw else as_conversation(tokenizer, prompt_text, system)
             )
@@ -136,13 +132,13 @@ def generate(
                 read, load_config(directory), options.get("max_new_tokens", DEFAULT_NEW_TOKENS)
             )
 
-        made = models.make_engine(
-            source, {"device": device}, engine=engine, given=given, before_loading=check_prompt
+        opened = open_model(
+            models, model, device=device, engine=engine, given=given, look=check_prompt
         )
+    made, tokenizer = opened.engine, opened.tokenizer
     if read is None:
         read = _prompt_for(made, prompt_text, system, raw=raw)
     options |= given
-    tokenizer = tokenizer if tokenizer is not None else made.tokenizer
     service.configure(made, tokenizer)
     if raw and has_template(tokenizer):
         click.echo("truthgpt: --raw: the chat template of the model was not applied.", err=True)

@@ -88,6 +88,16 @@ def sampling_options(max_new_tokens: str) -> Callable[[Command], Command]:
     )
 
 
+def model_options(command: Command) -> Command:
+    """Give a command the options that say where a model runs, and with what."""
+    return _together(
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."
+        ),
+        click.option("--engine", help="What runs the model: torch, native, ... [default: any]."),
+    )(command)
+
+
 def engine_options(command: Command) -> Command:
     """Give a command the options that say what runs the model."""
     return _together(
@@ -99,10 +109,7 @@ def engine_options(command: Command) -> Command:
             multiple=True,
             help="An option of a plugin's engine, decoder or logits processor; can be repeated.",
         ),
-        click.option(
-            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."
-        ),
-        click.option("--engine", help="What runs the model: torch, native, ... [default: any]."),
+        model_options,
     )(command)
 
 

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from truthgpt_core.application import get_application
-from truthgpt_core.cluster import Cluster, Replicas
+from truthgpt_core.cluster import Cluster, Replicas, same_everywhere
 from truthgpt_core.decoding import GenerationError
 from truthgpt_core.errors import TruthGPTError, in_one_line
 from truthgpt_core.optimization import Progress, no_progress
@@ -175,12 +175,6 @@ def _settings(request: BatchRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in names}
 
 
-def _same_everywhere(model: str) -> str:
-    """Return a model's name so that a process in another directory finds the same one."""
-    path = Path(model).expanduser()
-    return str(path.absolute()) if path.exists() else model
-
-
 def _of_cluster(
     request: BatchRequest,
     records: Iterator[PromptRecord],
@@ -192,7 +186,7 @@ def _of_cluster(
     # Several tasks for each process, so that none is idle for long when the others end.
     size = min(-(-count // (_TASKS * replicas.most)), _TASK * request.max_batch_size)
     worker = f"{BatchWorker.__module__}:{BatchWorker.__qualname__}"
-    settings = _settings(request) | {"model": _same_everywhere(request.model)}
+    settings = _settings(request) | {"model": same_everywhere(request.model)}
     with closing(cluster.map(worker, settings, _tasks(records, size), replicas=replicas)) as done:
         for answers in done:
             yield from answers
@@ -219,7 +213,7 @@ def _write(
                 where = f"{display_path(request.prompts)}:{answer['line']}"
                 raise GenerationError(
                     f"{where}: {answer['error']}",
-                    hint="Mend it, or leave out --fail-fast to go on with the others.",
+                    hint="Correct it, or leave out --fail-fast to go on with the others.",
                 )
         else:
             result.tokens += answer["tokens"]["generated"] or 0
@@ -254,28 +248,21 @@ class BatchWorker:
         with importing():
             from truthgpt_services.inference.options import read_options
             from truthgpt_services.inference.prompts import as_conversation
-            from truthgpt_services.models.loading import pick_device
+            from truthgpt_services.services.opened_model import open_model
 
             models: ModelService = application.get_service("model_service")
             service: InferenceService = application.get_service("inference_service")
         self._system, self._service = settings["system"], service
-        self._tokenizer: Any = None
-        pick_device(settings["device"])
         models.progress = progress
         given = dict(settings["given"])
-
-        def read_tokenizer(directory: Path) -> None:
-            self._tokenizer = models.load_tokenizer(str(directory))
-
-        engine = models.make_engine(
-            models.resolve(settings["model"]),
-            {"device": settings["device"]},
+        opened = open_model(
+            models,
+            settings["model"],
+            device=settings["device"],
             engine=settings["engine"],
             given=given,
-            before_loading=read_tokenizer,
         )
-        if self._tokenizer is None:
-            self._tokenizer = engine.tokenizer
+        engine, self._tokenizer = opened.engine, opened.tokenizer
         # What the engine left is for decoders and logits processors.
         self._options = {**settings["options"], **given}
         read_options(self._options, engine, self._tokenizer, application.plugins)

@@ -148,6 +148,14 @@ def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
     )
 
 
+def check_package(session: nox.Session, *packages: Path) -> None:
+    """Check the types of the last of some packages, and run its tests, beside the others alone."""
+    install(session, *packages)
+    session.install(*TYPES)
+    session.run("mypy", "--strict", str(packages[-1] / "src"))
+    run_tests(session, packages[-1] / "tests")
+
+
 def check_imports(session: nox.Session) -> None:
     """Check the direction of imports."""
     # Sources are read, and not imported: what the packages need is not needed here.
@@ -290,20 +298,14 @@ def services(session: nox.Session) -> None:
 def openai(session: nox.Session) -> None:
     """The engine openai, beside the services, and its types; without llama-cpp-python's server."""
     uninstall(session, *COMPUTING)
-    install(session, CORE, SERVICES, OPENAI)
-    session.install(*TYPES)
-    session.run("mypy", "--strict", str(OPENAI / "src"))
-    run_tests(session, OPENAI / "tests")
+    check_package(session, CORE, SERVICES, OPENAI)
 
 
 @nox.session(python=PYTHON, default=False)
 def serve(session: nox.Session) -> None:
     """The server, and its types."""
     uninstall(session, *COMPUTING, OPENAI)
-    install(session, CORE, SERVICES, SERVE)
-    session.install(*TYPES)
-    session.run("mypy", "--strict", str(SERVE / "src"))
-    run_tests(session, SERVE / "tests")
+    check_package(session, CORE, SERVICES, SERVE)
 
 
 @nox.session(python=PYTHON, default=False)
@@ -327,10 +329,7 @@ def gradio(session: nox.Session) -> None:
 
     gradio and what it needs are large, so it is not among the default sessions.
     """
-    install(session, CORE, SERVICES, GRADIO)
-    session.install(*TYPES)
-    session.run("mypy", "--strict", str(GRADIO / "src"))
-    run_tests(session, GRADIO / "tests")
+    check_package(session, CORE, SERVICES, GRADIO)
 
 
 @nox.session(python=PYTHON, default=False)
@@ -340,10 +339,7 @@ def ray(session: nox.Session) -> None:
     It takes minutes, most of them to start Ray's processes, and Ray is large, so it is not among
     the default sessions.
     """
-    install(session, CORE, SERVICES, SERVE, RAY)
-    session.install(*TYPES)
-    session.run("mypy", "--strict", str(RAY / "src"))
-    run_tests(session, RAY / "tests")
+    check_package(session, CORE, SERVICES, SERVE, RAY)
 
 
 @nox.session(python=PYTHON, default=False)

@@ -37,7 +37,10 @@ from typing import Any
 
 import decode
 
+from truthgpt_services.testing import write_tiny_model
+
 AT_ONCE = 16
+TEMPLATE = "{% for each in messages %}{{ each['content'] }}\n{% endfor %}"
 STREAMS = 8
 TYPES = {
     "dict": "object",
@@ -76,7 +79,7 @@ def main() -> None:
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         tiny = Path(folder) / "tiny"
-        write_chat_model(tiny)
+        write_tiny_model(tiny, chat_template=TEMPLATE)
         if given.hostile:
             with serving(tiny) as (_, url):
                 failed += hostile(url, given.hostile, random.Random(given.seed))
@@ -374,16 +377,6 @@ def schema_of(chance: random.Random, depth: int) -> dict[str, Any]:
         "required": [name for name in names if chance.random() < 0.6],
         "additionalProperties": False,
     }
-
-
-def write_chat_model(directory: Path) -> None:
-    """Write a tiny model with a chat template."""
-    from truthgpt_services.testing import tiny_tokenizer, write_tiny_model
-
-    write_tiny_model(directory)
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for each in messages %}{{ each['content'] }}\n{% endfor %}"
-    tokenizer.save_pretrained(directory)
 
 
 if __name__ == "__main__":

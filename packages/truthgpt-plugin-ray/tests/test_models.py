@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from truthgpt_services.testing import tiny_tokenizer, write_tiny_model
+from truthgpt_services.testing import write_tiny_model
 
 pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("truthgpt_plugin_serve", reason="truthgpt-plugin-serve is not installed")
@@ -28,10 +28,8 @@ pytest.importorskip("truthgpt_plugin_serve", reason="truthgpt-plugin-serve is no
 def test_a_replica_that_is_killed_under_load_fails_no_request(tmp_path: Path) -> None:
     """Clients that do not try again get their answers, and SIGTERM ends the command with 0."""
     model = tmp_path / "tiny"
-    write_tiny_model(model)
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for each in messages %}{{ each['content'] }}\n{% endfor %}"
-    tokenizer.save_pretrained(model)
+    template = "{% for each in messages %}{{ each['content'] }}\n{% endfor %}"
+    write_tiny_model(model, chat_template=template)
     truthgpt = Path(sys.executable).with_name("truthgpt")
     command = [truthgpt, "serve", model, "--port", "0", "--engine", "torch"]
     with subprocess.Popen(

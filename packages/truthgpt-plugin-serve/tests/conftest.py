@@ -18,7 +18,7 @@ import openai
 import pytest
 from running import Running, running
 
-from truthgpt_services.testing import tiny_tokenizer, write_tiny_model
+from truthgpt_services.testing import write_tiny_model
 
 TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
@@ -46,10 +46,7 @@ def own_settings(settings: Path) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory, settings: Path) -> Path:
     """A directory with a tiny chat model."""
     directory = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(directory)
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(directory)
+    write_tiny_model(directory, chat_template=TEMPLATE)
     return directory
 
 

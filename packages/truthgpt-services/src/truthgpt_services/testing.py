@@ -19,13 +19,16 @@ VOCABULARY = 512
 END = "<|endoftext|>"
 
 
-def write_tiny_model(directory: Path, *, seed: int = 0, tied: bool = True) -> None:
+def write_tiny_model(
+    directory: Path, *, seed: int = 0, tied: bool = True, chat_template: str | None = None
+) -> None:
     """Write a Llama of two layers and 64 channels as a transformers directory.
 
     Args:
         directory: is made if it is not there.
         seed: of its weights; the same seed gives the same bytes.
         tied: whether the output embedding is the input embedding.
+        chat_template: of its tokenizer; None for none.
     """
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
@@ -47,7 +50,9 @@ def write_tiny_model(directory: Path, *, seed: int = 0, tied: bool = True) -> No
             )
         )
         model.save_pretrained(directory)
-        tiny_tokenizer().save_pretrained(directory)
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = chat_template
+        tokenizer.save_pretrained(directory)
 
 
 def tiny_tokenizer(vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:

@@ -96,7 +96,7 @@ def test_an_option_goes_before_the_optimization() -> None:
 
 
 def test_an_option_is_left_where_the_engine_runs_nothing() -> None:
-    """Whoever runs the model then refuses it by name."""
+    """The engine that runs the model then refuses it by name."""
     engine, left = engine_with(torch.nn.Linear(2, 2), kv_cache="int8")
     assert engine is None
     assert left == {"kv_cache": "int8"}

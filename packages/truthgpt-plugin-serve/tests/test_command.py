@@ -27,7 +27,7 @@ def refusal(*arguments: str) -> str:
 
 
 def test_another_address_needs_keys(tiny: Path) -> None:
-    """Whoever reaches the machine could use the models."""
+    """Anyone who reaches the machine could use the models."""
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.com"):
         assert "truthgpt serve keys add" in refusal(str(tiny), "--host", host)
 

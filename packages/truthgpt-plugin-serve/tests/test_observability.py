@@ -133,7 +133,7 @@ def test_traces_have_a_span_for_each_request(tiny: Path) -> None:
 
 
 def test_a_server_that_cannot_generate_any_more_is_not_alive(tiny: Path) -> None:
-    """So that whoever watches it starts it again; requests do not wait for nothing."""
+    """Its supervisor can start it again, and requests do not wait for nothing."""
     with running(tiny) as server:
         assert server.get("/livez").status_code == 200
         server.model.stop()

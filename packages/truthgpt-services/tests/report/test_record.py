@@ -150,7 +150,7 @@ def test_a_report_without_its_result_is_damaged(directory):
     ids=lambda value: str(value)[:40],
 )
 def test_a_record_that_misleads_is_refused(directory, change, said):
-    """Whoever makes one can make its checksum, too; what is wrong is named."""
+    """An attacker can make its checksum, too; what is wrong is named."""
     sealed(directory, json.dumps(PREDICTIONS | change))
     line = refusal(directory)
     assert f"{NAME} is damaged: " in line

@@ -198,8 +198,7 @@ async def in_thread(threads: ThreadPoolExecutor, work: Callable[[], _Made]) -> _
     except QueueFullError as error:
         raise overloaded(error.message) from error
     except GenerationError as error:
-        code = "context_length_exceeded" if "the model holds" in error.message else None
-        raise ApiError(400, str(error), code=code) from error
+        raise ApiError(400, str(error)) from error
     except ApiError:
         raise
     except Exception as error:

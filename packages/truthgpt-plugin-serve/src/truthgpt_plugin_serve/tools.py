@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from truthgpt_core.decoding import GenerationError, SamplingParams
+from truthgpt_core.decoding import GenerationError, SamplingParams, overlap
 from truthgpt_plugin_serve.errors import ApiError
 from truthgpt_plugin_serve.fields import ChatRequest, NamedTool, Tool
 
@@ -157,9 +157,7 @@ class CallReader:
             self._left, self._is_call = after, not self._is_call
         if not self._is_call:
             # What may become the mark is held back until it cannot.
-            sizes = range(len(BEGIN) - 1, 0, -1)
-            held = next((size for size in sizes if self._left.endswith(BEGIN[:size])), 0)
-            whole = len(self._left) - held
+            whole = len(self._left) - overlap(self._left, BEGIN)
             passed += self._said(self._left[:whole])
             self._left = self._left[whole:]
         return passed, self.calls[before:]

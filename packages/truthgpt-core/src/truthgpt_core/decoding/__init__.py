@@ -26,7 +26,7 @@ from truthgpt_core.decoding.sampling_params import (
     SamplingParams,
     TokenLogprobs,
 )
-from truthgpt_core.decoding.text import AnswerText, StopStrings
+from truthgpt_core.decoding.text import AnswerText, StopStrings, overlap
 
 __all__ = [
     "DEFAULT_NEW_TOKENS",
@@ -47,6 +47,7 @@ __all__ = [
     "TokenLogprobs",
     "end_tokens_of",
     "generation_defaults",
+    "overlap",
     "refuse_too_long",
     "refuse_unknown_tokens",
     "require",

@@ -38,7 +38,7 @@ class StopStrings:
             _, begin, self.found = min(ends)
             self._held = ""
             return text[:begin]
-        keep = max((_overlap(text, string) for string in self._strings), default=0)
+        keep = max((overlap(text, string) for string in self._strings), default=0)
         passed = len(text) - keep
         self._held = text[passed:]
         return text[:passed]
@@ -92,7 +92,10 @@ class AnswerText:
         return self._stop.add(text[len(known) :]) + self._stop.rest()
 
 
-def _overlap(text: str, string: str) -> int:
-    """Return how many characters at the end of a text begin a string, but are not all of it."""
+def overlap(text: str, string: str) -> int:
+    """Return how many characters at the end of a text begin a string, but are not all of it.
+
+    So many are held back of a text that comes in pieces: the next one may complete the string.
+    """
     longest = min(len(text), len(string) - 1)
     return next((size for size in range(longest, 0, -1) if string.startswith(text[-size:])), 0)

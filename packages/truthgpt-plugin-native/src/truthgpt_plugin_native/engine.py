@@ -28,6 +28,7 @@ from truthgpt_core.decoding import (
 from truthgpt_core.optimization import StoresMatrix
 from truthgpt_plugin_native import library
 from truthgpt_plugin_native.kv_cache import CacheChoice, CacheDtype, choice_of
+from truthgpt_plugin_native.pages import let_go, move_to_large_pages
 from truthgpt_plugin_native.reading import Weights, why_not
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,9 @@ class NativeEngine(Engine):
     others, and whatever parts its prompt is given in.
 
     Args:
-        model: one that `reading.why_not` has nothing against. Its tensors are used as they are, and
-            must not be changed while the engine lives.
+        model: one that `reading.why_not` has nothing against. Its parameters may be moved in
+            memory, and must not be changed while the engine lives. Integers are copied where the
+            processor reads them in another order.
         dtype: of keys and values: float32, bfloat16, or int8 with scales.
         choice: where tokens that are computed are counted; None to count none.
 
@@ -69,6 +71,7 @@ class NativeEngine(Engine):
         self._library = library.load()
         self._process = os.getpid()
         team = library.team(torch.get_num_threads(), self._process)
+        move_to_large_pages(model)
         self._weights = Weights(model, cache=dtype)
         config = model.config.get_text_config()
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
@@ -179,6 +182,14 @@ class NativeEngine(Engine):
             row.address = None
             row.free()
 
+    def let_go(self) -> None:
+        """Take out of memory what the model has and compiled code no longer reads.
+
+        It comes back from its file if the model is asked.
+        """
+        if self._library.engine_packs():
+            let_go(self._weights.integers())
+
     def fingerprint(self) -> str:
         """Return a hash of the weights, the configuration, the code and the processor."""
         if not self._fingerprint:
@@ -271,6 +282,7 @@ def make_engine(model: Any, kv_cache: CacheDtype | None = None) -> NativeEngine 
         return None
     if choice is not None:
         choice.tokens = 0
+    engine.let_go()
     return engine
 
 

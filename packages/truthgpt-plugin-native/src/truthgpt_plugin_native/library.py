@@ -88,6 +88,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.team_new.argtypes = [c_int32]
     library.engine_kernel.restype = c_char_p
     library.engine_kernel.argtypes = []
+    library.engine_packs.restype = c_int32
+    library.engine_packs.argtypes = []
     library.engine_new.restype = c_void_p
     library.engine_new.argtypes = [
         *(c_void_p, POINTER(Shape), POINTER(Layer), c_void_p, POINTER(Matrix), POINTER(Matrix)),

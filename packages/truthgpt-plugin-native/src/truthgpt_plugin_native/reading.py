@@ -113,7 +113,7 @@ class Weights:
     """The weights of a model as the compiled code sees them; keeps alive all that it points to.
 
     Args:
-        model: one that `why_not` has nothing against. Its tensors are used as they are.
+        model: one that `why_not` has nothing against. Its tensors are pointed to.
         cache: the dtype of keys and values: float32, bfloat16 or int8.
 
     Attributes:
@@ -156,6 +156,10 @@ class Weights:
         )
         self._rotary = inner.rotary_emb
         self.bytes = sum({t.data_ptr(): t.nbytes for t in self._kept.values()}.values())
+
+    def integers(self) -> list[Tensor]:
+        """Return the tensors of integers."""
+        return [each for each in self._kept.values() if not each.is_floating_point()]
 
     def angles(self, positions: int) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of so many positions, float32 of shape (positions, dims)."""

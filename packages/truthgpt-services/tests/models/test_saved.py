@@ -94,6 +94,13 @@ def test_bytes_of_weights_are_those_of_the_dtypes(save, service, tiny):
     assert weights_bytes(before) - weights_bytes(after) == 2 * linear
 
 
+def test_weights_lie_so_that_a_mapped_file_needs_no_copy(save, tiny):
+    """The first of them begins a cache line, from which on they follow each other."""
+    directory, _ = save(tiny, "halve")
+    weights = directory / read_recipe(directory).weights
+    assert (8 + int.from_bytes(weights.read_bytes()[:8], "little")) % 64 == 0
+
+
 def test_truncated_weights_are_said_to_be_damaged(save, service, tiny):
     """A copy that broke off is recognized before it answers nonsense."""
     directory, _ = save(tiny, "halve")

@@ -3,7 +3,8 @@
 // Every token has the same bits whether it comes alone, in a prompt or beside other sequences: what
 // is computed of it is summed in one order, and nothing is shared but what is read.
 //
-// Nothing here owns a weight: all pointers are into tensors that the caller keeps alive.
+// Weights are in tensors that the caller keeps alive; integers that products read in another order are
+// copied when an engine begins.
 
 #include <algorithm>
 #include <cmath>
@@ -16,6 +17,7 @@
 #include "attention.hpp"
 #include "lanes.hpp"
 #include "multiply.hpp"
+#include "packed_matrices.hpp"
 #include "pass.hpp"
 #include "products.hpp"
 #include "rows.hpp"
@@ -63,10 +65,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
           head_(head),
           embedding_(embedding),
           longest_(std::max({shape.hidden, shape.intermediate, shape.heads * shape.head_dim})) {
-        rounding_.add(head_);
-        for (const Layer& layer : layers_)
-            for (const Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
-                rounding_.add(*m);
+        std::vector<Matrix*> matrices = {&head_};
+        for (Layer& layer : layers_)
+            for (Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
+                matrices.push_back(m);
+        for (const Matrix* m : matrices) rounding_.add(*m);
+        packed_ = pack_matrices(team, matrices);
         for (int32_t t = 0; t < team.threads(); ++t) scratch_.emplace_back(s, longest_, rounding_);
     }
 
@@ -387,9 +391,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     Team& team_;
     const Shape s;
     const int32_t width_;
-    const std::vector<Layer> layers_;
+    std::vector<Layer> layers_;
     const float* norm_;
-    const Matrix head_, embedding_;
+    Matrix head_;
+    const Matrix embedding_;
+    std::unique_ptr<uint8_t, Free> packed_;
     const int32_t longest_;
     Rounding rounding_;
     const float *cosines_ = nullptr, *sines_ = nullptr;
@@ -437,6 +443,15 @@ const char* engine_kernel() {
     return "aarch64";
 #else
     return "plain";
+#endif
+}
+
+// Whether engines have copies of matrices of integers, and read others no longer, but for embeddings.
+int32_t engine_packs() {
+#if defined(PACKED_INTEGERS)
+    return 1;
+#else
+    return 0;
 #endif
 }
 

@@ -22,11 +22,66 @@ namespace {
 
 constexpr int SUMS_OF_PART = 4, OCTETS = BLOCK / OCTET;
 
-// V vectors of packed rows times N rows of activations: of a part of the columns, added to what is in
-// out[n * step + row], or to nothing if it is the first.
-template <int V, int N, bool MINIMA>
-void tile_of_packed(const Packed& packed, const Rows& x, int64_t first, int32_t begin, int32_t end,
-                    const __mmask16* there, float* out, int64_t step) {
+// One block of a strip of packed rows times N rows of activations, added to `sums`.
+template <int N, bool MINIMA>
+inline void add_block(const Part& part, int32_t block, const int8_t* const xs[N], const float* const fine[N],
+                      const float* const of_blocks[N], __m512 sums[N][PACKED_VECTORS]) {
+    constexpr int V = PACKED_VECTORS;
+    __m512 inner[N][V];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+        __m512i ws[4][V];
+        for (int i = 0; i < 4; ++i)
+            for (int v = 0; v < V; ++v)
+                ws[i][v] = _mm512_load_si512(part.bytes[block * QUADS + half * 4 + i][v]);
+        for (int n = 0; n < N; ++n) {
+            __m512i words[4];
+            for (int i = 0; i < 4; ++i) {
+                int32_t word;
+                std::memcpy(&word, xs[n] + block * BLOCK + half * 16 + i * 4, sizeof word);
+                words[i] = _mm512_set1_epi32(word);
+                compute_here(words[i]);
+            }
+            const float* scales = fine[n] + block * OCTETS + half * 2;
+            const __m512 low = _mm512_set1_ps(scales[0]), high = _mm512_set1_ps(scales[1]);
+            for (int v = 0; v < V; ++v) {
+                const __m512i zero = _mm512_setzero_si512();
+                const __m512 lows = _mm512_mul_ps(
+                    _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, ws[0][v], words[0]),
+                                                           ws[1][v], words[1])),
+                    low);
+                const __m512 highs = _mm512_mul_ps(
+                    _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, ws[2][v], words[2]),
+                                                           ws[3][v], words[3])),
+                    high);
+                const __m512 both = _mm512_add_ps(lows, highs);
+                inner[n][v] = half == 0 ? both : _mm512_add_ps(inner[n][v], both);
+                compute_here(inner[n][v]);
+            }
+        }
+    }
+    const int32_t group = (part.first + block) >> part.shift;
+    for (int v = 0; v < V; ++v) {
+        const __m512 steps = _mm512_load_ps(part.steps[group][v]);
+        for (int n = 0; n < N; ++n) {
+            if (MINIMA)
+                sums[n][v] = _mm512_fmadd_ps(_mm512_load_ps(part.minima[group][v]),
+                                             _mm512_set1_ps(of_blocks[n][block]), sums[n][v]);
+            else
+                inner[n][v] = _mm512_add_ps(inner[n][v], _mm512_set1_ps(of_blocks[n][block] * -128.0f));
+            sums[n][v] = _mm512_fmadd_ps(inner[n][v], steps, sums[n][v]);
+            compute_here(sums[n][v]);
+        }
+    }
+}
+
+// A strip of packed rows times N rows of activations: of a part of the columns, added to what is in
+// out[n * step + row], or to nothing if it is the first. `next`, if it is not null, is asked for.
+template <int N, bool MINIMA>
+void tile_of_packed(const Part& part, const Rows& x, int64_t first, int32_t begin, int32_t end,
+                    const char* next, const __mmask16* there, float* out, int64_t step) {
+    constexpr int V = PACKED_VECTORS;
+    constexpr int64_t BYTES = PACKED_BLOCK / (MINIMA ? 2 : 1);
     const int8_t* xs[N];
     const float *fine[N], *of_blocks[N];
     for (int n = 0; n < N; ++n) {
@@ -34,62 +89,45 @@ void tile_of_packed(const Packed& packed, const Rows& x, int64_t first, int32_t 
         fine[n] = x.scales(first + n) + begin * OCTETS;
         of_blocks[n] = x.sums(first + n) + begin;
     }
+    const int32_t blocks = end - begin;
+    const auto ask = [&] {
+        if (next == nullptr) return;
+        for (int i = 0; i < BYTES; i += 64) prefetch_far(next + i);
+        next += BYTES;
+    };
     __m512 parts[N][V];
-    for (int from = 0; from < SUMS_OF_PART; ++from) {
-        __m512 sums[N][V];
-        for (int n = 0; n < N; ++n)
-            for (int v = 0; v < V; ++v) sums[n][v] = _mm512_setzero_ps();
-        for (int32_t block = from; block < end - begin; block += SUMS_OF_PART) {
-            __m512 inner[N][V];
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; ++half) {
-                __m512i ws[4][V];
-                for (int i = 0; i < 4; ++i)
-                    for (int v = 0; v < V; ++v)
-                        ws[i][v] = _mm512_load_si512(packed.bytes[block * QUADS + half * 4 + i][v]);
-                for (int n = 0; n < N; ++n) {
-                    __m512i words[4];
-                    for (int i = 0; i < 4; ++i) {
-                        int32_t word;
-                        std::memcpy(&word, xs[n] + block * BLOCK + half * 16 + i * 4, sizeof word);
-                        words[i] = _mm512_set1_epi32(word);
-                        compute_here(words[i]);
-                    }
-                    const float* scales = fine[n] + block * OCTETS + half * 2;
-                    const __m512 low = _mm512_set1_ps(scales[0]), high = _mm512_set1_ps(scales[1]);
-                    for (int v = 0; v < V; ++v) {
-                        const __m512i zero = _mm512_setzero_si512();
-                        const __m512 lows = _mm512_mul_ps(
-                            _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(
-                                _mm512_dpbusd_epi32(zero, ws[0][v], words[0]), ws[1][v], words[1])),
-                            low);
-                        const __m512 highs = _mm512_mul_ps(
-                            _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(
-                                _mm512_dpbusd_epi32(zero, ws[2][v], words[2]), ws[3][v], words[3])),
-                            high);
-                        const __m512 both = _mm512_add_ps(lows, highs);
-                        inner[n][v] = half == 0 ? both : _mm512_add_ps(inner[n][v], both);
-                        compute_here(inner[n][v]);
-                    }
+    if constexpr (N <= 2) {
+        // Weights are read as they lie: with so few activations memory is what takes long.
+        __m512 sums[SUMS_OF_PART][N][V];
+        for (auto& each : sums)
+            for (int n = 0; n < N; ++n)
+                for (int v = 0; v < V; ++v) each[n][v] = _mm512_setzero_ps();
+        for (int32_t block = 0; block < blocks; block += SUMS_OF_PART)
+#pragma GCC unroll 4
+            for (int from = 0; from < SUMS_OF_PART; ++from)
+                if (block + from < blocks) {
+                    ask();
+                    add_block<N, MINIMA>(part, block + from, xs, fine, of_blocks, sums[from]);
                 }
-            }
+        for (int n = 0; n < N; ++n)
             for (int v = 0; v < V; ++v) {
-                const __m512 steps = _mm512_load_ps(packed.steps[block][v]);
-                for (int n = 0; n < N; ++n) {
-                    if (MINIMA)
-                        sums[n][v] = _mm512_fmadd_ps(_mm512_load_ps(packed.minima[block][v]),
-                                                     _mm512_set1_ps(of_blocks[n][block]), sums[n][v]);
-                    else
-                        inner[n][v] =
-                            _mm512_add_ps(inner[n][v], _mm512_set1_ps(of_blocks[n][block] * -128.0f));
-                    sums[n][v] = _mm512_fmadd_ps(inner[n][v], steps, sums[n][v]);
-                    compute_here(sums[n][v]);
-                }
+                parts[n][v] = sums[0][n][v];
+                for (int from = 1; from < SUMS_OF_PART; ++from)
+                    parts[n][v] = _mm512_add_ps(parts[n][v], sums[from][n][v]);
             }
+    } else {
+        for (int from = 0; from < SUMS_OF_PART; ++from) {
+            __m512 sums[N][V];
+            for (int n = 0; n < N; ++n)
+                for (int v = 0; v < V; ++v) sums[n][v] = _mm512_setzero_ps();
+            for (int32_t block = from; block < blocks; block += SUMS_OF_PART) {
+                ask();
+                add_block<N, MINIMA>(part, block, xs, fine, of_blocks, sums);
+            }
+            for (int n = 0; n < N; ++n)
+                for (int v = 0; v < V; ++v)
+                    parts[n][v] = from == 0 ? sums[n][v] : _mm512_add_ps(parts[n][v], sums[n][v]);
         }
-        for (int n = 0; n < N; ++n)
-            for (int v = 0; v < V; ++v)
-                parts[n][v] = from == 0 ? sums[n][v] : _mm512_add_ps(parts[n][v], sums[n][v]);
     }
     for (int n = 0; n < N; ++n)
         for (int v = 0; v < V; ++v) {
@@ -100,26 +138,50 @@ void tile_of_packed(const Packed& packed, const Rows& x, int64_t first, int32_t 
         }
 }
 
-template <int V, int N, bool MINIMA>
-void tiles_of_packed(const Packed& packed, const Rows& x, int64_t n, int64_t count, int32_t begin,
-                     int32_t end, const __mmask16* there, float* out, int64_t step) {
-    for (; n + N <= count; n += N)
-        tile_of_packed<V, N, MINIMA>(packed, x, n, begin, end, there, out + n * step, step);
+template <int N, bool MINIMA>
+void tiles_of_packed(const Part& part, const Rows& x, int64_t n, int64_t count, int32_t begin, int32_t end,
+                     const char* next, const __mmask16* there, float* out, int64_t step) {
+    for (; n + N <= count; n += N, next = nullptr)
+        tile_of_packed<N, MINIMA>(part, x, n, begin, end, next, there, out + n * step, step);
     if constexpr (N > 1)
-        if (n < count)
-            tiles_of_packed<V, N - 1, MINIMA>(packed, x, n, count, begin, end, there, out, step);
+        if (n < count) tiles_of_packed<N - 1, MINIMA>(part, x, n, count, begin, end, next, there, out, step);
 }
 
-// Rows [first, last) of m, at most V vectors of them, times `count` rows of activations.
-template <int V, bool MINIMA>
+// Blocks [begin, end) of a strip that has `rows` rows, times `count` rows of activations.
+template <bool MINIMA>
+void multiply_part(const Part& part, const Rows& x, int32_t rows, int32_t begin, int32_t end, int64_t count,
+                   const char* next, float* out, int64_t step) {
+    __mmask16 there[PACKED_VECTORS];
+    for (int v = 0; v < PACKED_VECTORS; ++v)
+        there[v] = __mmask16((1 << std::clamp(rows - v * SIDE_BY_SIDE, 0, SIDE_BY_SIDE)) - 1);
+    tiles_of_packed<4, MINIMA>(part, x, 0, count, begin, end, next, there, out, step);
+}
+
+// Rows [first, last) of a packed matrix times `count` rows of activations; `first` begins a strip.
+template <bool MINIMA>
+void multiply_packed(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64_t count, float* out,
+                     int64_t step) {
+    const int32_t blocks = m.columns / BLOCK;
+    for (int32_t row = first; row < last; row += STRIP) {
+        const Strip<MINIMA> strip = strip_of<MINIMA>(m, row / STRIP);
+        for (int32_t begin = 0; begin < blocks; begin += PART_BLOCKS) {
+            const int32_t end = std::min(blocks, begin + PART_BLOCKS);
+            // What comes next lies behind it.
+            const auto next = reinterpret_cast<const char*>(strip.bytes + end * QUADS / (MINIMA ? 2 : 1));
+            Bytes bytes;
+            multiply_part<MINIMA>(part_of(strip, begin, end, bytes), x, last - row, begin, end, count, next,
+                                  out + row - first, step);
+        }
+    }
+}
+
+// Rows [first, last) of m, at most a strip of them, packed to be multiplied.
+template <bool MINIMA>
 void strip_of_integers(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64_t count, float* out,
                        int64_t step) {
-    Packed packed;
-    __mmask16 there[V];
-    for (int v = 0; v < V; ++v) {
-        const int32_t rows = std::min(SIDE_BY_SIDE, last - first - v * SIDE_BY_SIDE);
-        there[v] = __mmask16((1 << rows) - 1);
-    }
+    alignas(64) uint8_t packed[PART_BLOCKS * QUADS][PACKED_VECTORS][64];
+    alignas(64) Scale<MINIMA> steps[PART_BLOCKS][PACKED_VECTORS][SIDE_BY_SIDE];
+    alignas(64) uint16_t minima[PART_BLOCKS][PACKED_VECTORS][SIDE_BY_SIDE];
     // The next strip lies behind this one. It is asked for as it lies: memory is slower for several
     // streams than for one.
     const int64_t bytes_of_row = MINIMA ? m.columns / 2 : m.columns;
@@ -127,13 +189,12 @@ void strip_of_integers(const Matrix& m, const Rows& x, int32_t first, int32_t la
     const int32_t blocks = m.columns / BLOCK;
     for (int32_t begin = 0; begin < blocks; begin += PART_BLOCKS) {
         const int32_t end = std::min(blocks, begin + PART_BLOCKS);
-        for (int v = 0; v < V; ++v) {
-            const int32_t from = first + v * SIDE_BY_SIDE;
-            if (MINIMA) pack_int4(m, from, last, begin, end, v, next, packed);
-            else pack_int8(m, from, last, begin, end, v, next, packed);
-            next += (end - begin) * bytes_of_row / blocks * SIDE_BY_SIDE;
-        }
-        tiles_of_packed<V, 4, MINIMA>(packed, x, 0, count, begin, end, there, out, step);
+        const Strip<MINIMA> strip = {packed, steps, minima, 0};
+        pack(m, first, last, begin, end, next, strip);
+        next += (end - begin) * bytes_of_row / blocks * STRIP;
+        Bytes bytes;
+        multiply_part<MINIMA>(part_of(strip, 0, end - begin, bytes), x, last - first, begin, end, count,
+                              nullptr, out, step);
     }
 }
 
@@ -154,13 +215,8 @@ void multiply_integers(const Matrix& m, const Rows& x, int32_t first, int32_t la
                                     step);
         return;
     }
-    for (int32_t row = first; row < last; row += PACKED_VECTORS * SIDE_BY_SIDE) {
-        const int32_t end = std::min(last, row + PACKED_VECTORS * SIDE_BY_SIDE);
-        if (end - row > SIDE_BY_SIDE)
-            strip_of_integers<2, MINIMA>(m, x, row, end, count, out + row - first, step);
-        else
-            strip_of_integers<1, MINIMA>(m, x, row, end, count, out + row - first, step);
-    }
+    for (int32_t row = first; row < last; row += STRIP)
+        strip_of_integers<MINIMA>(m, x, row, std::min(last, row + STRIP), count, out + row - first, step);
 }
 
 }  // namespace

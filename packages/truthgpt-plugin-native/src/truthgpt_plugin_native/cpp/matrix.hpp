@@ -23,7 +23,8 @@ struct Matrix {
 
 namespace {
 
-enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
+// Those that an engine has packed are not read but multiplied.
+enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3, PACKED_INT8 = 4, PACKED_INT4 = 5 };
 
 constexpr int BLOCK = 32;  // of integers, what a group of columns is a multiple of
 

@@ -97,7 +97,9 @@ void multiply(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64
         case BFLOAT16: with(BFloat16()); break;
 #if defined(PACKED_INTEGERS)
         case INT8: multiply_integers<false>(m, x, first, last, count, out, step); break;
-        default: multiply_integers<true>(m, x, first, last, count, out, step);
+        case INT4: multiply_integers<true>(m, x, first, last, count, out, step); break;
+        case PACKED_INT8: multiply_packed<false>(m, x, first, last, count, out, step); break;
+        default: multiply_packed<true>(m, x, first, last, count, out, step);
 #else
         case INT8: m.group == m.columns ? with(Int8<true>()) : with(Int8<false>()); break;
         default: with(Int4());

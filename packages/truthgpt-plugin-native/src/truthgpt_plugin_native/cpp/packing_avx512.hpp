@@ -1,7 +1,8 @@
 // Rows of integers put side by side: a vector has four columns of sixteen rows.
 //
 // So each lane adds up a number of its own, the scales of rows are vectors, and nothing is left to be
-// added up across lanes. Packing takes as long as the products of some ten rows of activations.
+// added up across lanes. Packing takes as long as the products of some ten rows of activations, so an
+// engine does it once, when it begins; what PyTorch calls is packed when it is used.
 #pragma once
 
 #include <algorithm>
@@ -15,14 +16,42 @@ namespace {
 
 constexpr int32_t SIDE_BY_SIDE = 16;       // rows in a vector
 constexpr int32_t PACKED_VECTORS = 2;      // that are packed together
+constexpr int32_t STRIP = PACKED_VECTORS * SIDE_BY_SIDE;
 constexpr int32_t QUADS = BLOCK / 4;       // in a block of columns
+constexpr int64_t PACKED_BLOCK = int64_t(BLOCK) * STRIP;  // numbers
 
-// `bytes` is 128 more than an int8, and an int4 as it is.
-struct Packed {
-    alignas(64) uint8_t bytes[PART_BLOCKS * QUADS][PACKED_VECTORS][64];
-    alignas(64) float steps[PART_BLOCKS][PACKED_VECTORS][SIDE_BY_SIDE];
-    alignas(64) float minima[PART_BLOCKS][PACKED_VECTORS][SIDE_BY_SIDE];
+// A strip of rows from block 0 on. Bytes are 128 more than an int8; int4 are as they are, in halves of
+// bytes, a block and the one after it. Blocks may share scales: those of block b are at b >> shift.
+template <bool MINIMA>
+struct Strip {
+    uint8_t (*bytes)[PACKED_VECTORS][64];
+    Scale<MINIMA> (*steps)[PACKED_VECTORS][SIDE_BY_SIDE];
+    uint16_t (*minima)[PACKED_VECTORS][SIDE_BY_SIDE];
+    int32_t shift;
 };
+
+// Whole matrices have no scale twice, if their groups are such that a shift says where they are.
+inline int32_t shift_of(const Matrix& m) {
+    const int32_t blocks = m.group / BLOCK;
+    if (m.group == m.columns) return 31;
+    return (blocks & (blocks - 1)) == 0 ? __builtin_ctz(unsigned(blocks)) : 0;
+}
+
+// A strip of a packed matrix: all bytes, then all scales, then all minima of a matrix follow each other.
+template <bool MINIMA>
+Strip<MINIMA> strip_of(const Matrix& m, int64_t index) {
+    const int32_t blocks = m.columns / BLOCK, shift = shift_of(m);
+    Strip<MINIMA> strip;
+    const auto in = [&](auto& part, const void* all, int64_t each) {
+        using Rows = std::remove_reference_t<decltype(part)>;
+        part = static_cast<Rows>(const_cast<void*>(all)) + index * each;
+    };
+    in(strip.bytes, m.weight, int64_t(blocks) * QUADS / (MINIMA ? 2 : 1));
+    in(strip.steps, m.scales, ((blocks - 1) >> shift) + 1);
+    in(strip.minima, m.minima, ((blocks - 1) >> shift) + 1);
+    strip.shift = shift;
+    return strip;
+}
 
 // Sixteen rows that follow each other; where there are fewer, the last one again.
 struct SixteenRows {
@@ -106,49 +135,86 @@ class OfGroups {
     __m512 found_[AT_ONCE];
 };
 
-// Pack blocks [begin, end) of rows [first, last) as vector v. `next` is asked for meanwhile.
-inline void pack_int8(const Matrix& m, int32_t first, int32_t last, int32_t begin, int32_t end, int v,
-                      const char* next, Packed& to) {
-    const SixteenRows rows(m.weight, m.columns, first, last);
-    OfGroups<float> steps(m.scales, m.columns / m.group, first, last);
-    const __m512i offset = _mm512_set1_epi8(-128);
-    for (int32_t block = begin; block < end; ++block) {
-        for (int i = 0; i < 8; ++i) prefetch_far(next + (block - begin) * 512 + i * 64);
-        for (int half = 0; half < 2; ++half) {
-            __m512i words[4];
-            rows.words(int64_t(block) * BLOCK + half * 16, words);
-            for (int i = 0; i < 4; ++i)
-                _mm512_store_si512(to.bytes[(block - begin) * QUADS + half * 4 + i][v],
-                                   _mm512_xor_si512(words[i], offset));
+// Put blocks [begin, end) of rows [first, last) side by side, as the first of a strip. `next` is asked
+// for meanwhile. Of int4 `begin` and `end` are even.
+template <bool MINIMA>
+void pack(const Matrix& m, int32_t first, int32_t last, int32_t begin, int32_t end, const char* next,
+          const Strip<MINIMA>& to) {
+    constexpr int32_t TOGETHER = MINIMA ? 2 : 1;  // blocks in a vector of bytes
+    const int64_t bytes_of_row = m.columns / TOGETHER;
+    const auto halves = [](__m512 exact, uint16_t* at) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(exact, 0));
+    };
+    for (int v = 0; v < PACKED_VECTORS; ++v) {
+        const int32_t from = first + v * SIDE_BY_SIDE;
+        const SixteenRows rows(m.weight, bytes_of_row, from, last);
+        OfGroups<Scale<MINIMA>> steps(m.scales, m.columns / m.group, from, last);
+        OfGroups<uint16_t> minima(MINIMA ? m.minima : m.scales, m.columns / m.group, from, last);
+        for (int32_t block = begin; block < end; block += TOGETHER) {
+            for (int i = 0; i < 8; ++i) prefetch_far(next + i * 64);
+            next += 512;
+            for (int half = 0; half < 2; ++half) {
+                __m512i words[4];
+                rows.words(int64_t(block) / TOGETHER * BLOCK + half * 16, words);
+                for (int i = 0; i < 4; ++i) {
+                    if (!MINIMA) words[i] = _mm512_xor_si512(words[i], _mm512_set1_epi8(-128));
+                    _mm512_store_si512(to.bytes[(block - begin) / TOGETHER * QUADS + half * 4 + i][v], words[i]);
+                }
+            }
+            for (int32_t each = block; each < block + TOGETHER; ++each) {
+                const int32_t group = each * BLOCK / m.group, at = (each - begin) >> to.shift;
+                if constexpr (MINIMA) {
+                    halves(steps.of(group), to.steps[at][v]);
+                    halves(minima.of(group), to.minima[at][v]);
+                } else {
+                    _mm512_store_ps(to.steps[at][v], steps.of(group));
+                }
+            }
         }
-        _mm512_store_ps(to.steps[block - begin][v], steps.of(block * BLOCK / m.group));
     }
 }
 
-// `begin` and `end` are even.
-inline void pack_int4(const Matrix& m, int32_t first, int32_t last, int32_t begin, int32_t end, int v,
-                      const char* next, Packed& to) {
-    const SixteenRows rows(m.weight, m.columns / 2, first, last);
-    OfGroups<uint16_t> steps(m.scales, m.columns / m.group, first, last);
-    OfGroups<uint16_t> minima(m.minima, m.columns / m.group, first, last);
+// Some blocks of a strip, as products read them: a byte for each number. The scales of block b are at
+// (first + b) >> shift.
+struct Part {
+    const uint8_t (*bytes)[PACKED_VECTORS][64];
+    const float (*steps)[PACKED_VECTORS][SIDE_BY_SIDE];
+    const float (*minima)[PACKED_VECTORS][SIDE_BY_SIDE];
+    int32_t first, shift;
+};
+
+// Memory for a part of int4.
+struct Bytes {
+    alignas(64) uint8_t bytes[PART_BLOCKS * QUADS][PACKED_VECTORS][64];
+    alignas(64) float steps[PART_BLOCKS][PACKED_VECTORS][SIDE_BY_SIDE];
+    alignas(64) float minima[PART_BLOCKS][PACKED_VECTORS][SIDE_BY_SIDE];
+};
+
+inline Part part_of(const Strip<false>& strip, int32_t begin, int32_t, Bytes&) {
+    return {strip.bytes + int64_t(begin) * QUADS, strip.steps, nullptr, begin, strip.shift};
+}
+
+inline Part part_of(const Strip<true>& strip, int32_t begin, int32_t end, Bytes& to) {
     const __m512i low = _mm512_set1_epi8(15);
-    for (int32_t block = begin; block < end; block += 2) {
-        for (int i = 0; i < 8; ++i) prefetch_far(next + (block - begin) / 2 * 512 + i * 64);
-        for (int half = 0; half < 2; ++half) {
-            __m512i words[4];
-            rows.words(int64_t(block) / 2 * BLOCK + half * 16, words);
-            for (int i = 0; i < 4; ++i) {
-                const int32_t quad = (block - begin) * QUADS + half * 4 + i;
-                _mm512_store_si512(to.bytes[quad][v], _mm512_and_si512(words[i], low));
-                _mm512_store_si512(to.bytes[quad + QUADS][v],
-                                   _mm512_and_si512(_mm512_srli_epi16(words[i], 4), low));
+    for (int32_t block = 0; block < end - begin; block += 2)
+        for (int quad = 0; quad < QUADS; ++quad)
+            for (int v = 0; v < PACKED_VECTORS; ++v) {
+                const int64_t at = int64_t(begin + block) / 2 * QUADS + quad;
+                const __m512i both = _mm512_load_si512(strip.bytes[at][v]);
+                _mm512_store_si512(to.bytes[block * QUADS + quad][v], _mm512_and_si512(both, low));
+                _mm512_store_si512(to.bytes[(block + 1) * QUADS + quad][v],
+                                   _mm512_and_si512(_mm512_srli_epi16(both, 4), low));
             }
+    const auto exact = [](const uint16_t* from) {
+        return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(from)));
+    };
+    for (int32_t block = 0; block < end - begin; ++block)
+        for (int v = 0; v < PACKED_VECTORS; ++v) {
+            const int32_t at = (begin + block) >> strip.shift;
+            _mm512_store_ps(to.steps[block][v], exact(strip.steps[at][v]));
+            _mm512_store_ps(to.minima[block][v], exact(strip.minima[at][v]));
         }
-        for (int32_t each = block; each < block + 2; ++each) {
-            _mm512_store_ps(to.steps[each - begin][v], steps.of(each * BLOCK / m.group));
-            _mm512_store_ps(to.minima[each - begin][v], minima.of(each * BLOCK / m.group));
-        }
-    }
+    return {to.bytes, to.steps, to.minima, 0, 0};
 }
 
 }  // namespace

@@ -13,11 +13,12 @@ namespace {
 constexpr int64_t MOST_TOKENS = 256;  // rows of activations that are multiplied together
 constexpr int32_t MOST_ROWS = 64;     // of a matrix that a thread multiplies at a time
 
-// How many rows of a matrix a thread multiplies at a time: enough pieces for all threads, each
-// of whole cache lines of results.
+constexpr int32_t LEAST_ROWS = 32;    // which are whole cache lines of results, and whole strips
+
+// How many rows of a matrix a thread multiplies at a time: enough pieces for all threads.
 int32_t rows_at_once(int64_t rows, const Team& team) {
     const int64_t fair = rows / (8 * team.threads());
-    return int32_t(std::clamp<int64_t>(fair / 16 * 16, 16, MOST_ROWS));
+    return int32_t(std::clamp<int64_t>(fair / LEAST_ROWS * LEAST_ROWS, LEAST_ROWS, MOST_ROWS));
 }
 
 // out[n * m.rows + row] is row n of x, of m.columns numbers, times a row of m, plus its bias.

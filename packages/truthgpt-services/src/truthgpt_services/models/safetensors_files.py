@@ -135,11 +135,13 @@ class SafetensorsWriter:
     """A safetensors file that is written a tensor at a time, in any order.
 
     Used as a context manager. The file is byte for byte the one that the safetensors library
-    writes of the same tensors.
+    writes of the same tensors, unless another alignment is asked for.
 
     Args:
         path: of the file.
         tensors: the dtype of each tensor that it will have and its shape, by name.
+        alignment: where the first tensor begins is a multiple of so many bytes. From 64 on,
+            tensors that are mapped can be used as they are.
 
     Raises:
         ModelError: the format has no such dtype.
@@ -147,7 +149,10 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        alignment: int = _ALIGNMENT,
     ) -> None:
         unknown = {dtype for dtype, _ in tensors.values()} - set(_NAMES)
         if unknown:
@@ -163,7 +168,7 @@ class SafetensorsWriter:
             offsets = [self._begins[name], size]
             header[name] = {"dtype": dtype_name, "shape": shape, "data_offsets": offsets}
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _ALIGNMENT)
+        text += b" " * (-(8 + len(text)) % alignment)
         self._data = 8 + len(text)
         self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)

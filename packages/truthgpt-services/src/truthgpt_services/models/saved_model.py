@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
@@ -38,6 +37,7 @@ from truthgpt_core.paths import file_sha256
 from truthgpt_services.models.loading import DTYPES, load_config, quiet
 from truthgpt_services.models.model_card import write_model_card
 from truthgpt_services.models.recipe import Recipe, SavedStep, is_saved, read_recipe
+from truthgpt_services.models.safetensors_files import SafetensorsWriter
 from truthgpt_services.models.weights_file import Skeleton, WeightsFile
 from truthgpt_services.storage.atomic import MARKER, explained_writing, share_as_umask_says
 
@@ -82,7 +82,10 @@ def save(model: Any, tokenizer: Any, directory: Path, recipe: Recipe) -> None:
         _mark_config(directory / "config.json", changed=recipe.changes_weights)
         write_model_card(directory, recipe)
         weights = directory / recipe.weights
-        save_file(tensors, weights, metadata={"format": "pt"})
+        sizes = {name: (each.dtype, tuple(each.shape)) for name, each in tensors.items()}
+        with SafetensorsWriter(weights, sizes, alignment=64) as file:
+            for name, tensor in tensors.items():
+                file.write(name, tensor)
         raw = asdict(recipe) | {
             "weights_bytes": weights.stat().st_size,
             "weights_sha256": file_sha256(weights),

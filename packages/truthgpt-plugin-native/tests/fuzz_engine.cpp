@@ -150,6 +150,20 @@ bool run(unsigned seed) {
             more = true;
             if (pick(0, 3) == 0) continue;
             if (done[i] > 3 && pick(0, 9) == 0) sequence_crop(sequences[i], done[i] -= 2);
+            if (done[i] > 0 && pick(0, 7) == 0) {
+                // Another goes on from what both have, and then what it writes is its own.
+                const int64_t shared = pick(1, int(done[i]));
+                void* other = sequence_fork(engine, sequences[i], shared, positions);
+                const int64_t strays = std::min<int64_t>(positions - shared, pick(1, 40));
+                std::vector<int64_t> stray(strays);
+                for (auto& id : stray) id = pick(0, s.vocabulary - 1);
+                std::vector<float> logits(s.vocabulary);
+                if (strays > 0)
+                    engine_forward(engine, 1, &other, &strays, stray.data(), 0, s.vocabulary, logits.data());
+                sequence_crop(other, shared);
+                if (pick(0, 1)) std::swap(sequences[i], other), done[i] = shared;
+                sequence_free(other);
+            }
             const int64_t next = std::min<int64_t>(positions - done[i], pick(0, 2) ? 1 : pick(1, 150));
             which.push_back(sequences[i]), counts.push_back(next);
             for (int64_t n = 0; n < next; ++n) {

@@ -125,6 +125,33 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has is asked of Linux")
+def test_sequences_that_begin_alike_have_that_in_memory_once() -> None:
+    """Copies of a long sequence take nothing until they grow, and stay when the first is closed."""
+    engine = make_engine(make_model("Llama", hidden_size=256, num_hidden_layers=8))
+    assert engine is not None
+    prompt = [number % VOCABULARY for number in range(1000)]
+    (first,) = engine.open(CONTEXT)
+    engine.forward([first], [prompt])
+    took = engine.describe()["cache_bytes_per_token"] * len(prompt)
+    before = resident()
+    copies = [engine.fork(first, len(prompt), CONTEXT) for _ in range(8)]
+    assert resident() - before < took
+    engine.close([first])
+    one, other = (logits[0] for logits in engine.forward(copies[:2], [[7], [7]]))
+    assert torch.equal(one, other)
+
+
+def resident() -> int:
+    """Bytes of this process that are of no file."""
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon")
+    )
+    return int(line.split()[1]) * 1024
+
+
 def test_a_fork_gets_an_error_and_can_make_an_engine_of_its_own() -> None:
     """Neither hangs: threads do not live on in a fork."""
     folder = str(Path(__file__).parent)

@@ -60,6 +60,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
         : team_(team),
           s(shape),
           width_(padded(shape.head_dim)),
+          layout_(shape.layers, shape.kv_heads, width_, shape.cache),
           layers_(layers, layers + shape.layers),
           norm_(norm),
           head_(head),
@@ -74,11 +75,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
         for (int32_t t = 0; t < team.threads(); ++t) scratch_.emplace_back(s, longest_, rounding_);
     }
 
-    Sequence* open(int64_t positions) const {
-        return new Sequence(s.layers, s.kv_heads, width_, positions, s.cache);
+    Sequence* open(int64_t positions) const { return new Sequence(layout_, positions); }
+
+    // A sequence that begins as another, which no pass is writing to meanwhile.
+    Sequence* fork(const Sequence& other, int64_t length, int64_t positions) {
+        std::lock_guard<std::mutex> one_at_a_time(passing_);
+        Sequence* made = open(positions);
+        made->share(other, length);
+        return made;
     }
 
-    int64_t cache_bytes() const { return Sequence::bytes_of_position(s.layers, s.kv_heads, width_, s.cache); }
+    int64_t cache_bytes() const { return layout_.all / SEGMENT; }
 
     void angles(const float* cosines, const float* sines) {
         std::lock_guard<std::mutex> one_at_a_time(passing_);
@@ -94,6 +101,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
             const size_t last = std::min(tokens.size(), first + size_t(MOST_TOKENS));
             auto pass = std::make_shared<const Pass>(
                 std::vector<Token>(tokens.begin() + first, tokens.begin() + last), s);
+            for (const Token& token : pass->tokens) token.sequence->reserve(token.position);
             reserve(*pass);
             // A thread that is late may still be in it when the engine is freed.
             team_.run([self = shared_from_this(), pass](Worker& worker) { self->run(*pass, worker); });
@@ -391,6 +399,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     Team& team_;
     const Shape s;
     const int32_t width_;
+    const Layout layout_;
     std::vector<Layer> layers_;
     const float* norm_;
     Matrix head_;
@@ -484,14 +493,16 @@ void* sequence_new(void* engine, int64_t positions) {
 
 // A new sequence that begins with the first `length` tokens of another; null if there is no memory.
 void* sequence_fork(void* engine, void* sequence, int64_t length, int64_t positions) {
-    Sequence* copy = static_cast<Sequence*>(sequence_new(engine, positions));
-    if (copy != nullptr) copy->copy(*static_cast<Sequence*>(sequence), length);
-    return copy;
+    try {
+        return of(engine).fork(*static_cast<Sequence*>(sequence), length, positions);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
 }
 
 void sequence_free(void* sequence) { delete static_cast<Sequence*>(sequence); }
 
-void sequence_crop(void* sequence, int64_t length) { static_cast<Sequence*>(sequence)->length = length; }
+void sequence_crop(void* sequence, int64_t length) { static_cast<Sequence*>(sequence)->crop(length); }
 
 // Append `counts[i]` of the tokens to each of `sequences`, all tokens one after the other. Logits go
 // into `logits`, of every token if `all`, else of the last of each sequence. Returns 0 if there is no
@@ -515,7 +526,7 @@ int32_t engine_forward(void* engine, int64_t sequences, void* const* which, cons
         }
         of(engine).forward(tokens);
     } catch (const std::exception&) {
-        for (auto& [sequence, length] : before) sequence->length = length;
+        for (auto& [sequence, length] : before) sequence->crop(length);
         return 0;
     }
     return 1;

@@ -21,11 +21,12 @@ struct Free {
 
 // So many bytes, whose values are not set; they begin where vectors may.
 inline std::unique_ptr<uint8_t, Free> large_pages(size_t bytes) {
+    const bool large = bytes >= LARGE_PAGE;
     void* memory = nullptr;
-    if (posix_memalign(&memory, LARGE_PAGE, bytes) != 0) throw std::bad_alloc();
+    if (posix_memalign(&memory, large ? LARGE_PAGE : 64, bytes) != 0) throw std::bad_alloc();
 #if defined(__linux__)
     // If it has none, small ones are slower and nothing else.
-    madvise(memory, bytes, MADV_HUGEPAGE);
+    if (large) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
     return std::unique_ptr<uint8_t, Free>(static_cast<uint8_t*>(memory));
 }

@@ -180,7 +180,10 @@ void score(const Kept<Stored>& kept, int64_t begin, const Query* queries, int32_
             scores_of_integers<Stored, N, AT_ONCE>(keys, kept.key_scales + p * groups_of(width), numbers, scales, width, to);
         }
 #if defined(__AVX512BF16__)
-        else if constexpr (IN_PAIRS<Stored>) scores_of_pairs<N, AT_ONCE>(keys, numbers, width, to);
+        else if constexpr (IN_PAIRS<Stored>) {
+            const char* ahead = kept.after_keys == nullptr ? nullptr : kept.after_keys + p * width * 2;
+            scores_of_pairs<N, AT_ONCE>(keys, numbers, width, ahead, to);
+        }
 #endif
         else scores_of<Stored, N, AT_ONCE>(keys, numbers, width, to);
     }
@@ -202,7 +205,7 @@ void weigh_by(const Kept<Stored>& kept, int64_t begin, const Query* queries, int
     if constexpr (INTEGERS<Stored>)
         weigh_seen_integers<Stored, N>(kept.values, kept.value_scales, rows, first, last, width, sums);
 #if defined(__AVX512BF16__)
-    else if constexpr (IN_PAIRS<Stored>) weigh_seen_pairs<N>(kept.values, rows, SEGMENT, first, last, width, sums);
+    else if constexpr (IN_PAIRS<Stored>) weigh_seen_pairs<N>(kept.values, rows, SEGMENT, first, last, width, kept.after_values, sums);
 #endif
     else weigh_seen<Stored, N>(kept.values, rows, first, last, width, sums);
 }

@@ -35,14 +35,18 @@ inline __m512bh same_pair(const void* from) {
     return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-// N rounded queries times the keys of B vectors of positions.
+// N rounded queries times the keys of B vectors of positions. As many bytes as are read are asked for at
+// `ahead`, if it is not null.
 template <int N, int B>
-void scores_of_pairs(const uint16_t* keys, const float* const* queries, int32_t width, float* const* scores) {
+void scores_of_pairs(const uint16_t* keys, const float* const* queries, int32_t width, const char* ahead,
+                     float* const* scores) {
     __m512 sums[N][B];
     for (int n = 0; n < N; ++n)
         for (int b = 0; b < B; ++b) sums[n][b] = _mm512_setzero_ps();
     for (int32_t i = 0; i < width; i += 2) {
         __m512i each[B];
+        if (ahead != nullptr)
+            for (int b = 0; b < B; ++b, ahead += 64) prefetch_far(ahead);
         for (int b = 0; b < B; ++b) {
             each[b] = _mm512_loadu_si512(keys + (b * width + i) * LANES);
             hold(each[b]);
@@ -63,7 +67,7 @@ void scores_of_pairs(const uint16_t* keys, const float* const* queries, int32_t 
 // rounded weights and added. Only what `kept` has of a pair is read.
 template <int N, int D>
 void weigh_pairs(const uint16_t* values, const uint16_t* const* weights, int64_t first, int64_t last,
-                 int32_t width, uint32_t kept, float* const* sums) {
+                 int32_t width, uint32_t kept, const char* ahead, float* const* sums) {
     __m512 found[N][D];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n)
@@ -72,6 +76,8 @@ void weigh_pairs(const uint16_t* values, const uint16_t* const* weights, int64_t
     const __m512i all = _mm512_set1_epi32(int32_t(kept));
     for (int64_t p = first; p < last; p += 2) {
         __m512i each[D];
+        if (ahead != nullptr)
+            for (int d = 0; d < D; ++d, ahead += 64) prefetch_far(ahead);
         for (int d = 0; d < D; ++d) {
             each[d] = _mm512_and_si512(all, _mm512_loadu_si512(values + p * width + d * 2 * LANES));
             hold(each[d]);
@@ -90,17 +96,17 @@ void weigh_pairs(const uint16_t* values, const uint16_t* const* weights, int64_t
 
 template <int N>
 void weigh_all_pairs(const uint16_t* values, const uint16_t* const* weights, int64_t first, int64_t last,
-                     int32_t width, uint32_t kept, float* const* sums) {
+                     int32_t width, uint32_t kept, const char* ahead, float* const* sums) {
     if (first >= last) return;
     float* to[N];
     int32_t d = 0;
     for (; d + 4 * LANES <= width; d += 4 * LANES) {
         for (int n = 0; n < N; ++n) to[n] = sums[n] + d;
-        weigh_pairs<N, 4>(values + 2 * d, weights, first, last, width, kept, to);
+        weigh_pairs<N, 4>(values + 2 * d, weights, first, last, width, kept, d == 0 ? ahead : nullptr, to);
     }
     for (; d < width; d += LANES) {
         for (int n = 0; n < N; ++n) to[n] = sums[n] + d;
-        weigh_pairs<N, 1>(values + 2 * d, weights, first, last, width, kept, to);
+        weigh_pairs<N, 1>(values + 2 * d, weights, first, last, width, kept, nullptr, to);
     }
 }
 
@@ -109,7 +115,7 @@ void weigh_all_pairs(const uint16_t* values, const uint16_t* const* weights, int
 // multiplied by zero: it may be NaN.
 template <int N>
 void weigh_seen_pairs(const uint16_t* values, float* const* rows, int64_t positions, const int64_t* first,
-                      const int64_t* last, int32_t width, float* const* sums) {
+                      const int64_t* last, int32_t width, const char* ahead, float* const* sums) {
     const uint16_t* weights[N];
     int64_t begin = 0, end = INT64_MAX;
     for (int n = 0; n < N; ++n) {
@@ -120,14 +126,14 @@ void weigh_seen_pairs(const uint16_t* values, float* const* rows, int64_t positi
     }
     constexpr uint32_t BOTH = ~0u, EARLIER = 0x0000ffffu, LATER = 0xffff0000u;
     const auto one = [&](int n, int64_t from, int64_t to, uint32_t kept) {
-        weigh_all_pairs<1>(values, weights + n, from, to, width, kept, sums + n);
+        weigh_all_pairs<1>(values, weights + n, from, to, width, kept, nullptr, sums + n);
     };
     for (int n = 0; n < N; ++n) {
         if (first[n] % 2 != 0 && first[n] < last[n]) one(n, first[n] - 1, first[n] + 1, LATER);
         const int64_t whole_end = last[n] / 2 * 2;
         one(n, (first[n] + 1) / 2 * 2, begin < end ? begin : whole_end, BOTH);
     }
-    weigh_all_pairs<N>(values, weights, begin, end, width, BOTH, sums);
+    weigh_all_pairs<N>(values, weights, begin, end, width, BOTH, ahead, sums);
     for (int n = 0; n < N; ++n) {
         if (begin < end) one(n, end, last[n] / 2 * 2, BOTH);
         if (last[n] % 2 != 0 && first[n] < last[n]) one(n, last[n] - 1, last[n] + 1, EARLIER);

@@ -266,7 +266,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
             });
         worker.phase(int64_t(pass.pieces.size()), [&](int64_t at) {
             const Piece& piece = pass.pieces[at];
-            if (pass.single) attend_alone<Stored>(pass, layer, index, piece, own);
+            const Piece* next = at + 1 < int64_t(pass.pieces.size()) ? &piece + 1 : nullptr;
+            if (pass.single) attend_alone<Stored>(pass, layer, index, piece, next, own);
             else attend_together<Stored>(pass, layer, index, piece, own);
         });
     }
@@ -277,7 +278,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
     // The query heads of one token that share a key head, and one segment.
     template <typename Stored>
-    void attend_alone(const Pass& pass, const Layer& layer, int32_t index, const Piece& piece, Scratch& own) {
+    void attend_alone(const Pass& pass, const Layer& layer, int32_t index, const Piece& piece,
+                      const Piece* next, Scratch& own) {
         const int32_t shared = s.heads / s.kv_heads;
         const Token& token = pass.tokens[piece.token];
         const int64_t begin = piece.what * SEGMENT, end = std::min(begin + SEGMENT, token.position + 1);
@@ -293,7 +295,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
             const float scale = query_of<Stored>(pass, layer, piece.token, piece.head * shared + h, query);
             own.piece_queries[h] = {query, scale, first, end};
         }
-        attend_to(token.sequence->from<Stored>(index, piece.head, begin), begin, own.piece_queries.data(),
+        Kept<Stored> kept = token.sequence->from<Stored>(index, piece.head, begin);
+        kept.after_keys = reinterpret_cast<const char*>(kept.values);
+        if (next != nullptr)
+            kept.after_values = reinterpret_cast<const char*>(
+                pass.tokens[next->token].sequence->from<Stored>(index, next->head, next->what * SEGMENT).keys);
+        attend_to(kept, begin, own.piece_queries.data(),
                   shared, s.attention_scale, width_, own.scores.data(), found);
     }
 

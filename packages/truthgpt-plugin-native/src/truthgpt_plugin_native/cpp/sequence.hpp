@@ -27,6 +27,8 @@ template <typename Stored>
 struct Kept {
     const Stored *keys, *values;
     const float *key_scales, *value_scales;  // of integers
+    // What to ask for while either is read; null for nothing.
+    const char *after_keys = nullptr, *after_values = nullptr;
 };
 
 // How keys and values of SEGMENT positions lie in memory, of all layers: keys as (layer, head, position /

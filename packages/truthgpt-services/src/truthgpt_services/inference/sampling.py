@@ -222,7 +222,8 @@ def candidates(scores: Floats, params: SamplingParams) -> Candidates:
         tokens = _likeliest(weights, params.top_k, 0.0)
         total = float(weights[tokens].sum(dtype=np.float64))
     elif params.top_p < 1.0:
-        total = float(weights.sum(dtype=np.float64))
+        # Added up in pairs: as exact as the weights are.
+        total = float(weights.sum())
         tokens = _enough(weights, params.top_p, total)
     elif params.min_p > 0.0:
         tokens = np.flatnonzero(weights >= np.float32(params.min_p))

@@ -251,17 +251,20 @@ def sampling_options(request: Sampling | ResponsesRequest, model: ServedModel) -
     return given
 
 
-def usage(generations: list[Generation]) -> dict[str, Any] | None:
+def usage(generations: list[Generation], *, answered: bool = True) -> dict[str, Any] | None:
     """Return what a request used; None where the engine does not tell tokens.
 
     Args:
         generations: one for each prompt.
+        answered: whether what was generated is returned: one that asks for no tokens gets none,
+            though the model is asked for one.
     """
     streams = [each.streams[0] for each in generations]
     if not all(each.prompt.tokens for each in streams):
         return None
     prompt = sum(len(each.prompt.tokens) for each in streams)
-    generated = sum(len(text.tokens) for each in generations for text in each.streams)
+    texts = [text for each in generations for text in each.streams] if answered else []
+    generated = sum(len(text.tokens) for text in texts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from truthgpt_plugin_serve.fields import ResponsesRequest, Sampling
 from truthgpt_plugin_serve.generation import Generation, in_thread
 from truthgpt_plugin_serve.keys import Allowance
 from truthgpt_plugin_serve.metrics import Metrics
+from truthgpt_plugin_serve.places import Places
 from truthgpt_plugin_serve.served_model import ServedModel
 from truthgpt_plugin_serve.settings import Settings
 
@@ -68,19 +70,22 @@ class Context:
     def __init__(self, models: Mapping[str, ServedModel], settings: Settings) -> None:
         self.models = models
         self.settings = settings
-        self.metrics = Metrics(models)
+        self._places = {
+            name: Places(settings.max_batch_size, settings.max_waiting)
+            for name, each in models.items()
+            if not each.engine.capabilities.logits
+        }
+        self.metrics = Metrics(models, self._places)
         self.draining = False
         self.live: set[Generation] = set()
         # For tokenizers, templates and grammars, which would hold up the streams.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read request")
-        # An engine that chooses tokens itself takes a thread for each text.
-        asked = any(not each.engine.capabilities.logits for each in models.values())
-        self._askers = ThreadPoolExecutor(settings.max_batch_size) if asked else self._readers
 
     def close(self) -> None:
         """End the threads."""
         self._readers.shutdown(wait=False, cancel_futures=True)
-        self._askers.shutdown(wait=False, cancel_futures=True)
+        for places in self._places.values():
+            places.close()
 
     def named(self, name: str) -> ServedModel:
         """Return the model of a name.
@@ -181,33 +186,37 @@ class Context:
             ApiError: the model cannot do it, too many wait already, or the API key has used what
                 it may.
         """
-        prompt_tokens = len(getattr(prompt, "tokens", ()))
-        most = prompt_tokens + options["max_new_tokens"] * options.get("n", 1)
-        if record.allowance is not None:
-            record.allowance.take_tokens(most)
+        prompt_tokens, texts = len(getattr(prompt, "tokens", ())), options.get("n", 1)
+        most = prompt_tokens + options["max_new_tokens"] * texts
         record.log |= {"model": model.name, "prompt_tokens": prompt_tokens}
         if self.settings.log_prompts:
             record.log["prompt"] = getattr(prompt, "text", prompt)
-        try:
+        places = self._places.get(model.name)
+        with ExitStack() as undo:
+            if places is not None:
+                places.enter(texts)
+                undo.callback(places.leave, texts)
+            if record.allowance is not None:
+                record.allowance.take_tokens(most)
+                undo.callback(record.allowance.give_tokens, most)
             made = await Generation.start(
                 model,
                 prompt,
                 options,
                 timeout=self.settings.request_timeout,
                 readers=self._readers,
-                askers=self._askers,
+                places=places,
                 metrics=self.metrics,
                 ended=lambda made: self._ended(record, most, prompt_tokens, made),
             )
-        except BaseException:
-            if record.allowance is not None:
-                record.allowance.give_tokens(most)
-            raise
+            undo.pop_all()
         self.live.add(made)
         return made
 
     def _ended(self, record: Record, charged: int, prompt: int, made: Generation) -> None:
         self.live.discard(made)
+        if (places := self._places.get(made.model.name)) is not None:
+            places.leave(len(made.streams))
         generated = sum(len(stream.tokens) for stream in made.streams)
         record.log["generated_tokens"] = record.log.get("generated_tokens", 0) + generated
         first = made.streams[0].first_token_seconds if made.streams else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.decoding.errors import GenerationError
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -23,10 +23,6 @@ _MOST_TOKENS = 1 << 31
 
 LONGEST_CONSTRAINT = 1 << 20
 """Characters of a schema or an expression at most."""
-
-
-class GenerationError(TruthGPTError):
-    """Text cannot be generated as asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

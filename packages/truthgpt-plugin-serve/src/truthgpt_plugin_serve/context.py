@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from truthgpt_plugin_serve.errors import ApiError, unavailable
+from truthgpt_core.decoding import SamplingParams
+from truthgpt_plugin_serve.errors import ApiError, overloaded, unavailable
 from truthgpt_plugin_serve.fields import ResponsesRequest, Sampling
 from truthgpt_plugin_serve.generation import Generation, in_thread
 from truthgpt_plugin_serve.keys import Allowance
@@ -34,7 +37,13 @@ _SAMPLING = {
 }
 """Fields of the protocol, and the generation options that they are."""
 
+_FORMS = ("json_schema", "grammar")
+"""Generation options that say what an answer has to be."""
+
 _READERS = 4
+_COMPILERS = 2
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(slots=True)
@@ -78,12 +87,14 @@ class Context:
         self.metrics = Metrics(models, self._places)
         self.draining = False
         self.live: set[Generation] = set()
-        # For tokenizers, templates and grammars, which would hold up the streams.
+        # For tokenizers and templates, which would hold up the streams.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read request")
+        self._compilers = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile form")
 
     def close(self) -> None:
         """End the threads."""
         self._readers.shutdown(wait=False, cancel_futures=True)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         for places in self._places.values():
             places.close()
 
@@ -139,13 +150,38 @@ class Context:
 
         return await in_thread(self._readers, read)
 
-    async def in_thread(self, work: Any) -> Any:
-        """Do work that would hold the event loop up.
+    async def compile(self, work: Callable[[], _Made]) -> _Made:
+        """Compile the form of an answer, which what a client gives may make long.
 
         Raises:
-            ApiError: the request cannot be met.
+            ApiError: it cannot be followed, takes too long, or others are compiled now.
         """
-        return await in_thread(self._readers, work)
+        begun, seconds = threading.Event(), self.settings.compile_timeout
+
+        def begin() -> _Made:
+            begun.set()
+            return work()
+
+        try:
+            async with asyncio.timeout(seconds):
+                return await in_thread(self._compilers, begin)
+        except TimeoutError:
+            if not begun.is_set():
+                raise overloaded("The forms of other answers are being compiled") from None
+            raise ApiError(
+                400,
+                f"The form of the answer takes more than {seconds:g} s to compile: make the schema "
+                "simpler",
+                code="constraint_too_complex",
+            ) from None
+
+    async def _compile_form(self, model: ServedModel, options: Mapping[str, Any]) -> None:
+        """Compile what an answer has to be, so that no reader does: it is found when it begins."""
+        from truthgpt_services.inference.constraints import make_constraint
+
+        form = {name: options[name] for name in _FORMS if name in options}
+        if form and model.engine.capabilities.logits:
+            await self.compile(lambda: make_constraint(SamplingParams(**form), model.tokenizer))
 
     def room(self, model: ServedModel, prompt: Any, wanted: int | None) -> int:
         """Return how many tokens an answer may have.
@@ -186,6 +222,7 @@ class Context:
             ApiError: the model cannot do it, too many wait already, or the API key has used what
                 it may.
         """
+        await self._compile_form(model, options)
         prompt_tokens, texts = len(getattr(prompt, "tokens", ())), options.get("n", 1)
         most = prompt_tokens + options["max_new_tokens"] * texts
         record.log |= {"model": model.name, "prompt_tokens": prompt_tokens}

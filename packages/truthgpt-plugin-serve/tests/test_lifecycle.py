@@ -138,6 +138,69 @@ def test_a_model_that_fails_is_an_error_without_its_insides(
         assert server.post("/v1/chat/completions", CHAT | {"max_tokens": 2}).status_code == 200
 
 
+class Gone(BaseException):
+    """What no code expects."""
+
+
+def test_who_waits_for_a_model_that_dies_is_told_and_the_server_ends(tiny: Path) -> None:
+    """Whether its text is generated or waits, and whether it is a stream."""
+    with running(tiny, max_batch_size=1) as server, ThreadPoolExecutor(4) as threads:
+        asked = threading.Event()
+
+        def die(*args: Any, **options: Any) -> Any:
+            asked.wait(60)
+            raise Gone
+
+        server.model.engine.forward = die  # type: ignore[method-assign]
+        bodies = [LONG, LONG, LONG | {"stream": True}, LONG | {"n": 3, "stream": True}]
+        made = [threads.submit(server.post, "/v1/chat/completions", each) for each in bodies]
+        until(lambda: len(server.application.context.live) == 4)
+        asked.set()
+        answers = [each.result() for each in made]
+        until(lambda: server.server.should_exit)
+    assert [each.status_code for each in answers] == [503, 503, 200, 200]
+    events = [
+        [line for line in each.text.splitlines() if line.startswith("data: {")][-1][6:]
+        for each in answers[2:]
+    ]
+    errors = [json.loads(each)["error"] for each in (answers[0].text, answers[1].text, *events)]
+    assert {(each["type"], each["code"]) for each in errors} == {("server_error", "unavailable")}
+    assert {each["message"] for each in errors} == {"The model generates no more"}
+    assert server.server.failure == "tiny generates no more"
+
+
+DYING = """
+import sys
+from truthgpt_core.cli.main import main
+from truthgpt_services import InferenceService
+
+def die(*args):
+    raise BaseException("planted")
+
+InferenceService.run = die
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_whose_model_dies_ends_with_an_error(tiny: Path) -> None:
+    """Whoever watches it can start it again, and its log says what happened."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", DYING, "serve", str(tiny), "--port", "0"),
+            *("--engine", "torch", "--device", "cpu"),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "tiny generates no more" in done.stderr
+    assert "planted" in done.stdout
+
+
 @pytest.fixture
 def process(tiny: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, as a user starts it, and its address."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from truthgpt_core.decoding import SamplingParams
-from truthgpt_plugin_serve.errors import ApiError, overloaded, unavailable
+from truthgpt_plugin_serve.errors import NO_MORE, ApiError, overloaded, unavailable
 from truthgpt_plugin_serve.fields import ResponsesRequest, Sampling
 from truthgpt_plugin_serve.generation import Generation, in_thread
 from truthgpt_plugin_serve.keys import Allowance
@@ -74,6 +74,7 @@ class Context:
         metrics: what is counted.
         draining: whether new requests are refused, since the server is about to stop.
         live: what is generated now.
+        on_death: called with a model that generates no more, though it was not told to stop.
     """
 
     def __init__(self, models: Mapping[str, ServedModel], settings: Settings) -> None:
@@ -87,6 +88,7 @@ class Context:
         self.metrics = Metrics(models, self._places)
         self.draining = False
         self.live: set[Generation] = set()
+        self.on_death: Callable[[ServedModel], None] = lambda model: None
         # For tokenizers and templates, which would hold up the streams.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read request")
         self._compilers = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile form")
@@ -248,7 +250,17 @@ class Context:
             )
             undo.pop_all()
         self.live.add(made)
+        if not model.is_alive:
+            # It died after the request was let in.
+            made.cut(NO_MORE)
         return made
+
+    def model_died(self, model: ServedModel) -> None:
+        """End what waits for a model that generates no more."""
+        for each in list(self.live):
+            if each.model is model:
+                each.cut(NO_MORE)
+        self.on_death(model)
 
     def _ended(self, record: Record, charged: int, prompt: int, made: Generation) -> None:
         self.live.discard(made)

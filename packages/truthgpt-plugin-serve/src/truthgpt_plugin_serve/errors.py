@@ -18,6 +18,8 @@ from truthgpt_core.errors import TruthGPTError
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 
+NO_MORE = "The model generates no more"
+
 _LONGEST_SAID = 500
 """Characters of what another server says that are passed on."""
 
@@ -113,7 +115,7 @@ def of_engine(error: GenerationError, *, is_remote: bool) -> ApiError:
     if is_remote:
         message = "What runs the model failed to answer; the log of this server says why"
         return ApiError(502, message, code="bad_gateway", kind=SERVER)
-    return unavailable("The model generates no more")
+    return unavailable(NO_MORE)
 
 
 def failed(message: str = "The server failed to answer; its log says why") -> ApiError:

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from truthgpt_plugin_serve.app import Application
 from truthgpt_plugin_serve.errors import ServeError
+from truthgpt_plugin_serve.served_model import ServedModel
 from truthgpt_plugin_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -27,13 +28,17 @@ class Server(uvicorn.Server):
     """A server that ends its answers before it stops.
 
     After SIGTERM or SIGINT new requests get 503, and answers that have begun go on until they end,
-    or until `Settings.drain_timeout` is over. A second signal stops at once.
+    or until `Settings.drain_timeout` is over. A second signal stops at once. Where a model
+    generates no more, it stops in the same way, so that it can be started again.
 
     Args:
         application: what is served.
         settings: of the server.
         host: the address it listens at.
         port: 0 for any that is free.
+
+    Attributes:
+        failure: why it stopped by itself; None if it did not.
     """
 
     def __init__(self, application: Application, settings: Settings, host: str, port: int) -> None:
@@ -57,6 +62,8 @@ class Server(uvicorn.Server):
         self._settings = settings
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.failure: str | None = None
+        application.context.on_death = self._stop_without
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal says to stop."""
@@ -72,6 +79,14 @@ class Server(uvicorn.Server):
             return
         self._application.context.draining = True
         self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _stop_without(self, model: ServedModel) -> None:
+        """Begin to stop, because a model generates no more."""
+        self.failure = f"{model.name} generates no more"
+        logger.critical("The server stops: %s", self.failure)
+        if not self._application.context.draining:
+            self._application.context.draining = True
+            self._begin_to_drain()
 
     def _begin_to_drain(self) -> None:
         self._draining = asyncio.ensure_future(self._drain())

@@ -288,6 +288,46 @@ def slow(tiny: Path) -> Callable[..., Any]:
     return start
 
 
+@contextmanager
+def deaf(server: Running, head: bytes, body: bytes = b"") -> Iterator[None]:
+    """Send a request, and take next to nothing of the answer, though the connection stays."""
+    # Connections have what the socket has that they are accepted from.
+    for listening in server.server.servers[0].sockets:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", server.port))
+        length = b"Host: localhost\r\nContent-Length: %d\r\n" % len(body)
+        connection.sendall(head + length + b"Content-Type: application/json\r\n\r\n" + body)
+        yield
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_nothing_frees_its_row(slow: Callable[..., Any]) -> None:
+    """Its stream is cancelled, and counted as that."""
+    body = LONG | {"stream": True, "n": 8, "logprobs": True, "top_logprobs": 20}
+    head = b"POST /v1/chat/completions HTTP/1.1\r\n"
+    with slow(send_timeout=0.2) as server, deaf(server, head, json.dumps(body).encode()):
+        until(lambda: server.service.statistics.running == 8)
+        until(lambda: server.service.statistics.cancelled == 8)
+        until(lambda: not server.application.guard.open)
+        counted = server.get("/metrics").text
+    (line,) = re.findall(r'request_success_total{finished_reason="abort".*', counted)
+    assert line.endswith(" 8.0")
+
+
+def test_an_answer_that_is_not_taken_does_not_keep_its_connection(tiny: Path) -> None:
+    """Not even when there is nothing more to come, and so little left that none waits for it."""
+    with running(tiny, send_timeout=0.2) as server:
+        head = b"GET /openapi.json HTTP/1.1\r\nConnection: close\r\n"
+        state = server.server.server_state
+        until(lambda: not state.connections)
+        before = state.total_requests
+        with deaf(server, head):
+            until(lambda: state.total_requests > before and not state.connections)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("timeout", "signals"), [(0.1, 1), (60.0, 2)], ids=["too long", "second signal"]

@@ -92,6 +92,13 @@ class _Serve(click.Command):
     help="Seconds after which a request fails.",
 )
 @click.option(
+    "--send-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_DEFAULTS.send_timeout,
+    show_default=True,
+    help="Seconds after which a client that takes nothing of its answer is given up.",
+)
+@click.option(
     "--keys",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File with API keys [default: that of truthgpt serve keys, if there is one].",

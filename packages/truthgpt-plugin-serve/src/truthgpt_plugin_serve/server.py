@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
             application,
             host=host,
             port=port,
-            http=_protocol(settings.body_timeout),
+            http=_protocol(settings.body_timeout, settings.send_timeout),
             ws="none",
             log_config=None,
             access_log=False,
@@ -113,13 +113,56 @@ class Server(uvicorn.Server):
                     await asyncio.sleep(0.02)
 
 
-def _protocol(seconds: float) -> type[H11Protocol]:
+def _protocol(body_timeout: float, send_timeout: float) -> type[H11Protocol]:
     class Bounded(H11Protocol):
-        """Closes connections whose request does not come."""
+        """Closes connections whose request does not come, or whose response is not taken."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._is_lost = False
+            self._watch: asyncio.TimerHandle | None = None
             self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._is_lost = True
+            self._unwatch()
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch_client()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._unwatch()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            # What is left may be too little to pause for, and closing waits until it is taken.
+            self._watch_client()
+
+        def _watch_client(self) -> None:
+            """Give the client up if it takes nothing of what there is for too long."""
+            self._unwatch()
+            if not self._is_lost and (left := self.transport.get_write_buffer_size()):
+                self._watch = self.loop.call_later(
+                    send_timeout, self._look_at_client, self.cycle, left
+                )
+
+        def _unwatch(self) -> None:
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
+
+        def _look_at_client(self, cycle: Any, left: int) -> None:
+            if self.cycle is not cycle:
+                return  # it has taken that response, and asked for another
+            # Nothing was written meanwhile: writing was paused, or there was no more to write.
+            if self.transport.get_write_buffer_size() < left:
+                self._watch_client()
+            else:
+                # Not close, which would wait for the client. Who generates is told that it left.
+                self.transport.abort()
 
         def data_received(self, data: bytes) -> None:
             if self.cycle is not None and self.cycle.response_complete:
@@ -133,7 +176,7 @@ def _protocol(seconds: float) -> type[H11Protocol]:
                 if self.cycle is before and not self.transport.is_closing():
                     self.transport.close()
 
-            self.loop.call_later(seconds, look)
+            self.loop.call_later(body_timeout, look)
 
     return Bounded
 

@@ -224,7 +224,6 @@ class Context:
             ApiError: the model cannot do it, too many wait already, or the API key has used what
                 it may.
         """
-        await self._compile_form(model, options)
         prompt_tokens, texts = len(getattr(prompt, "tokens", ())), options.get("n", 1)
         most = prompt_tokens + options["max_new_tokens"] * texts
         record.log |= {"model": model.name, "prompt_tokens": prompt_tokens}
@@ -238,6 +237,7 @@ class Context:
             if record.allowance is not None:
                 record.allowance.take_tokens(most)
                 undo.callback(record.allowance.give_tokens, most)
+            await self._compile_form(model, options)
             made = await Generation.start(
                 model,
                 prompt,

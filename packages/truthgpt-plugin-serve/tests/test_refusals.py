@@ -139,6 +139,12 @@ def test_a_schema_that_turns_out_too_large_while_it_is_followed_is_refused(
     streamed = server.post("/v1/chat/completions", chat_with(schema) | {"stream": True})
     events = [line for line in streamed.text.splitlines() if line.startswith("data: {")]
     assert json.loads(events[-1][6:])["error"] == error
+    form = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
+    body = RESPONSE | {"text": form, "temperature": 0, "stream": True}
+    last = server.post("/v1/responses", body).text.splitlines()[-2]
+    failed = json.loads(last.removeprefix("data: "))["response"]
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "invalid_prompt")
+    assert failed["error"]["message"] == error["message"]
     assert server.post("/v1/chat/completions", chat_with({"const": 1})).status_code == 200
 
 

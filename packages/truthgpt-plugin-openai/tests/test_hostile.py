@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from openai_server import Handler, Respond, serving, with_models
 
-from truthgpt_core.decoding import GenerationError, SamplingParams
+from truthgpt_core.decoding import (
+    GenerationError,
+    OverloadedError,
+    RefusedError,
+    SamplingParams,
+    UnavailableError,
+)
 from truthgpt_plugin_openai.engine import make_engine
 
 KEY = "sk-secret-0123456789"
@@ -137,6 +143,31 @@ def test_a_fault_of_the_server_is_one_error(fault: str, monkeypatch: pytest.Monk
         assert KEY not in str(raised.value)
         assert raised.value.__cause__ is None
         assert len(str(raised.value)) < 700
+
+
+KINDS = {
+    400: RefusedError,
+    404: RefusedError,
+    422: RefusedError,
+    429: OverloadedError,
+    401: UnavailableError,
+    500: UnavailableError,
+    503: UnavailableError,
+}
+
+
+@pytest.mark.parametrize(("code", "kind"), KINDS.items())
+def test_an_error_says_who_can_do_something(code: int, kind: type[GenerationError]) -> None:
+    """The caller, by another request; the same request later; or nobody but its operator."""
+    with serving(status(code, {"error": {"message": "because"}}, Retry_After="7")) as server:
+        engine = make_engine(f"openai:{server.url}", {})
+        with pytest.raises(GenerationError) as raised:
+            list(engine.generate(CHAT, SamplingParams()))
+    assert type(raised.value) is kind
+    if isinstance(raised.value, RefusedError):
+        assert raised.value.said == "because"
+    if isinstance(raised.value, OverloadedError):
+        assert raised.value.retry_after == 7
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:

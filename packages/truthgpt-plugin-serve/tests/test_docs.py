@@ -46,7 +46,8 @@ def test_the_python_example_streams(text: str, capsys: pytest.CaptureFixture[str
 def test_the_guide_names_every_option(text: str) -> None:
     """Of keys, limits and time; those that are for the engine are `truthgpt serve --help`'s."""
     for name in (
-        *("--max-batch-size", "--max-waiting", "--request-timeout", "--drain-timeout"),
+        *("--max-batch-size", "--max-waiting", "--request-timeout", "--send-timeout"),
+        "--drain-timeout",
         *("--default-max-tokens", "--response-cache", "--insecure", "--no-check", "--log-prompts"),
         *("--on ray", "--replicas", "--engine"),
     ):

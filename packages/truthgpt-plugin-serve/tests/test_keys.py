@@ -90,9 +90,24 @@ def test_limits_hold_for_each_key(locked: Running, keys: Path, secret: str) -> N
     assert answers[0].status_code == 200
     assert answers[-1].status_code == 429
     assert int(answers[-1].headers["retry-after"]) >= 1
-    more = locked.post("/v1/chat/completions", CHAT | {"max_tokens": 100}, headers=bearer(little))
-    assert "40" in more.json()["error"]["message"]
     assert locked.post("/v1/chat/completions", body, headers=bearer(secret)).status_code == 200
+
+
+def test_a_request_that_no_wait_would_let_in_is_refused_for_good(
+    locked: Running, keys: Path
+) -> None:
+    """With both numbers, and as a mistake: clients ask again after 429."""
+    little = add_key(keys, "less", tokens_per_minute=40)
+    until(lambda: locked.get("/v1/models", headers=bearer(little)).status_code == 200)
+    prompt = locked.model.tokenizer("Hello").input_ids
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 100}
+    answer = locked.post("/v1/completions", body, headers=bearer(little))
+    assert answer.status_code == 400
+    assert "retry-after" not in answer.headers
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert f"{len(prompt) + 100} tokens" in error["message"]
+    assert "has 40 a minute" in error["message"]
 
 
 @given(

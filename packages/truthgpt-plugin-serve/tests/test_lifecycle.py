@@ -138,6 +138,69 @@ def test_a_model_that_fails_is_an_error_without_its_insides(
         assert server.post("/v1/chat/completions", CHAT | {"max_tokens": 2}).status_code == 200
 
 
+class Gone(BaseException):
+    """What no code expects."""
+
+
+def test_who_waits_for_a_model_that_dies_is_told_and_the_server_ends(tiny: Path) -> None:
+    """Whether its text is generated or waits, and whether it is a stream."""
+    with running(tiny, max_batch_size=1) as server, ThreadPoolExecutor(4) as threads:
+        asked = threading.Event()
+
+        def die(*args: Any, **options: Any) -> Any:
+            asked.wait(60)
+            raise Gone
+
+        server.model.engine.forward = die  # type: ignore[method-assign]
+        bodies = [LONG, LONG, LONG | {"stream": True}, LONG | {"n": 3, "stream": True}]
+        made = [threads.submit(server.post, "/v1/chat/completions", each) for each in bodies]
+        until(lambda: len(server.application.context.live) == 4)
+        asked.set()
+        answers = [each.result() for each in made]
+        until(lambda: server.server.should_exit)
+    assert [each.status_code for each in answers] == [503, 503, 200, 200]
+    events = [
+        [line for line in each.text.splitlines() if line.startswith("data: {")][-1][6:]
+        for each in answers[2:]
+    ]
+    errors = [json.loads(each)["error"] for each in (answers[0].text, answers[1].text, *events)]
+    assert {(each["type"], each["code"]) for each in errors} == {("server_error", "unavailable")}
+    assert {each["message"] for each in errors} == {"The model generates no more"}
+    assert server.server.failure == "tiny generates no more"
+
+
+DYING = """
+import sys
+from truthgpt_core.cli.main import main
+from truthgpt_services import InferenceService
+
+def die(*args):
+    raise BaseException("planted")
+
+InferenceService.run = die
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_whose_model_dies_ends_with_an_error(tiny: Path) -> None:
+    """Whoever watches it can start it again, and its log says what happened."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", DYING, "serve", str(tiny), "--port", "0"),
+            *("--engine", "torch", "--device", "cpu"),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "tiny generates no more" in done.stderr
+    assert "planted" in done.stdout
+
+
 @pytest.fixture
 def process(tiny: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, as a user starts it, and its address."""
@@ -223,6 +286,46 @@ def slow(tiny: Path) -> Callable[..., Any]:
             yield server
 
     return start
+
+
+@contextmanager
+def deaf(server: Running, head: bytes, body: bytes = b"") -> Iterator[None]:
+    """Send a request, and take next to nothing of the answer, though the connection stays."""
+    # Connections have what the socket has that they are accepted from.
+    for listening in server.server.servers[0].sockets:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", server.port))
+        length = b"Host: localhost\r\nContent-Length: %d\r\n" % len(body)
+        connection.sendall(head + length + b"Content-Type: application/json\r\n\r\n" + body)
+        yield
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_nothing_frees_its_row(slow: Callable[..., Any]) -> None:
+    """Its stream is cancelled, and counted as that."""
+    body = LONG | {"stream": True, "n": 8, "logprobs": True, "top_logprobs": 20}
+    head = b"POST /v1/chat/completions HTTP/1.1\r\n"
+    with slow(send_timeout=0.2) as server, deaf(server, head, json.dumps(body).encode()):
+        until(lambda: server.service.statistics.running == 8)
+        until(lambda: server.service.statistics.cancelled == 8)
+        until(lambda: not server.application.guard.open)
+        counted = server.get("/metrics").text
+    (line,) = re.findall(r'request_success_total{finished_reason="abort".*', counted)
+    assert line.endswith(" 8.0")
+
+
+def test_an_answer_that_is_not_taken_does_not_keep_its_connection(tiny: Path) -> None:
+    """Not even when there is nothing more to come, and so little left that none waits for it."""
+    with running(tiny, send_timeout=0.2) as server:
+        head = b"GET /openapi.json HTTP/1.1\r\nConnection: close\r\n"
+        state = server.server.server_state
+        until(lambda: not state.connections)
+        before = state.total_requests
+        with deaf(server, head):
+            until(lambda: state.total_requests > before and not state.connections)
 
 
 @pytest.mark.slow

@@ -292,6 +292,33 @@ def test_completions_echo_prompts_with_log_probabilities(
     assert second.index == 1
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_request_for_no_tokens_is_counted_as_none(
+    client: openai.OpenAI, server: Running, streamed: bool
+) -> None:
+    """A prompt is scored or given back, and nothing is said to have been answered."""
+    tokens = server.model.tokenizer("The future of it").input_ids
+    options: Any = {"model": "tiny", "prompt": tokens, "max_tokens": 0, "echo": True}
+    if streamed:
+        chunks = list(
+            client.completions.create(
+                stream=True, stream_options={"include_usage": True}, **options
+            )
+        )
+        text = "".join(each.choices[0].text for each in chunks[:-1])
+        used = chunks[-1].usage
+    else:
+        answer = client.completions.create(logprobs=0, **options)
+        found = answer.choices[0].logprobs
+        assert found is not None
+        assert len(found.token_logprobs or ()) == len(tokens)
+        text, used = answer.choices[0].text, answer.usage
+    assert text == server.model.tokenizer.decode(tokens)
+    assert used is not None
+    assert (used.prompt_tokens, used.completion_tokens) == (len(tokens), 0)
+    assert used.total_tokens == len(tokens)
+
+
 def test_completions_stream_each_prompt(client: openai.OpenAI) -> None:
     """The pieces of each make the text that it has alone."""
     options: Any = {"model": "tiny", "max_tokens": 6, "temperature": 0}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
-from running import CHAT, Running
+from running import CHAT, Running, running
 
 from truthgpt_plugin_serve.fields import ChatRequest, CompletionRequest, ResponsesRequest
+from truthgpt_services.inference import constraints
 
 TEXT: dict[str, Any] = {"model": "tiny", "prompt": "Hello"}
 RESPONSE: dict[str, Any] = {"model": "tiny", "input": "Hello"}
@@ -100,6 +105,74 @@ def test_a_schema_that_cannot_be_followed_is_refused(
     error = refused(server, "/v1/chat/completions", CHAT | {"tools": [tool]})
     assert '"measure"' in error["message"]
     assert error["param"] == "tools[0].function.parameters"
+
+
+def chat_with(schema: Any) -> dict[str, Any]:
+    """A chat whose answer a schema allows."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return CHAT | {"response_format": form, "max_tokens": 60, "temperature": 0}
+
+
+def test_too_large_a_schema_is_refused_with_both_numbers(server: Running) -> None:
+    """By itself, and where functions have it together: compiling takes the square of it."""
+    schema = {"type": "object", "properties": {f"p{i}": {} for i in range(10_000)}}
+    error = refused(server, "/v1/chat/completions", chat_with(schema))
+    assert "10001 subschemas" in error["message"]
+    assert "2000 are the most" in error["message"]
+    tools = [
+        {"type": "function", "function": {"name": f"f{number}", "parameters": parameters}}
+        for number in range(3)
+        for parameters in [{"type": "object", "properties": {f"p{i}": {} for i in range(800)}}]
+    ]
+    error = refused(server, "/v1/chat/completions", CHAT | {"tools": tools})
+    assert "2403 subschemas" in error["message"]
+    assert error["param"] == "tools"
+
+
+def test_a_schema_that_turns_out_too_large_while_it_is_followed_is_refused(
+    server: Running,
+) -> None:
+    """By a status if there is one yet; a stream, by an event that says the same."""
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(900)}}
+    error = refused(server, "/v1/chat/completions", chat_with(schema))
+    assert "json_schema" in error["message"]
+    streamed = server.post("/v1/chat/completions", chat_with(schema) | {"stream": True})
+    events = [line for line in streamed.text.splitlines() if line.startswith("data: {")]
+    assert json.loads(events[-1][6:])["error"] == error
+    form = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
+    body = RESPONSE | {"text": form, "temperature": 0, "stream": True}
+    last = server.post("/v1/responses", body).text.splitlines()[-2]
+    failed = json.loads(last.removeprefix("data: "))["response"]
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "invalid_prompt")
+    assert failed["error"]["message"] == error["message"]
+    assert server.post("/v1/chat/completions", chat_with({"const": 1})).status_code == 200
+
+
+def test_what_takes_long_to_compile_is_refused_and_holds_up_nobody_else(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are compiled at once; a third, which could not begin in time, may come again."""
+    begun, over = threading.Semaphore(0), threading.Event()
+
+    def hang(*args: Any) -> None:
+        begun.release()
+        over.wait(60)
+
+    monkeypatch.setattr(constraints, "make_constraint", hang)
+    with running(tiny, compile_timeout=1.0) as server, ThreadPoolExecutor(8) as threads:
+        try:
+            schemas = [chat_with({"const": number}) for number in range(8)]
+            asked = [threads.submit(server.post, "/v1/chat/completions", each) for each in schemas]
+            assert begun.acquire(timeout=60)
+            free = server.post("/v1/chat/completions", CHAT | {"max_tokens": 1})
+            answers = [each.result() for each in asked]
+        finally:
+            over.set()
+    assert free.status_code == 200
+    late = [each.json()["error"] for each in answers if each.status_code == 400]
+    assert [each.status_code for each in answers if each.status_code != 400] == [429] * 6
+    assert [each["code"] for each in late] == ["constraint_too_complex"] * 2
+    assert "more than 1 s" in late[0]["message"]
 
 
 @pytest.mark.parametrize("kind", ["array", "string", ["object", "null"]], ids=str)

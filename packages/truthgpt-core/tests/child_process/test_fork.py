@@ -169,6 +169,20 @@ def test_a_fork_that_was_killed_between_two_calls_is_made_again() -> None:
     assert fork(0) not in (first, os.getpid())
 
 
+@pytest.mark.parametrize("size", [1, 1 << 20], ids=["reading", "writing"])
+def test_a_fork_that_is_stopped_is_not_waited_for(size: int) -> None:
+    """Its own timer does nothing then, and a large request does not even fit into the pipe."""
+    fork = stays(lambda item: os.getpid(), seconds=0.2)
+    stopped = fork("")
+    os.kill(stopped, signal.SIGSTOP)
+    with pytest.raises(ChildError) as failed:
+        fork("x" * size)
+    assert str(failed.value) == "The work: it takes more than 0.2 s"
+    with pytest.raises(ProcessLookupError):
+        os.kill(stopped, 0)
+    assert fork("") not in (stopped, os.getpid())
+
+
 def test_a_fork_that_stays_ends_with_whoever_holds_it() -> None:
     """No process is left, nor a pipe."""
     descriptors = Path("/proc/self/fd")

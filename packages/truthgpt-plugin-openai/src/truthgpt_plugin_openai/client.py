@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -10,7 +11,12 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from truthgpt_core.decoding import GenerationError
+from truthgpt_core.decoding import (
+    GenerationError,
+    OverloadedError,
+    RefusedError,
+    UnavailableError,
+)
 from truthgpt_core.errors import in_one_line, meant_or_known
 from truthgpt_plugin_openai.settings import Settings
 from truthgpt_plugin_openai.source import Address
@@ -30,6 +36,9 @@ _HINTS = {
     422: None,
     429: "Try again later, or see whether the account has credit.",
 }
+
+_FAULTS = (400, 404, 413, 422)
+"""What servers answer if the request is at fault."""
 
 # What the library raises where a server breaks the protocol, beside errors of its own.
 _BROKEN = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
@@ -55,7 +64,9 @@ class Bounded(httpx2.SyncByteStream):
         for chunk in self._stream:
             self._bytes += len(chunk)
             if self._bytes > _MOST_BYTES:
-                raise GenerationError(f"{self._url} sent more than {_MOST_BYTES >> 20} MiB at once")
+                raise UnavailableError(
+                    f"{self._url} sent more than {_MOST_BYTES >> 20} MiB at once"
+                )
             self.check()
             yield chunk
 
@@ -84,7 +95,7 @@ def make_client(address: Address, settings: Settings) -> openai.OpenAI:
     def bound(response: httpx2.Response) -> None:
         if encoding := response.headers.get("content-encoding"):
             # A few bytes may become gigabytes.
-            raise GenerationError(f"{address.url} compresses what it sends ({encoding!r:.40})")
+            raise UnavailableError(f"{address.url} compresses what it sends ({encoding!r:.40})")
         stream = response.stream
         assert isinstance(stream, httpx2.SyncByteStream)
         response.stream = Bounded(stream, address.url, settings.timeout)
@@ -160,9 +171,9 @@ def errors_of(address: Address, settings: Settings) -> Iterator[None]:
         raise found from None
 
 
-def too_slow(url: str, seconds: float) -> GenerationError:
+def too_slow(url: str, seconds: float) -> UnavailableError:
     """Return the error of a server that takes too long."""
-    return GenerationError(
+    return UnavailableError(
         f"{url} sent no text for {seconds:g} seconds", hint="--option timeout=SECONDS waits longer."
     )
 
@@ -174,15 +185,15 @@ def _translated(error: Exception, url: str, settings: Settings) -> GenerationErr
         return _refused(error, url, settings)
     says = _short(_message(error), settings)
     if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError):
-        return GenerationError(f"{url} broke the answer off: {says}", hint="Try again.")
+        return UnavailableError(f"{url} broke the answer off: {says}", hint="Try again.")
     if isinstance(error, openai.APIConnectionError | httpx2.TransportError):
         lost = isinstance(error.__cause__, httpx2.RemoteProtocolError | httpx2.ReadError)
         what = "broke the answer off" if lost else "cannot be reached"
         hint = "Try again." if lost else "See whether the server runs, and the address is right."
-        return GenerationError(f"{url} {what}: {says}", hint=hint)
+        return UnavailableError(f"{url} {what}: {says}", hint=hint)
     if isinstance(error, openai.APIError):
-        return GenerationError(f"{url} failed while it answered: {says}")
-    return GenerationError(
+        return UnavailableError(f"{url} failed while it answered: {says}")
+    return UnavailableError(
         f"{url} does not keep to the OpenAI protocol: {says}",
         hint="The address usually ends in /v1.",
     )
@@ -192,20 +203,31 @@ def _refused(error: openai.APIStatusError, url: str, settings: Settings) -> Gene
     status = error.status_code
     if 300 <= status < 400:
         named = _short(urlsplit(error.response.headers.get("location", "")).netloc, settings)
-        return GenerationError(
+        return UnavailableError(
             f"{url} redirects to {named or 'another address'}, which is not followed",
             hint="Give the address that it leads to, if you trust it.",
         )
     says = _short(_message(error), settings)
     if status in (401, 403):
         has = f"the API key in {settings.key_name}" if settings.key else "requests without a key"
-        return GenerationError(
+        return UnavailableError(
             f"{url} refuses {has} ({status}): {says}",
             hint="Put the key into OPENAI_API_KEY, or name another environment variable with "
             "--option api_key_env=NAME.",
         )
     what = "failed" if status >= 500 else "refuses the request"
-    return GenerationError(f"{url} {what} ({status}): {says}", hint=_HINTS.get(status))
+    message, hint = f"{url} {what} ({status}): {says}", _HINTS.get(status)
+    if status == 429:
+        return OverloadedError(message, hint=hint, retry_after=_retry_after(error))
+    if status in _FAULTS:
+        return RefusedError(message, hint=hint, said=says)
+    return UnavailableError(message, hint=hint)
+
+
+def _retry_after(error: openai.APIStatusError) -> float | None:
+    """Return the seconds that a server names; a date is not read."""
+    given = error.response.headers.get("retry-after", "")
+    return float(given) if re.fullmatch(r"[0-9]{1,4}", given) else None
 
 
 def _message(error: Exception) -> str:

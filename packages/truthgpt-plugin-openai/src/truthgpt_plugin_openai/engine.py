@@ -6,7 +6,14 @@ import weakref
 from collections.abc import Generator, Sequence
 from typing import Any, ClassVar
 
-from truthgpt_core.decoding import Capabilities, Engine, GenerationError, SamplingParams
+from truthgpt_core.decoding import (
+    Capabilities,
+    Engine,
+    GenerationError,
+    RefusedError,
+    SamplingParams,
+    UnavailableError,
+)
 from truthgpt_plugin_openai.settings import EXTRA_FIELDS, Settings, read_settings
 from truthgpt_plugin_openai.source import Address, read_address
 
@@ -53,7 +60,7 @@ class OpenAIEngine(Engine):
         from truthgpt_plugin_openai.client import Bounded, errors_of
 
         if not prompt:
-            raise GenerationError("The prompt is empty")
+            raise RefusedError("The prompt is empty")
         is_chat = not isinstance(prompt, str)
         fields = self._fields(params, is_chat=is_chat)
         url, reason, received = self._address.url, None, 0
@@ -80,7 +87,7 @@ class OpenAIEngine(Engine):
                             bounds.advance()
                         reason = choice.finish_reason or reason
                     if received > params.max_new_tokens * _LONGEST_TOKEN:
-                        raise GenerationError(f"{url} sends more than it was asked for")
+                        raise UnavailableError(f"{url} sends more than it was asked for")
                     bounds.check()
         return _reason(reason, params.stop, url)
 
@@ -108,7 +115,7 @@ class OpenAIEngine(Engine):
             fields["stop"] = list(params.stop)
         if params.json_schema is not None:
             if not is_chat:
-                raise GenerationError(
+                raise RefusedError(
                     "json_schema is for conversations: /completions has no such field",
                     hint="Ask without --raw, or give a list of messages.",
                 )
@@ -157,7 +164,7 @@ def _response_format(schema: Any) -> dict[str, Any]:
 
 def _reason(given: Any, stop: Sequence[str], url: str) -> str | None:
     if given is None:
-        raise GenerationError(f"{url} broke the answer off without saying why", hint="Try again.")
+        raise UnavailableError(f"{url} broke the answer off without saying why", hint="Try again.")
     if given == "length":
         return "length"
     if given == "stop":

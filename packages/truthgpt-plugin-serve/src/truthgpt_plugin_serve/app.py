@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol, TypeVar
 
@@ -72,8 +73,14 @@ class Application:
 def _routes(context: Context) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def died(model: ServedModel) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(context.model_died, model)
+
         for model in context.models.values():
-            model.start()
+            model.start(partial(died, model))
         checking = asyncio.create_task(check_models(context))
         try:
             yield

@@ -70,7 +70,7 @@ class Chat:
                 raise ApiError(
                     400, "response_format and tools are given together", param="response_format"
                 )
-            options["grammar"] = await context.in_thread(
+            options["grammar"] = await context.compile(
                 lambda: tools.grammar(request, offered, model.tokenizer)
             )
         if (request.logprobs or offered) and not model.engine.capabilities.logits:

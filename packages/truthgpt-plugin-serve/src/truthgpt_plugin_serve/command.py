@@ -10,6 +10,7 @@ import click
 
 from truthgpt_core.cluster import Replicas
 from truthgpt_core.errors import UsageError
+from truthgpt_plugin_serve.errors import ServeError
 from truthgpt_plugin_serve.key_commands import default_file, keys
 from truthgpt_plugin_serve.settings import Settings
 from truthgpt_services.commands.generation_options import model_options
@@ -89,6 +90,13 @@ class _Serve(click.Command):
     default=_DEFAULTS.request_timeout,
     show_default=True,
     help="Seconds after which a request fails.",
+)
+@click.option(
+    "--send-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_DEFAULTS.send_timeout,
+    show_default=True,
+    help="Seconds after which a client that takes nothing of its answer is given up.",
 )
 @click.option(
     "--keys",
@@ -177,7 +185,13 @@ def serve(
         click.echo(f"Serving {names} at {url}", err=True)
         if settings.keys is not None:
             click.echo(f"API keys are needed: {settings.keys}", err=True)
-        Server(application, settings, host, port).run(sockets=[listening])
+        server = Server(application, settings, host, port)
+        server.run(sockets=[listening])
+    if server.failure is not None:
+        raise ServeError(
+            f"The server stopped: {server.failure}",
+            hint="Its log says why. Where it is a service, it is started again.",
+        )
 
 
 def _load(models: Mapping[str, str], settings: Settings) -> list[ServedModel]:

@@ -111,7 +111,7 @@ class Completion:
                         "logprobs": await asyncio.to_thread(self._logprobs, stream),
                     }
                 )
-        return self._head() | {"choices": choices, "usage": usage(self.generations)}
+        return self._head() | {"choices": choices, "usage": self._usage()}
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the response as it comes, one prompt after the other.
@@ -142,7 +142,7 @@ class Completion:
                 yield head | {"choices": [choice]}
         options = self.request.stream_options
         if options is not None and options.include_usage:
-            yield head | {"choices": [], "usage": usage(self.generations)}
+            yield head | {"choices": [], "usage": self._usage()}
 
     def close(self) -> None:
         """Want no more of what has not ended."""
@@ -156,6 +156,9 @@ class Completion:
             "created": self.created,
             "model": self.model.name,
         }
+
+    def _usage(self) -> dict[str, Any] | None:
+        return usage(self.generations, answered=self.request.max_tokens > 0)
 
     def _logprobs(self, stream: TextStream) -> dict[str, Any] | None:
         if self.request.logprobs is None:

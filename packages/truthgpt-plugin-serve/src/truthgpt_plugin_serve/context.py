@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from truthgpt_plugin_serve.errors import ApiError, unavailable
+from truthgpt_core.decoding import SamplingParams
+from truthgpt_plugin_serve.errors import NO_MORE, ApiError, overloaded, unavailable
 from truthgpt_plugin_serve.fields import ResponsesRequest, Sampling
 from truthgpt_plugin_serve.generation import Generation, in_thread
 from truthgpt_plugin_serve.keys import Allowance
 from truthgpt_plugin_serve.metrics import Metrics
+from truthgpt_plugin_serve.places import Places
 from truthgpt_plugin_serve.served_model import ServedModel
 from truthgpt_plugin_serve.settings import Settings
 
@@ -32,7 +37,13 @@ _SAMPLING = {
 }
 """Fields of the protocol, and the generation options that they are."""
 
+_FORMS = ("json_schema", "grammar")
+"""Generation options that say what an answer has to be."""
+
 _READERS = 4
+_COMPILERS = 2
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(slots=True)
@@ -63,24 +74,31 @@ class Context:
         metrics: what is counted.
         draining: whether new requests are refused, since the server is about to stop.
         live: what is generated now.
+        on_death: called with a model that generates no more, though it was not told to stop.
     """
 
     def __init__(self, models: Mapping[str, ServedModel], settings: Settings) -> None:
         self.models = models
         self.settings = settings
-        self.metrics = Metrics(models)
+        self._places = {
+            name: Places(settings.max_batch_size, settings.max_waiting)
+            for name, each in models.items()
+            if not each.engine.capabilities.logits
+        }
+        self.metrics = Metrics(models, self._places)
         self.draining = False
         self.live: set[Generation] = set()
-        # For tokenizers, templates and grammars, which would hold up the streams.
+        self.on_death: Callable[[ServedModel], None] = lambda model: None
+        # For tokenizers and templates, which would hold up the streams.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read request")
-        # An engine that chooses tokens itself takes a thread for each text.
-        asked = any(not each.engine.capabilities.logits for each in models.values())
-        self._askers = ThreadPoolExecutor(settings.max_batch_size) if asked else self._readers
+        self._compilers = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile form")
 
     def close(self) -> None:
         """End the threads."""
         self._readers.shutdown(wait=False, cancel_futures=True)
-        self._askers.shutdown(wait=False, cancel_futures=True)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
+        for places in self._places.values():
+            places.close()
 
     def named(self, name: str) -> ServedModel:
         """Return the model of a name.
@@ -134,13 +152,38 @@ class Context:
 
         return await in_thread(self._readers, read)
 
-    async def in_thread(self, work: Any) -> Any:
-        """Do work that would hold the event loop up.
+    async def compile(self, work: Callable[[], _Made]) -> _Made:
+        """Compile the form of an answer, which what a client gives may make long.
 
         Raises:
-            ApiError: the request cannot be met.
+            ApiError: it cannot be followed, takes too long, or others are compiled now.
         """
-        return await in_thread(self._readers, work)
+        begun, seconds = threading.Event(), self.settings.compile_timeout
+
+        def begin() -> _Made:
+            begun.set()
+            return work()
+
+        try:
+            async with asyncio.timeout(seconds):
+                return await in_thread(self._compilers, begin)
+        except TimeoutError:
+            if not begun.is_set():
+                raise overloaded("The forms of other answers are being compiled") from None
+            raise ApiError(
+                400,
+                f"The form of the answer takes more than {seconds:g} s to compile: make the schema "
+                "simpler",
+                code="constraint_too_complex",
+            ) from None
+
+    async def _compile_form(self, model: ServedModel, options: Mapping[str, Any]) -> None:
+        """Compile what an answer has to be, so that no reader does: it is found when it begins."""
+        from truthgpt_services.inference.constraints import make_constraint
+
+        form = {name: options[name] for name in _FORMS if name in options}
+        if form and model.engine.capabilities.logits:
+            await self.compile(lambda: make_constraint(SamplingParams(**form), model.tokenizer))
 
     def room(self, model: ServedModel, prompt: Any, wanted: int | None) -> int:
         """Return how many tokens an answer may have.
@@ -181,33 +224,48 @@ class Context:
             ApiError: the model cannot do it, too many wait already, or the API key has used what
                 it may.
         """
-        prompt_tokens = len(getattr(prompt, "tokens", ()))
-        most = prompt_tokens + options["max_new_tokens"] * options.get("n", 1)
-        if record.allowance is not None:
-            record.allowance.take_tokens(most)
+        prompt_tokens, texts = len(getattr(prompt, "tokens", ())), options.get("n", 1)
+        most = prompt_tokens + options["max_new_tokens"] * texts
         record.log |= {"model": model.name, "prompt_tokens": prompt_tokens}
         if self.settings.log_prompts:
             record.log["prompt"] = getattr(prompt, "text", prompt)
-        try:
+        places = self._places.get(model.name)
+        with ExitStack() as undo:
+            if places is not None:
+                places.enter(texts)
+                undo.callback(places.leave, texts)
+            if record.allowance is not None:
+                record.allowance.take_tokens(most)
+                undo.callback(record.allowance.give_tokens, most)
+            await self._compile_form(model, options)
             made = await Generation.start(
                 model,
                 prompt,
                 options,
                 timeout=self.settings.request_timeout,
                 readers=self._readers,
-                askers=self._askers,
+                places=places,
                 metrics=self.metrics,
                 ended=lambda made: self._ended(record, most, prompt_tokens, made),
             )
-        except BaseException:
-            if record.allowance is not None:
-                record.allowance.give_tokens(most)
-            raise
+            undo.pop_all()
         self.live.add(made)
+        if not model.is_alive:
+            # It died after the request was let in.
+            made.cut(NO_MORE)
         return made
+
+    def model_died(self, model: ServedModel) -> None:
+        """End what waits for a model that generates no more."""
+        for each in list(self.live):
+            if each.model is model:
+                each.cut(NO_MORE)
+        self.on_death(model)
 
     def _ended(self, record: Record, charged: int, prompt: int, made: Generation) -> None:
         self.live.discard(made)
+        if (places := self._places.get(made.model.name)) is not None:
+            places.leave(len(made.streams))
         generated = sum(len(stream.tokens) for stream in made.streams)
         record.log["generated_tokens"] = record.log.get("generated_tokens", 0) + generated
         first = made.streams[0].first_token_seconds if made.streams else None
@@ -251,17 +309,20 @@ def sampling_options(request: Sampling | ResponsesRequest, model: ServedModel) -
     return given
 
 
-def usage(generations: list[Generation]) -> dict[str, Any] | None:
+def usage(generations: list[Generation], *, answered: bool = True) -> dict[str, Any] | None:
     """Return what a request used; None where the engine does not tell tokens.
 
     Args:
         generations: one for each prompt.
+        answered: whether what was generated is returned: one that asks for no tokens gets none,
+            though the model is asked for one.
     """
     streams = [each.streams[0] for each in generations]
     if not all(each.prompt.tokens for each in streams):
         return None
     prompt = sum(len(each.prompt.tokens) for each in streams)
-    generated = sum(len(text.tokens) for each in generations for text in each.streams)
+    texts = [text for each in generations for text in each.streams] if answered else []
+    generated = sum(len(text.tokens) for text in texts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,

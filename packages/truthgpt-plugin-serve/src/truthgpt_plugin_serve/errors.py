@@ -7,10 +7,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from truthgpt_core.decoding import (
+    GenerationError,
+    OverloadedError,
+    RefusedError,
+    UnavailableError,
+)
 from truthgpt_core.errors import TruthGPTError
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+
+NO_MORE = "The model generates no more"
+
+_LONGEST_SAID = 500
+"""Characters of what another server says that are passed on."""
 
 
 class ServeError(TruthGPTError):
@@ -80,6 +91,31 @@ def overloaded(message: str, seconds: float = 1.0) -> ApiError:
 def unavailable(message: str) -> ApiError:
     """Return the error of a server that answers no requests now."""
     return ApiError(503, message, code="unavailable", kind=SERVER, headers={"Retry-After": "1"})
+
+
+def of_engine(error: GenerationError, *, is_remote: bool) -> ApiError:
+    """Return the error of a text that an engine did not generate.
+
+    What another server says of itself is in the log: its address is nothing to clients.
+
+    Args:
+        error: of the engine.
+        is_remote: whether it chooses tokens itself, as one does that asks another server.
+    """
+    if isinstance(error, OverloadedError):
+        message = "What runs the model has too much to do" if is_remote else error.message
+        return overloaded(message, error.retry_after or 1.0)
+    if isinstance(error, RefusedError):
+        if error.said is None:
+            return ApiError(400, str(error))
+        said = "".join(each if " " <= each <= "~" else "?" for each in error.said[:_LONGEST_SAID])
+        return ApiError(400, f"What runs the model refuses the request: {said}", code="refused")
+    if not isinstance(error, UnavailableError):
+        return ApiError(500, error.message, code="generation_failed", kind=SERVER)
+    if is_remote:
+        message = "What runs the model failed to answer; the log of this server says why"
+        return ApiError(502, message, code="bad_gateway", kind=SERVER)
+    return unavailable(NO_MORE)
 
 
 def failed(message: str = "The server failed to answer; its log says why") -> ApiError:

@@ -186,12 +186,12 @@ class Bucket:
             return
         self._refill()
         if amount > self.a_minute:
+            # Not 429, which clients answer by asking again: it would never be let in.
             raise ApiError(
-                429,
+                400,
                 f"The request may take {amount} {what}, and the API key has {self.a_minute} a "
-                "minute",
-                code="rate_limit_exceeded",
-                kind="rate_limit_error",
+                "minute: shorten the prompt or the answer",
+                code="request_too_large",
             )
         if amount > self._left:
             seconds = (amount - self._left) * 60 / self.a_minute

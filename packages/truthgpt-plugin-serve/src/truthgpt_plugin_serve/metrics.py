@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+    from truthgpt_plugin_serve.places import Places
     from truthgpt_plugin_serve.served_model import ServedModel
     from truthgpt_services.inference.text import TextStream
 
@@ -26,11 +27,14 @@ class Metrics:
 
     Args:
         models: those that are served, by name; asked when metrics are read.
+        places: of engines that choose tokens themselves, by name.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+    def __init__(
+        self, models: Mapping[str, ServedModel], places: Mapping[str, Places] | None = None
+    ) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_Schedulers(models))
+        self.registry.register(_Schedulers(models, places or {}))
         self._prompt_tokens = self._counter(
             "vllm:prompt_tokens", "Tokens of prompts that were answered."
         )
@@ -113,8 +117,9 @@ class Metrics:
 class _Schedulers(Collector):
     """What the schedulers of the models say when they are asked."""
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], places: Mapping[str, Places]) -> None:
         self._models = models
+        self._places = places
 
     def describe(self) -> Iterable[Metric]:
         """Nothing is known before it is asked for."""
@@ -132,10 +137,13 @@ class _Schedulers(Collector):
             "truthgpt:model_ready", "1 if a model answers requests.", labels=_MODEL
         )
         for name, model in list(self._models.items()):
-            statistics = model.service.statistics
+            statistics, places = model.service.statistics, self._places.get(name)
             ready.add_metric((name,), float(model.why_refused is None))
-            running.add_metric((name,), statistics.running)
-            waiting.add_metric((name,), statistics.waiting)
+            at_once, asked = statistics.running, statistics.running + statistics.waiting
+            if places is not None:
+                at_once, asked = places.running, places.texts
+            running.add_metric((name,), at_once)
+            waiting.add_metric((name,), max(0, asked - at_once))
         yield running
         yield waiting
         yield ready

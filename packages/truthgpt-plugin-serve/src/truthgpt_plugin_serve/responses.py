@@ -88,7 +88,9 @@ class Response:
                 if piece is not None:
                     yield event("response.output_text.delta", **place, delta=piece, logprobs=[])
         except ApiError as error:
-            failure = {"code": error.code or "server_error", "message": error.message}
+            # The protocol has few codes here, and this one for what the client can change.
+            code = "invalid_prompt" if error.status == 400 else error.code or "server_error"
+            failure = {"code": code, "message": error.message}
             ended = self._head("failed") | {"error": failure}
             yield event("response.failed", response=ended)
             return

@@ -48,10 +48,17 @@ class ServedModel:
     check: str = "not checked"
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _died: bool = False
 
-    def start(self) -> None:
-        """Begin to generate what is asked for."""
-        self._thread = threading.Thread(target=self._run, name=f"generate {self.name}", daemon=True)
+    def start(self, died: Callable[[], None] = lambda: None) -> None:
+        """Begin to generate what is asked for.
+
+        Args:
+            died: called by the thread that generates if it ends before it is told to.
+        """
+        self._thread = threading.Thread(
+            target=self._run, args=(died,), name=f"generate {self.name}", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -64,7 +71,7 @@ class ServedModel:
     def is_alive(self) -> bool:
         """Whether what is asked for is generated."""
         return not self.engine.capabilities.logits or (
-            self._thread is not None and self._thread.is_alive()
+            self._thread is not None and self._thread.is_alive() and not self._died
         )
 
     @property
@@ -72,12 +79,15 @@ class ServedModel:
         """Why requests are refused now; None if they are answered."""
         return self.why_not_ready if self.is_alive else "it generates no more"
 
-    def _run(self) -> None:
+    def _run(self, died: Callable[[], None]) -> None:
         try:
             self.service.run(self._stopping.is_set)
         except BaseException:
-            # Requests would wait forever: they are refused, and /livez says it.
+            # Requests would wait forever.
             logger.exception("The thread that generates with %s ended", self.name)
+        if self.engine.capabilities.logits and not self._stopping.is_set():
+            self._died = True
+            died()
 
 
 def split_names(given: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from truthgpt_plugin_serve.app import Application
 from truthgpt_plugin_serve.errors import ServeError
+from truthgpt_plugin_serve.served_model import ServedModel
 from truthgpt_plugin_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -27,13 +28,17 @@ class Server(uvicorn.Server):
     """A server that ends its answers before it stops.
 
     After SIGTERM or SIGINT new requests get 503, and answers that have begun go on until they end,
-    or until `Settings.drain_timeout` is over. A second signal stops at once.
+    or until `Settings.drain_timeout` is over. A second signal stops at once. Where a model
+    generates no more, it stops in the same way, so that it can be started again.
 
     Args:
         application: what is served.
         settings: of the server.
         host: the address it listens at.
         port: 0 for any that is free.
+
+    Attributes:
+        failure: why it stopped by itself; None if it did not.
     """
 
     def __init__(self, application: Application, settings: Settings, host: str, port: int) -> None:
@@ -41,7 +46,7 @@ class Server(uvicorn.Server):
             application,
             host=host,
             port=port,
-            http=_protocol(settings.body_timeout),
+            http=_protocol(settings.body_timeout, settings.send_timeout),
             ws="none",
             log_config=None,
             access_log=False,
@@ -57,6 +62,8 @@ class Server(uvicorn.Server):
         self._settings = settings
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.failure: str | None = None
+        application.context.on_death = self._stop_without
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal says to stop."""
@@ -72,6 +79,14 @@ class Server(uvicorn.Server):
             return
         self._application.context.draining = True
         self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _stop_without(self, model: ServedModel) -> None:
+        """Begin to stop, because a model generates no more."""
+        self.failure = f"{model.name} generates no more"
+        logger.critical("The server stops: %s", self.failure)
+        if not self._application.context.draining:
+            self._application.context.draining = True
+            self._begin_to_drain()
 
     def _begin_to_drain(self) -> None:
         self._draining = asyncio.ensure_future(self._drain())
@@ -98,13 +113,56 @@ class Server(uvicorn.Server):
                     await asyncio.sleep(0.02)
 
 
-def _protocol(seconds: float) -> type[H11Protocol]:
+def _protocol(body_timeout: float, send_timeout: float) -> type[H11Protocol]:
     class Bounded(H11Protocol):
-        """Closes connections whose request does not come."""
+        """Closes connections whose request does not come, or whose response is not taken."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._is_lost = False
+            self._watch: asyncio.TimerHandle | None = None
             self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._is_lost = True
+            self._unwatch()
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch_client()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._unwatch()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            # What is left may be too little to pause for, and closing waits until it is taken.
+            self._watch_client()
+
+        def _watch_client(self) -> None:
+            """Give the client up if it takes nothing of what there is for too long."""
+            self._unwatch()
+            if not self._is_lost and (left := self.transport.get_write_buffer_size()):
+                self._watch = self.loop.call_later(
+                    send_timeout, self._look_at_client, self.cycle, left
+                )
+
+        def _unwatch(self) -> None:
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
+
+        def _look_at_client(self, cycle: Any, left: int) -> None:
+            if self.cycle is not cycle:
+                return  # it has taken that response, and asked for another
+            # Nothing was written meanwhile: writing was paused, or there was no more to write.
+            if self.transport.get_write_buffer_size() < left:
+                self._watch_client()
+            else:
+                # Not close, which would wait for the client. Who generates is told that it left.
+                self.transport.abort()
 
         def data_received(self, data: bytes) -> None:
             if self.cycle is not None and self.cycle.response_complete:
@@ -118,7 +176,7 @@ def _protocol(seconds: float) -> type[H11Protocol]:
                 if self.cycle is before and not self.transport.is_closing():
                     self.transport.close()
 
-            self.loop.call_later(seconds, look)
+            self.loop.call_later(body_timeout, look)
 
     return Bounded
 

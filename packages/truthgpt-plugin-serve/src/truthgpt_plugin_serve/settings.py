@@ -25,6 +25,8 @@ class Settings:
             not say.
         request_timeout: seconds after which a request that is not answered fails.
         max_body_bytes: of a request.
+        compile_timeout: seconds in which the form that an answer has to have is compiled.
+        send_timeout: seconds after which a client that takes nothing of its answer is given up.
         body_timeout: seconds in which a request has to be there, headers and body each.
         max_requests: how many are handled at once, those that wait included.
         keys: the file with API keys; None for no authentication.
@@ -44,6 +46,8 @@ class Settings:
     default_max_tokens: int = 1024
     request_timeout: float = 600.0
     max_body_bytes: int = 4 << 20
+    compile_timeout: float = 10.0
+    send_timeout: float = 60.0
     body_timeout: float = 30.0
     max_requests: int = 1024
     keys: Path | None = None

@@ -88,9 +88,14 @@ def grammar(request: ChatRequest, tools: Sequence[Tool], tokenizer: Any) -> str:
     Raises:
         ApiError: the schema of a function cannot be followed.
     """
-    from truthgpt_services.inference.constraints import make_constraint, schema_in_grammar
+    from truthgpt_services.inference.constraints import (
+        MOST_SUBSCHEMAS,
+        count_subschemas,
+        make_constraint,
+        schema_in_grammar,
+    )
 
-    rules = []
+    rules, size = [], 0
     for number, each in enumerate(tools):
         schema = {"type": "object", **(each.function.parameters or _NO_ARGUMENTS)}
         try:
@@ -99,12 +104,20 @@ def grammar(request: ChatRequest, tools: Sequence[Tool], tokenizer: Any) -> str:
             # By itself first, so that the error is about it.
             make_constraint(SamplingParams(json_schema=schema), tokenizer)
             arguments = schema_in_grammar(schema)
+            size += count_subschemas(schema)
         except GenerationError as error:
             raise ApiError(
                 400,
                 f'The parameters of the function "{each.function.name}" cannot be used: {error}',
                 param=f"tools[{number}].function.parameters",
             ) from None
+        if size > MOST_SUBSCHEMAS:
+            raise ApiError(
+                400,
+                f"The parameters of the first {number + 1} functions have {size} subschemas, and "
+                f"{MOST_SUBSCHEMAS} are the most",
+                param="tools",
+            )
         head = json.dumps(f'\n{{"name": "{each.function.name}", "arguments": ')
         tail = json.dumps(f"}}\n{END}")
         rules.append(f"call_{number}: {head} {arguments} {tail}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from types import MappingProxyType
 
@@ -14,9 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from truthgpt_core.decoding import GenerationError, SamplingParams
+from truthgpt_core.decoding import GenerationError, RefusedError, SamplingParams
 from truthgpt_services import InferenceService
-from truthgpt_services.inference.constraints import fits, make_constraint, schema_in_grammar
+from truthgpt_services.inference.constraints import (
+    count_subschemas,
+    fits,
+    make_constraint,
+    schema_in_grammar,
+)
 from truthgpt_services.inference.sampling import Sampler
 
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -313,6 +319,44 @@ WRONG = {
         }
     },
 }
+
+
+TOO_LARGE = {
+    "properties": ({"properties": {f"p{i}": True for i in range(3_000)}}, "3001", "2000"),
+    "alternatives": ({"anyOf": [{"const": i} for i in range(3_000)]}, "3001", "2000"),
+    "levels": (nested(60), "more than 50 levels", "50"),
+    "characters": ({"const": "x" * 300_000}, "300013 characters", "262144"),
+}
+
+
+@pytest.mark.parametrize(("schema", "size", "most"), TOO_LARGE.values(), ids=TOO_LARGE)
+def test_too_large_a_schema_is_refused_with_both_numbers(
+    tokenizer, monkeypatch, schema, size, most
+):
+    """Before it is compiled, which takes longest for those that are largest."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(RefusedError) as refused:
+        make_constraint(SamplingParams(json_schema=schema), tokenizer)
+    assert size in str(refused.value)
+    assert most in str(refused.value)
+
+
+def test_names_and_values_are_no_subschemas(speak):
+    """Properties may be called like keywords, and an enumeration may be long."""
+    schema = {"enum": [f"v{i}" for i in range(5_000)]}
+    names = {"properties": {"properties": {"enum": [1]}, "enum": True}}
+    text, _ = speak(json_schema=schema, max_new_tokens=100)
+    assert json.loads(text) in schema["enum"]
+    assert (count_subschemas(schema), count_subschemas(names)) == (1, 3)
+
+
+WIDE = {"properties": {f"p{i}": {"type": "string"} for i in range(900)}, "type": "object"}
+
+
+def test_a_schema_that_is_too_large_for_some_text_alone_is_refused_there(speak):
+    """It is compiled, and begins: nobody could know. It is the request that can be changed."""
+    with pytest.raises(RefusedError, match="The text cannot go on as json_schema asks"):
+        speak(json_schema=WIDE, max_new_tokens=30)
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)

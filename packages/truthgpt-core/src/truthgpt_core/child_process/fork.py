@@ -10,7 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -19,6 +19,9 @@ from truthgpt_core.child_process.parent import Ended
 from truthgpt_core.errors import TruthGPTError, in_one_line
 
 Item = TypeVar("Item")
+
+_SLACK = 5.0
+"""Seconds after the limit of a fork, which ends itself, in which it is waited for."""
 
 
 def forked(
@@ -96,7 +99,8 @@ class Fork:
     Args:
         work: as for `forked`; takes something in JSON types.
         name: what errors begin with.
-        seconds: how long a call may take.
+        seconds: how long a call may take. The fork ends itself then; one that cannot, since it is
+            stopped, is ended a few seconds later.
         memory: bytes that it may take beside those of this process; only on Linux.
         errors: classes that errors which it raises have here.
     """
@@ -130,18 +134,19 @@ class Fork:
             return made
         with self._lock:
             child = self._child
-            if child is None or child.parent != os.getpid():
+            if child is None or child.is_late or child.parent != os.getpid():
                 child = self._child = _Child(self._work, self._seconds, self._memory)
             line = json.dumps(item).encode() + b"\n"
             is_answered = False
             try:
                 try:
-                    write(child.requests, line)
+                    made = self._ask(child, line)
                 except BrokenPipeError:
+                    if child.is_late:
+                        raise
                     # It was killed since the last call, which this one has nothing to do with.
                     child = self._child = _Child(self._work, self._seconds, self._memory)
-                    write(child.requests, line)
-                made = read(child.answers, self._name, self._errors)[1]
+                    made = self._ask(child, line)
                 is_answered = True
             except (EOFError, BrokenPipeError):
                 pass
@@ -157,13 +162,28 @@ class Fork:
                 raise ChildError(f"{self._name}: {how}", how)
             return made
 
+    def _ask(self, child: _Child, line: bytes) -> Any:
+        with child.awaited():
+            write(child.requests, line)
+            return read(child.answers, self._name, self._errors)[1]
+
 
 class _Child:
-    """The process of a `Fork`; it ends when nobody holds this."""
+    """The process of a `Fork`; it ends when nobody holds this.
+
+    Attributes:
+        parent: the id of the process that made it.
+        requests: the pipe that it reads.
+        answers: the pipe that it writes.
+        is_late: whether it was ended because it was waited for too long.
+    """
 
     def __init__(self, work: Callable[[Any], Any], seconds: float, memory: int) -> None:
         self.parent = os.getpid()
+        self.is_late = False
         self._seconds = seconds
+        self._ending = threading.Lock()
+        self._has_ended = False
         asked, self.requests = os.pipe()
         reading, answers = os.pipe()
         with warnings.catch_warnings():
@@ -181,12 +201,43 @@ class _Child:
             self, _finish, self.parent, self._id, self.requests, self.answers
         )
 
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Wait for it in the block, which ends with an error of the pipe if that takes too long.
+
+        Its own timer ends it sooner, but not while it is stopped.
+        """
+        # A timer ends some time after it was cancelled, and would hold this until then.
+        watch = threading.Timer(self._seconds + _SLACK, _give_up, [weakref.ref(self)])
+        watch.daemon = True
+        watch.start()
+        try:
+            yield
+        finally:
+            watch.cancel()
+
+    def give_up(self) -> None:
+        """End it, since it was waited for too long; who waits gets an error of the pipe."""
+        # Once it has ended, its id may be another's.
+        with self._ending:
+            if not self._has_ended:
+                self.is_late = True
+                os.kill(self._id, signal.SIGKILL)
+
     def end(self) -> str:
         """End it; return how it has ended, in a few words."""
         self._finalizer.detach()
         os.close(self.requests)
         self.answers.close()
-        return _end(self._id, self._seconds)
+        with self._ending:
+            self._has_ended = True
+            how = _end(self._id, self._seconds)
+        return _late(self._seconds) if self.is_late else how
+
+
+def _give_up(child: weakref.ref[_Child]) -> None:
+    if (held := child()) is not None:
+        held.give_up()
 
 
 def _answer(
@@ -228,8 +279,12 @@ def _end(child: int, seconds: float) -> str:
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code == -signal.SIGALRM:
-        return f"it takes more than {seconds:g} s"
+        return _late(seconds)
     return Ended(code, b"", "").how
+
+
+def _late(seconds: float) -> str:
+    return f"it takes more than {seconds:g} s"
 
 
 def _limit(memory: int) -> None:

@@ -18,11 +18,16 @@ from truthgpt_core.decoding.engine import (
     refuse_unknown_tokens,
     require,
 )
+from truthgpt_core.decoding.errors import (
+    GenerationError,
+    OverloadedError,
+    RefusedError,
+    UnavailableError,
+)
 from truthgpt_core.decoding.sampling_params import (
     DEFAULT_NEW_TOKENS,
     LONGEST_CONSTRAINT,
     SAMPLING_OPTIONS,
-    GenerationError,
     SamplingParams,
     TokenLogprobs,
 )
@@ -41,10 +46,13 @@ __all__ = [
     "GenerationError",
     "KVCache",
     "LogitsProcessor",
+    "OverloadedError",
+    "RefusedError",
     "SamplingParams",
     "SequenceState",
     "StopStrings",
     "TokenLogprobs",
+    "UnavailableError",
     "end_tokens_of",
     "generation_defaults",
     "overlap",

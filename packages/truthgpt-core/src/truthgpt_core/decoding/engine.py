@@ -8,11 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from truthgpt_core.decoding.sampling_params import (
-    SAMPLING_OPTIONS,
-    GenerationError,
-    SamplingParams,
-)
+from truthgpt_core.decoding.errors import GenerationError
+from truthgpt_core.decoding.sampling_params import SAMPLING_OPTIONS, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +211,12 @@ class Engine(ABC):
 
         Returns:
             Why the text ended, where the engine knows: `eos_token`, `length` or `stop_sequence`.
+
+        Raises:
+            RefusedError: another request could be answered.
+            OverloadedError: this one could be, later.
+            UnavailableError: what runs the model cannot be reached, or has failed.
+            GenerationError: anything else.
         """
         raise GenerationError(f"The engine {self.name} gives logits, and chooses no tokens")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from truthgpt_core.errors import TruthGPTError
+from truthgpt_core.decoding.errors import GenerationError
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -21,12 +21,8 @@ _MOST_TEXTS = 1024
 _MOST_TOKENS = 1 << 31
 """Ids of tokens are below this, in every model."""
 
-LONGEST_CONSTRAINT = 1 << 20
+LONGEST_CONSTRAINT = 1 << 18
 """Characters of a schema or an expression at most."""
-
-
-class GenerationError(TruthGPTError):
-    """Text cannot be generated as asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +118,9 @@ class SamplingParams:
             if text is not None and not isinstance(text, str):
                 raise GenerationError(f"{name} is {text!r:.80}: it must be a text")
             if text is not None and len(text) > LONGEST_CONSTRAINT:
-                raise GenerationError(f"{name} has more than {LONGEST_CONSTRAINT} characters")
+                raise GenerationError(
+                    f"{name} has {len(text)} characters, and {LONGEST_CONSTRAINT} are the most"
+                )
         forms = [name for name in _FORMS if getattr(self, name) is not None]
         if len(forms) > 1:
             raise GenerationError(
@@ -211,7 +209,9 @@ def _schema(given: object) -> dict[str, Any] | bool | None:
         return None
     if isinstance(given, str):
         if len(given) > LONGEST_CONSTRAINT:
-            raise GenerationError(f"json_schema has more than {LONGEST_CONSTRAINT} characters")
+            raise GenerationError(
+                f"json_schema has {len(given)} characters, and {LONGEST_CONSTRAINT} are the most"
+            )
         try:
             given = json.loads(given)
         except (ValueError, RecursionError) as error:

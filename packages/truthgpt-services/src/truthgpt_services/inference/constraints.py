@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from truthgpt_core.decoding import LONGEST_CONSTRAINT, GenerationError, SamplingParams
+from truthgpt_core.decoding import (
+    LONGEST_CONSTRAINT,
+    GenerationError,
+    RefusedError,
+    SamplingParams,
+)
 from truthgpt_core.errors import in_one_line
 
 if TYPE_CHECKING:
@@ -21,8 +26,23 @@ _Made = TypeVar("_Made")
 
 _END = "<|truthgpt end of constrained text|>"
 
+MOST_SUBSCHEMAS = 2000
+"""Properties, items and alternatives of a JSON schema at most: compiling takes their square."""
+
+_DEEPEST = 50
+"""Subschemas within each other at most; each is one or two levels of JSON, which has 128."""
+
 _LEXER_STATES = 50_000
 """States of a regular expression at most, of one or two kilobytes each."""
+
+_GRAMMAR_SIZE = 100_000
+"""Symbols of a grammar at most."""
+
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords whose value has subschemas by name."""
+
+_VALUES = ("const", "enum", "default", "examples")
+"""Keywords whose value is no schema."""
 
 _WHITESPACE = r"\n[ \t]{0,40}|[ \t]{1,4}"
 """What may stand between two tokens of JSON. Without a limit, some models write nothing else."""
@@ -73,26 +93,28 @@ class Constraint:
             token: its id; one of those that end a text ends this.
 
         Raises:
-            GenerationError: the text cannot go on with it, or the constraint takes too much time
-                or memory.
+            GenerationError: the text cannot go on with it.
+            RefusedError: the constraint takes too much time or memory.
         """
         if token in self._end and self._matcher.is_accepting():
             self.finished = True
             return
-        if not self._matcher.consume_token(token):
-            self._refuse_errors()
+        may_come = token < self._size and not self._ruled_out[token]
+        if not _guarded(lambda: self._matcher.consume_token(token), self._name):
+            # A decoder that chooses what cannot come is none of the request's fault.
+            self._refuse_errors(RefusedError if may_come else GenerationError)
         self._look()
 
     def _look(self) -> None:
         """Find what can come next."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        self._refuse_errors()
+        bits = np.frombuffer(_guarded(self._matcher.compute_bitmask, self._name), dtype=np.uint8)
+        self._refuse_errors(RefusedError)
         self._ruled_out = np.unpackbits(~bits, count=self._size, bitorder="little").view(bool)
         self.finished = self._matcher.is_accepting() and bool(self._ruled_out.all())
 
-    def _refuse_errors(self) -> None:
+    def _refuse_errors(self, kind: type[GenerationError]) -> None:
         if self._matcher.is_error():
-            raise GenerationError(
+            raise kind(
                 f"The text cannot go on as {self._name} asks: {_error_of(self._matcher)}",
                 hint="Where the constraint is too large, make it simpler.",
             )
@@ -115,8 +137,9 @@ def make_constraint(
         A function that begins the constraint of one sequence; None if the text is free.
 
     Raises:
-        GenerationError: the schema, expression or grammar is wrong, has something that cannot be
-            followed, admits no text or is too large; or the tokenizer cannot be read.
+        RefusedError: the schema, expression or grammar has something that cannot be followed,
+            admits no text or is too large.
+        GenerationError: it is not JSON, or the tokenizer cannot be read.
     """
     if not params.is_constrained:
         return None
@@ -182,7 +205,9 @@ def _compiled(tokenizer: Any, size: int, name: str, text: str) -> LLMatcher:
             grammar = LLMatcher.grammar_from_json_schema(
                 text, overrides={"lenient": False, "whitespace_pattern": _WHITESPACE}
             )
-        limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
+        limits = LLParserLimits(
+            max_lexer_states=_LEXER_STATES, max_grammar_size=_GRAMMAR_SIZE, verbose_errors=False
+        )
         matcher = LLMatcher(read, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
             # Some of what is impossible or too large shows only with the first token.
@@ -230,19 +255,24 @@ def _refusal(name: str, why: str) -> GenerationError:
     keyword = _UNKNOWN_KEYWORD.match(why)
     if keyword is not None or why.startswith("oneOf constraints"):
         unknown = "oneOf" if keyword is None else keyword[1]
-        return GenerationError(
+        return RefusedError(
             f'json_schema has the keyword "{unknown}", which cannot be followed here',
             hint="anyOf can." if unknown == "oneOf" else "Leave it out, and check the answer.",
         )
     if why.startswith("NoExtension"):
         why = "no text fulfills it"
-    return GenerationError(f"{name} cannot be followed: {why:.300}")
+    return RefusedError(f"{name} cannot be followed: {why:.300}")
 
 
 def _schema_text(schema: object) -> str:
     if schema is True:
         schema = {}
     assert isinstance(schema, dict)
+    if (size := count_subschemas(schema)) > MOST_SUBSCHEMAS:
+        raise RefusedError(
+            f"json_schema has {size} subschemas (properties, items, alternatives), and "
+            f"{MOST_SUBSCHEMAS} are the most"
+        )
     try:
         text = json.dumps(
             # With this key, a schema could change how it is read.
@@ -253,8 +283,36 @@ def _schema_text(schema: object) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise GenerationError(f"json_schema is not JSON: {in_one_line(error)}") from None
     if len(text) > LONGEST_CONSTRAINT:
-        raise GenerationError(f"json_schema has more than {LONGEST_CONSTRAINT} characters")
+        raise RefusedError(
+            f"json_schema has {len(text)} characters, and {LONGEST_CONSTRAINT} are the most"
+        )
     return text
+
+
+def count_subschemas(schema: object) -> int:
+    """Return how many schemas there are in a JSON schema, itself among them.
+
+    Raises:
+        RefusedError: they are within each other too deeply.
+    """
+    count, level, depth = 0, [schema], 0
+    while level:
+        if (depth := depth + 1) > _DEEPEST:
+            raise RefusedError(f"json_schema has more than {_DEEPEST} levels, which are the most")
+        count += len(level)
+        level = [inner for each in level for inner in _subschemas(each)]
+    return count
+
+
+def _subschemas(schema: object) -> Iterator[object]:
+    """Yield the schemas right within a schema."""
+    for key, value in schema.items() if isinstance(schema, dict) else ():
+        if isinstance(value, dict):
+            inner: Iterable[object] = value.values() if key in _NAMED else (value,)
+        else:
+            inner = value if isinstance(value, list) else ()
+        if key not in _VALUES:
+            yield from (each for each in inner if isinstance(each, dict | bool))
 
 
 def _refuse_duplicates(schema: object) -> None:
@@ -270,7 +328,7 @@ def _refuse_duplicates(schema: object) -> None:
         raise _refusal("json_schema", 'Unimplemented keys: ["minProperties"]')
     for key, value in schema.items():
         # These hold values and not schemas.
-        if key not in ("const", "enum", "default", "examples"):
+        if key not in _VALUES:
             _refuse_duplicates(value)
 
 

@@ -11,6 +11,7 @@ import torch
 from truthgpt_core.decoding import (
     GenerationError,
     LogitsProcessor,
+    RefusedError,
     SamplingParams,
     TokenLogprobs,
 )
@@ -339,7 +340,7 @@ def _greedy(logits: torch.Tensor) -> int:
 def _refuse(best: float) -> None:
     """Refuse scores by the highest of them, which is NaN if any is."""
     if best == -np.inf:
-        raise GenerationError(
+        raise RefusedError(
             "No token can be chosen: every one is ruled out",
             hint="Look at logit_bias, min_new_tokens, the constraint and the logits processors.",
         )

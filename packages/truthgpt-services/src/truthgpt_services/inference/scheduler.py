@@ -17,7 +17,9 @@ from typing import Any
 from truthgpt_core.decoding import (
     Engine,
     GenerationError,
+    OverloadedError,
     TokenLogprobs,
+    UnavailableError,
     refuse_too_long,
 )
 from truthgpt_services.inference.pass_times import PassTimes
@@ -28,7 +30,7 @@ from truthgpt_services.inference.statistics import Counters, SchedulerStatistics
 from truthgpt_services.inference.turns import LONGEST_SLEEP, Turns
 
 
-class QueueFullError(GenerationError):
+class QueueFullError(OverloadedError):
     """There are as many requests as may wait."""
 
 
@@ -231,7 +233,7 @@ class Scheduler:
             self._rows.leave_when_idle()
         except BaseException as error:
             # An interrupt: nobody knows how far the engine came.
-            stopped = GenerationError(f"Generating was ended by {type(error).__name__}")
+            stopped = UnavailableError(f"Generating was ended by {type(error).__name__}")
             for row in list(self._rows.running):
                 self._fail(row, stopped)
             for request in [*(row.request for row in before), *self._beginning]:

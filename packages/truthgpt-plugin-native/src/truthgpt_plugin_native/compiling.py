@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 SOURCES = (
     "engine.cpp",
     *("attention.hpp", "attention_integers.hpp", "attention_pairs.hpp", "few_avx512.hpp"),
-    *("integers.hpp", "integers_avx2.hpp", "integers_avx512.hpp", "integers_plain.hpp"),
+    *("integers.hpp", "integers_avx2.hpp", "integers_avx512.hpp", "integers_neon.hpp"),
+    "integers_plain.hpp",
     *("lanes.hpp", "matrix.hpp", "model.hpp", "multiply.hpp", "numbers.hpp"),
     *("packing_avx512.hpp", "pass.hpp", "products.hpp", "rows.hpp", "sequence.hpp"),
     *("team.hpp", "tiles.hpp"),

@@ -111,7 +111,8 @@ void make_exact(Matrix& m) {
 
 bool multiplies_right(void* team, int kind) {
     Memory memory;
-    const int rows = pick(1, 70), columns = kind >= INT8 ? 32 * pick(1, 12) : pick(1, 300), count = pick(1, 40);
+    const int rows = pick(1, 70), count = pick(1, 40);
+    const int columns = kind == INT4 ? 64 * pick(1, 6) : kind == INT8 ? 32 * pick(1, 12) : pick(1, 300);
     Matrix m = matrix(memory, rows, columns, kind);
     make_exact(m);
     // Of each eight the largest is 127, or twice that: rounded to 8 bits, they are what they were.

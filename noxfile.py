@@ -375,7 +375,10 @@ def workspace(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, default=False)
 def soak(session: nox.Session) -> None:
-    """Long campaigns, of which the tests hold a little each; options after `--` go to soak.py."""
+    """Long campaigns, of which the tests hold a little each; options after `--` go to soak.py.
+
+    Code of the engine for ARM is tried, too, with qemu-user and g++-aarch64-linux-gnu installed.
+    """
     install(session, *ALL, SERVE, tests_of=(CORE, SERVICES))
     session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"), BFCL)
     session.run("python", str(ROOT / "benchmarks" / "soak.py"), *session.posargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,21 @@ def test_a_compiler_that_fails(
     assert caught.value.message.endswith("failed with exit code 3: no such flag")
     assert caught.value.hint == "Set CXX to another C++ compiler."
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "flag"),
+    [("x86_64", "-march=native"), ("aarch64", "-mcpu=native"), ("arm64", "-mcpu=native")],
+)
+def test_code_is_for_this_processor(
+    machine: str, flag: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compilers for 64-bit ARM, which macOS calls arm64, have another option for it."""
+    script = '[ "$1" = --version ] && exit 0; echo "$1" >&2; exit 3'
+    monkeypatch.setenv("CXX", failing(tmp_path, script))
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(NativeError, match=f"failed with exit code 3: {flag}\\."):
+        load()
 
 
 def test_a_compiler_that_cannot_be_run(

@@ -1,9 +1,12 @@
 // Random models, and random ways through them, for AddressSanitizer, UBSan and ThreadSanitizer.
 //
-//     fuzz_engine SEED COUNT
+//     fuzz_engine SEED COUNT [FILE]
 //
 // Every model reads a text whole, then in parts beside other sequences; every logit has to have the
-// same bits. All memory is as large as it has to be and no larger.
+// same bits. Products of whole numbers, which are exact in any order, have to be those of plain
+// arithmetic. All memory is as large as it has to be and no larger.
+//
+// FILE gets the logits of all models that are not broken, each model's divided by the largest: float32.
 
 #include <cstdio>
 #include <cstdlib>
@@ -82,7 +85,65 @@ Matrix matrix(Memory& memory, int rows, int columns, int kind) {
     return m;
 }
 
-bool run(unsigned seed) {
+// Make all that a matrix stands for whole numbers, or halves of them.
+void make_exact(Matrix& m) {
+    const size_t count = size_t(m.rows) * m.columns;
+    if (m.kind == FLOAT32) {
+        float* weights = const_cast<float*>(static_cast<const float*>(m.weight));
+        for (size_t i = 0; i < count; ++i) weights[i] = float(pick(-127, 127));
+    } else if (m.kind == BFLOAT16) {
+        uint16_t* weights = const_cast<uint16_t*>(static_cast<const uint16_t*>(m.weight));
+        for (size_t i = 0; i < count; ++i) weights[i] = to_bfloat16(float(pick(-127, 127)));
+    } else {
+        for (size_t i = 0; i < count / m.group; ++i) {
+            const float scale = pick(0, 1) ? 0.5f : 1.0f;
+            if (m.kind == INT8) {
+                const_cast<float*>(static_cast<const float*>(m.scales))[i] = scale;
+            } else {
+                const_cast<uint16_t*>(static_cast<const uint16_t*>(m.scales))[i] = half_of(scale);
+                const_cast<uint16_t*>(m.minima)[i] = half_of(float(-pick(1, 15)));
+            }
+        }
+    }
+    if (m.bias != nullptr)
+        for (int32_t row = 0; row < m.rows; ++row) const_cast<float*>(m.bias)[row] = float(pick(-9, 9));
+}
+
+bool multiplies_right(void* team, int kind) {
+    Memory memory;
+    const int rows = pick(1, 70), count = pick(1, 40);
+    const int columns = kind == INT4 ? 64 * pick(1, 6) : kind == INT8 ? 32 * pick(1, 12) : pick(1, 300);
+    Matrix m = matrix(memory, rows, columns, kind);
+    make_exact(m);
+    // Of each eight the largest is 127, or twice that: rounded to 8 bits, they are what they were.
+    float* x = memory.of<float>(size_t(count) * m.columns);
+    for (int64_t i = 0; i < int64_t(count) * m.columns; i += 8) {
+        const int64_t eight = std::min<int64_t>(8, int64_t(count) * m.columns - i);
+        const int largest = pick(0, int(eight) - 1);
+        const float step = float(pick(1, 2));
+        for (int64_t n = 0; n < eight; ++n)
+            x[i + n] = step * float(n == largest ? (pick(0, 1) ? 127 : -127) : pick(-127, 127));
+    }
+    float* out = memory.of<float>(size_t(count) * m.rows);
+    if (!rows_multiply(team, &m, x, count, out)) return false;
+    std::vector<float> weights(m.columns);
+    for (int32_t row = 0; row < m.rows; ++row) {
+        read_row(m, row, weights.data());
+        for (int n = 0; n < count; ++n) {
+            double sum = m.bias == nullptr ? 0.0 : m.bias[row];
+            for (int32_t i = 0; i < m.columns; ++i) sum += double(weights[i]) * x[int64_t(n) * m.columns + i];
+            if (double(out[int64_t(n) * m.rows + row]) != sum) return false;
+        }
+    }
+    return true;
+}
+
+void* some_team() {
+    static void* const teams[] = {team_new(1), team_new(2), team_new(4)};
+    return teams[pick(0, 2)];
+}
+
+bool same_bits(unsigned seed, std::FILE* file) {
     chance.seed(seed);
     Memory memory;
     Shape s{};
@@ -113,17 +174,20 @@ bool run(unsigned seed) {
     }
     const Matrix embedding = matrix(memory, s.vocabulary, s.hidden, pick(0, 3));
     const Matrix head = matrix(memory, s.vocabulary, s.hidden, pick(0, 3));
-    static void* const teams[] = {team_new(1), team_new(2), team_new(4)};
-    void* engine = engine_new(teams[pick(0, 2)], &s, layers.data(), memory.floats(s.hidden, 0.1f, 1.0f), &head, &embedding);
-    engine_angles(engine, memory.floats(size_t(positions) * s.rotary_dim), memory.floats(size_t(positions) * s.rotary_dim));
+    // One after the other: compilers evaluate arguments in different orders.
+    const float* norm = memory.floats(s.hidden, 0.1f, 1.0f);
+    const float* cosines = memory.floats(size_t(positions) * s.rotary_dim);
+    const float* sines = memory.floats(size_t(positions) * s.rotary_dim);
+    void* engine = engine_new(some_team(), &s, layers.data(), norm, &head, &embedding);
+    engine_angles(engine, cosines, sines);
 
     // What is broken has no defined bits, and still must not break anything else.
     const bool broken = pick(0, 9) == 0;
     if (broken) {
         const float extremes[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-45f};
         Layer& layer = layers[pick(0, s.layers - 1)];
-        const float* norm = pick(0, 1) ? layer.attention_norm : layer.mlp_norm;
-        const_cast<float*>(norm)[pick(0, s.hidden - 1)] = extremes[pick(0, 5)];
+        const float* broken_norm = pick(0, 1) ? layer.attention_norm : layer.mlp_norm;
+        const_cast<float*>(broken_norm)[pick(0, s.hidden - 1)] = extremes[pick(0, 5)];
     }
 
     std::vector<int64_t> ids(positions);
@@ -134,6 +198,14 @@ bool run(unsigned seed) {
     const int64_t length = positions;
     engine_forward(engine, 1, &one, &length, ids.data(), 1, s.vocabulary, whole.data());
     sequence_free(one);
+    if (file != nullptr && !broken) {
+        float largest = 0.0f;
+        for (const float logit : whole) largest = std::max(largest, std::abs(logit));
+        for (const float logit : whole) {
+            const float part = logit / largest;
+            std::fwrite(&part, sizeof part, 1, file);
+        }
+    }
 
     bool same = true;
     const int count = pick(1, 6);
@@ -189,10 +261,18 @@ bool run(unsigned seed) {
 int main(int count, char** arguments) {
     const unsigned first = count > 1 ? unsigned(std::atoi(arguments[1])) : 0;
     const unsigned models = count > 2 ? unsigned(std::atoi(arguments[2])) : 20;
-    for (unsigned seed = first; seed < first + models; ++seed)
-        if (!run(seed)) {
+    std::FILE* const file = count > 3 ? std::fopen(arguments[3], "wb") : nullptr;
+    for (unsigned seed = first; seed < first + models; ++seed) {
+        if (!same_bits(seed, file)) {
             std::printf("other bits with seed %u\n", seed);
             return 1;
         }
-    std::printf("%u models\n", models);
+        for (const int kind : {FLOAT32, BFLOAT16, INT8, INT4})
+            if (!multiplies_right(some_team(), kind)) {
+                std::printf("wrong products of kind %d with seed %u\n", kind, seed);
+                return 1;
+            }
+    }
+    if (file != nullptr) std::fclose(file);
+    std::printf("%u models on %s\n", models, engine_kernel());
 }

@@ -201,12 +201,13 @@ def _for_this_machine() -> str:
 
 
 def _processor() -> str:
-    """Say what `-march=native` depends on."""
+    """Say what `-march=native` and `-mcpu=native` depend on."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return f"{sys.platform} {platform.machine()} {platform.processor()}"
-    lines = {line for line in text.splitlines() if line.startswith(("flags", "Features", "model"))}
+    names = ("flags", "model", "Features", "CPU implementer", "CPU variant", "CPU part")
+    lines = {line for line in text.splitlines() if line.startswith(names)}
     return platform.machine() + "\n".join(sorted(lines))
 
 

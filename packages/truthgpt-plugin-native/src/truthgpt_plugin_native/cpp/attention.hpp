@@ -172,7 +172,7 @@ void score(const Kept<Stored>& kept, int64_t begin, const Query* queries, int32_
         end = std::max(end, Seen(queries[n], begin).last);
     }
     // As many sums as registers hold.
-    constexpr int AT_ONCE = N < 4 || LANES > 8 ? 4 : 2;
+    constexpr int AT_ONCE = N < 4 || LANES != 8 ? 4 : 2;
     for (int64_t p = 0; p < end; p += AT_ONCE * LANES) {
         for (int n = 0; n < N; ++n) to[n] = scores + n * SEGMENT + p;
         const Stored* keys = kept.keys + p * width;

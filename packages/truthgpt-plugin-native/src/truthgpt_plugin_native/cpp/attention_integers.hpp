@@ -123,6 +123,8 @@ inline ShortPairs same_shorts(const void* from) {
     std::memcpy(&pair, from, sizeof pair);
 #if defined(__AVX512F__)
     return (ShortPairs)_mm512_set1_epi32(pair);
+#elif defined(NEON)
+    return (ShortPairs)vdupq_n_s32(pair);
 #else
     return (ShortPairs)IntegerLanes{pair, pair, pair, pair, pair, pair, pair, pair};
 #endif
@@ -135,6 +137,10 @@ inline IntegerLanes add_products(IntegerLanes sum, ShortPairs a, ShortPairs b) {
     return sum + (IntegerLanes)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__) && !defined(__AVX512F__)
     return sum + (IntegerLanes)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(NEON)
+    const int16x8_t left = (int16x8_t)a, right = (int16x8_t)b;
+    return sum + (IntegerLanes)vpaddq_s32(vmull_s16(vget_low_s16(left), vget_low_s16(right)),
+                                          vmull_high_s16(left, right));
 #else
     for (int i = 0; i < LANES; ++i) sum[i] += a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
     return sum;

@@ -455,8 +455,10 @@ const char* engine_kernel() {
     return "avx2";
 #elif defined(__x86_64__)
     return "x86-64";
-#elif defined(__aarch64__)
-    return "aarch64";
+#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
+    return "neon-dotprod";
+#elif defined(NEON)
+    return "neon";
 #else
     return "plain";
 #endif

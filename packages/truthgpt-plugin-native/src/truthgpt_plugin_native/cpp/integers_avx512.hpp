@@ -168,7 +168,7 @@ void multiply_packed(const Matrix& m, const Rows& x, int32_t first, int32_t last
             const int32_t end = std::min(blocks, begin + PART_BLOCKS);
             // What comes next lies behind it.
             const auto next = reinterpret_cast<const char*>(strip.bytes + end * QUADS / (MINIMA ? 2 : 1));
-            Bytes bytes;
+            PartBytes bytes;
             multiply_part<MINIMA>(part_of(strip, begin, end, bytes), x, last - row, begin, end, count, next,
                                   out + row - first, step);
         }
@@ -192,7 +192,7 @@ void strip_of_integers(const Matrix& m, const Rows& x, int32_t first, int32_t la
         const Strip<MINIMA> strip = {packed, steps, minima, 0};
         pack(m, first, last, begin, end, next, strip);
         next += (end - begin) * bytes_of_row / blocks * STRIP;
-        Bytes bytes;
+        PartBytes bytes;
         multiply_part<MINIMA>(part_of(strip, 0, end - begin, bytes), x, last - first, begin, end, count,
                               nullptr, out, step);
     }

@@ -9,6 +9,9 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#include <arm_neon.h>
+#define NEON  // vectors of four floats: g++ keeps longer ones in memory
 #endif
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -19,6 +22,8 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
+#elif defined(NEON)
+constexpr int LANES = 4;
 #else
 constexpr int LANES = 8;
 #endif
@@ -50,6 +55,8 @@ inline Lanes load(const uint16_t* from) {
 #elif defined(__AVX2__)
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+#elif defined(NEON)
+    return (Lanes)vshlq_n_u32(vmovl_u16(vld1_u16(from)), 16);
 #else
     Lanes lanes;
     for (int i = 0; i < LANES; ++i) lanes[i] = from_bfloat16(from[i]);
@@ -60,6 +67,8 @@ inline Lanes load(const uint16_t* from) {
 inline Lanes same(float value) {
 #if defined(__AVX512F__)
     return (Lanes)_mm512_set1_ps(value);
+#elif defined(NEON)
+    return (Lanes)vdupq_n_f32(value);
 #else
     return Lanes{value, value, value, value, value, value, value, value};
 #endif
@@ -71,6 +80,8 @@ inline Lanes fused(Lanes a, Lanes b, Lanes c) {
     return (Lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__) && defined(__FMA__)
     return (Lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(NEON)
+    return (Lanes)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
@@ -98,13 +109,15 @@ inline float largest_of(Lanes v) {
 
 // As for one number, but with fewer roundings where the machine can.
 inline Lanes exponential(Lanes exact) {
-#if defined(__AVX2__) && defined(__FMA__)
+#if (defined(__AVX2__) && defined(__FMA__)) || defined(NEON)
     // In this order NaN becomes a bound.
     Lanes x = larger(exact, same(-87.0f));
     x = x > same(88.0f) ? same(88.0f) : x;
     const Lanes scaled = x * same(1.44269504088896341f);
 #if defined(__AVX512F__)
     const Lanes n = (Lanes)_mm512_roundscale_ps((__m512)scaled, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(NEON)
+    const Lanes n = (Lanes)vrndnq_f32((float32x4_t)scaled);
 #else
     const Lanes n = (Lanes)_mm256_round_ps((__m256)scaled, _MM_FROUND_TO_NEAREST_INT);
 #endif
@@ -117,6 +130,9 @@ inline Lanes exponential(Lanes exact) {
     p = fused(p * r, r, r) + same(1.0f);
 #if defined(__AVX512F__)
     const Lanes found = (Lanes)_mm512_scalef_ps((__m512)p, (__m512)n);
+#elif defined(NEON)
+    const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32((float32x4_t)n), vdupq_n_s32(127));
+    const Lanes found = p * (Lanes)vshlq_n_s32(exponent, 23);
 #else
     const __m256i power = _mm256_slli_epi32(
         _mm256_add_epi32(_mm256_cvtps_epi32((__m256)n), _mm256_set1_epi32(127)), 23);
@@ -147,6 +163,10 @@ inline void compute_here(Vector& vector) {
     asm volatile("" : "+v"(vector));
 #endif
 }
+
+#if defined(NEON)
+inline float total(Lanes v) { return vaddvq_f32((float32x4_t)v); }
+#endif
 
 inline float total(EightLanes v) {
 #if defined(__AVX2__)

@@ -14,6 +14,8 @@ namespace {
 // How many rows of weights and of activations are multiplied at once, so that sums stay in registers.
 #if defined(__AVX512F__)
 constexpr int FLOAT_ROWS = 4, FLOAT_TOKENS = 6;
+#elif defined(NEON)
+constexpr int FLOAT_ROWS = 4, FLOAT_TOKENS = 4;
 #else
 constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4;
 #endif

@@ -184,17 +184,17 @@ struct Part {
 };
 
 // Memory for a part of int4.
-struct Bytes {
+struct PartBytes {
     alignas(64) uint8_t bytes[PART_BLOCKS * QUADS][PACKED_VECTORS][64];
     alignas(64) float steps[PART_BLOCKS][PACKED_VECTORS][SIDE_BY_SIDE];
     alignas(64) float minima[PART_BLOCKS][PACKED_VECTORS][SIDE_BY_SIDE];
 };
 
-inline Part part_of(const Strip<false>& strip, int32_t begin, int32_t, Bytes&) {
+inline Part part_of(const Strip<false>& strip, int32_t begin, int32_t, PartBytes&) {
     return {strip.bytes + int64_t(begin) * QUADS, strip.steps, nullptr, begin, strip.shift};
 }
 
-inline Part part_of(const Strip<true>& strip, int32_t begin, int32_t end, Bytes& to) {
+inline Part part_of(const Strip<true>& strip, int32_t begin, int32_t end, PartBytes& to) {
     const __m512i low = _mm512_set1_epi8(15);
     for (int32_t block = 0; block < end - begin; block += 2)
         for (int quad = 0; quad < QUADS; ++quad)

@@ -22,6 +22,8 @@ constexpr int PER_SCALE = OCTET / 2;
 constexpr int PER_SCALE = OCTET;
 #endif
 
+constexpr int BEYOND = 8;  // blocks that vectors read beyond the last
+
 #if defined(__AVX512BF16__)
 constexpr bool BFLOAT16_ROUNDS = true;  // activations are rounded for weights of bfloat16
 #else
@@ -79,6 +81,21 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
     return total((EightLanes)_mm256_mul_ps(_mm256_cvtepi32_ps(sums), each_of_two));
 }
 #else
+// Returns what the rounded numbers add up to.
+inline int round_octet(const float* from, float inverse, int8_t* to) {
+#if defined(NEON)
+    const int32x4_t low = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(from), inverse));
+    const int32x4_t high = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(from + 4), inverse));
+    const int16x8_t all = vcombine_s16(vmovn_s32(low), vmovn_s32(high));
+    vst1_s8(to, vmovn_s16(all));
+    return vaddvq_s16(all);
+#else
+    int sum = 0;
+    for (int i = 0; i < OCTET; ++i) sum += to[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
+    return sum;
+#endif
+}
+
 inline float round_block(const float* from, int8_t* to, float* scales) {
     float all = 0.0f;
     for (int octet = 0; octet < BLOCK / OCTET; ++octet, from += OCTET, to += OCTET) {
@@ -88,16 +105,14 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
         float largest;
         std::memcpy(&largest, &most, sizeof largest);
         const float inverse = 127.0f / largest;
+        int sum = 0;
         if (!usual || is_not_finite(inverse)) {
             std::fill_n(to, OCTET, int8_t(0));
             scales[octet] = usual ? 0.0f : NAN;
         } else {
-            for (int i = 0; i < OCTET; ++i)
-                to[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
+            sum = round_octet(from, inverse, to);
             scales[octet] = largest / 127.0f;
         }
-        int sum = 0;
-        for (int i = 0; i < OCTET; ++i) sum += to[i];
         all += scales[octet] * float(sum);
     }
     return all;
@@ -114,7 +129,7 @@ class Rows {
     Rows(int32_t rows, int32_t columns, Rounding to)
         : to_(to),
           columns_((columns + 2 * BLOCK - 1) / (2 * BLOCK) * (2 * BLOCK)),
-          blocks_(columns_ / BLOCK + LANES),
+          blocks_(columns_ / BLOCK + std::max(LANES, BEYOND)),
           exact_(size_t(rows) * columns_),
           rounded_(to.bytes ? size_t(rows) * columns_ : 0),
           halves_(to.halves ? size_t(rows) * columns_ : 0),
@@ -145,8 +160,7 @@ class Rows {
         for (int32_t block = 0; block < blocks; ++block)
             sums[block] = round_block(from + block * BLOCK, to + block * BLOCK,
                                       scales + block * (BLOCK / PER_SCALE));
-        // Vectors of eight blocks read beyond the last.
-        std::fill_n(sums + blocks, 8, 0.0f);
+        std::fill_n(sums + blocks, BEYOND, 0.0f);
     }
 
     void round_to_halves([[maybe_unused]] int64_t row, [[maybe_unused]] int32_t length) {

@@ -17,6 +17,8 @@
 #include "integers_avx512.hpp"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "integers_avx2.hpp"
+#elif defined(NEON)
+#include "integers_neon.hpp"
 #else
 #include "integers_plain.hpp"
 #endif
@@ -47,6 +49,9 @@ void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, 
         }
     }
     if (whole < m.columns) {
+#if defined(NEON)  // there g++ does not by itself
+#pragma GCC unroll 4
+#endif
         for (int r = 0; r < R; ++r) {
             Stored rest[LANES] = {};
             std::copy_n(weights[r] + whole, m.columns - whole, rest);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from truthgpt_core.paths import file_sha256
+from truthgpt_core.paths import open_regular
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.safetensors_files import DTYPES, StoredTensor, stored_tensors
 
@@ -83,7 +85,7 @@ class WeightsFile:
         self._path = path
         self._sha256 = sha256
         self._shared = shared
-        self._found: str | OSError = ""
+        self._found: str | Exception = ""
         self._hashing = threading.Thread(target=self._hash, daemon=True)
         self._hashing.start()
         self._wanted: dict[str, tuple[set[torch.dtype], tuple[int, ...]]] = {}
@@ -189,13 +191,18 @@ class WeightsFile:
 
     def _hash(self) -> None:
         try:
-            self._found = file_sha256(self._path)
-        except OSError as error:
+            # As one piece: after each, a thread waits for the one that is building the model.
+            with (
+                open_regular(self._path) as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                self._found = hashlib.sha256(content).hexdigest()
+        except (OSError, ValueError) as error:  # ValueError: it is empty
             self._found = error
 
     def _verify(self) -> None:
         self._hashing.join()
-        if isinstance(self._found, OSError):
+        if isinstance(self._found, Exception):
             raise self._damaged(str(self._found))
         if self._found != self._sha256:
             raise self._damaged("its SHA-256 is not the one that it was saved with")

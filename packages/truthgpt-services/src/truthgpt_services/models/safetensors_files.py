@@ -135,11 +135,13 @@ class SafetensorsWriter:
     """A safetensors file that is written a tensor at a time, in any order.
 
     Used as a context manager. The file is byte for byte the one that the safetensors library
-    writes of the same tensors.
+    writes of the same tensors, with the alignment that it has.
 
     Args:
         path: of the file.
         tensors: the dtype of each tensor that it will have and its shape, by name.
+        alignment: bytes that the first tensor begins at a multiple of, and so do those that
+            follow tensors of multiples of as many; itself a multiple of 8.
 
     Raises:
         ModelError: the format has no such dtype.
@@ -147,7 +149,11 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        *,
+        alignment: int = _ALIGNMENT,
     ) -> None:
         unknown = {dtype for dtype, _ in tensors.values()} - set(_NAMES)
         if unknown:
@@ -163,7 +169,7 @@ class SafetensorsWriter:
             offsets = [self._begins[name], size]
             header[name] = {"dtype": dtype_name, "shape": shape, "data_offsets": offsets}
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _ALIGNMENT)
+        text += b" " * (-(8 + len(text)) % alignment)
         self._data = 8 + len(text)
         self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
@@ -38,6 +37,7 @@ from truthgpt_core.paths import file_sha256
 from truthgpt_services.models.loading import DTYPES, load_config, quiet
 from truthgpt_services.models.model_card import write_model_card
 from truthgpt_services.models.recipe import Recipe, SavedStep, is_saved, read_recipe
+from truthgpt_services.models.safetensors_files import SafetensorsWriter
 from truthgpt_services.models.weights_file import Skeleton, WeightsFile
 from truthgpt_services.storage.atomic import MARKER, explained_writing, share_as_umask_says
 
@@ -51,6 +51,10 @@ IMPORT_FIRST = (
     "before you load it (pip install truthgpt-services)"
 )
 """In the place of a file name in config.json, so that it is part of transformers' error."""
+
+ALIGNMENT = 64
+"""Bytes that weights begin at a multiple of, in a file that is mapped into memory. Vectors that
+begin elsewhere lie in two lines of the processor's cache, which takes longer to read."""
 
 MARKS = ("quantization_config", "transformers_weights")
 """What is added to config.json of a model with changed weights."""
@@ -82,7 +86,10 @@ def save(model: Any, tokenizer: Any, directory: Path, recipe: Recipe) -> None:
         _mark_config(directory / "config.json", changed=recipe.changes_weights)
         write_model_card(directory, recipe)
         weights = directory / recipe.weights
-        save_file(tensors, weights, metadata={"format": "pt"})
+        described = {name: (each.dtype, tuple(each.shape)) for name, each in tensors.items()}
+        with SafetensorsWriter(weights, described, alignment=ALIGNMENT) as file:
+            for name, tensor in tensors.items():
+                file.write(name, tensor)
         raw = asdict(recipe) | {
             "weights_bytes": weights.stat().st_size,
             "weights_sha256": file_sha256(weights),

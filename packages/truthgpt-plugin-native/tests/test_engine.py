@@ -164,7 +164,7 @@ def three_threads() -> Iterator[None]:
 def test_torch_has_its_threads_again_once_an_engine_is_made(
     monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    """They rest while a quantized model is compared with the code, and no longer."""
+    """They rest while a quantized or small model is compared with the code, and no longer."""
     model = with_layers(make_model("Llama"), Int8)
     dequantize, seen = Int8.dequantize, set()
 

@@ -41,6 +41,9 @@ activations to 8 bits takes some 0.001; what is computed wrongly takes whole nat
 _CHECKED = 8
 """Tokens of the text that the first logits are compared on."""
 
+_SMALL = 2**30
+"""Bytes of weights from which on torch's threads take part in that."""
+
 
 class NativeEngine(Engine):
     """Runs a decoder of the Llama family on a CPU.
@@ -286,8 +289,10 @@ def _divergence(engine: NativeEngine, model: Any) -> float:
     step = max(1, engine.vocabulary_size // _CHECKED)
     count = min(_CHECKED, engine.context_length or _CHECKED)
     tokens = [number * step % engine.vocabulary_size for number in range(count)]
-    # Of a quantized model `multiply` computes most.
-    threads = torch_in_one_thread() if _is_quantized(model) else nullcontext()
+    # Most of a quantized model is computed by `multiply`, and reading a small one takes one thread
+    # less time than it may take to wait for others, where other programs run.
+    alone = _is_quantized(model) or engine.describe()["weights_bytes"] < _SMALL
+    threads = torch_in_one_thread() if alone else nullcontext()
     with torch.inference_mode(), threads:
         own = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float()
     own, given = own.log_softmax(-1), engine.prompt_logits(tokens).log_softmax(-1)

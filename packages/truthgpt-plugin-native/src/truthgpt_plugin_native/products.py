@@ -58,8 +58,8 @@ def multiply(x: Tensor, matrix: StoredMatrix) -> Tensor:
 def torch_in_one_thread() -> Iterator[None]:
     """Let torch compute in one thread for a while, and `multiply` in as many as before.
 
-    Torch's threads spin for some time after each use, on cores that those of compiled code wait
-    for: where the two take turns in a model, a short pass takes several times as long.
+    Torch's threads spin for some time after each use, on cores that those of compiled code or of
+    other programs wait for, and then wait for each other: a short pass takes several times as long.
     """
     threads = torch.get_num_threads()
     token = _threads.set(threads)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +176,32 @@ def test_a_model_that_is_no_longer_used_is_freed() -> None:
     del model, engine, state
     gc.collect()
     assert gone() is None
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.usefixtures("three_threads")
+def test_torch_has_its_threads_again_once_an_engine_is_made(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """They rest while a quantized or small model is compared with the code, and no longer."""
+    model = with_layers(make_model("Llama"), Int8)
+    dequantize, seen = Int8.dequantize, set()
+
+    def watched(layer: Int8) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        if fails:
+            raise RuntimeError("the model is broken")
+        return dequantize(layer)
+
+    monkeypatch.setattr(Int8, "dequantize", watched)
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        make_engine(model)
+    assert (seen, torch.get_num_threads()) == ({1}, 3)

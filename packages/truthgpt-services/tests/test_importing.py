@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +41,24 @@ def test_who_works_without_a_collector_goes_on_without():
     with importing():
         pass
     assert not gc.isenabled()
+
+
+READ = """
+import sys
+from collections import Counter
+from truthgpt_services.importing import importing
+opened = Counter()
+sys.addaudithook(lambda event, given: opened.update([str(given[0])]) if event == "open" else None)
+with importing():
+    from transformers.models.llama import LlamaConfig
+print({count for name, count in opened.items() if "/models/gpt2/" in name})
+"""
+
+
+@pytest.mark.new_process
+def test_the_source_of_transformers_is_read_once():
+    """Files of models that nobody asks for are opened once; transformers opens them twice."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.stdout, done.stderr) == ("{1}\n", "")

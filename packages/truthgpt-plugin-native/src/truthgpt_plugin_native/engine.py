@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from ctypes import byref, c_int64, c_void_p
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ from truthgpt_core.optimization import StoresMatrix
 from truthgpt_plugin_native import library
 from truthgpt_plugin_native.kv_cache import CacheChoice, CacheDtype, choice_of
 from truthgpt_plugin_native.pages import let_go, move_to_large_pages
+from truthgpt_plugin_native.products import torch_in_one_thread
 from truthgpt_plugin_native.reading import Weights, why_not
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ activations to 8 bits takes some 0.001; what is computed wrongly takes whole nat
 
 _CHECKED = 8
 """Tokens of the text that the first logits are compared on."""
+
+_SMALL = 2**30
+"""Bytes of weights from which on torch's threads take part in that."""
 
 
 class NativeEngine(Engine):
@@ -262,9 +267,7 @@ def make_engine(model: Any, kv_cache: CacheDtype | None = None) -> NativeEngine 
     if reason := why_not(model):
         logger.info("The model runs on PyTorch: %s", reason)
         return None
-    exact = model.dtype == torch.float32 and not any(
-        isinstance(module, StoresMatrix) for module in model.modules()
-    )
+    exact = model.dtype == torch.float32 and not _is_quantized(model)
     choice = choice_of(model) if kv_cache is None else None
     chosen = kv_cache if choice is None else choice.dtype
     dtype = getattr(torch, chosen or ("float32" if exact else "bfloat16"))
@@ -286,6 +289,10 @@ def make_engine(model: Any, kv_cache: CacheDtype | None = None) -> NativeEngine 
     return engine
 
 
+def _is_quantized(model: Any) -> bool:
+    return any(isinstance(module, StoresMatrix) for module in model.modules())
+
+
 def _divergence(engine: NativeEngine, model: Any) -> float:
     """Return how far logits of a few tokens are from the model's own, in nats.
 
@@ -294,7 +301,11 @@ def _divergence(engine: NativeEngine, model: Any) -> float:
     step = max(1, engine.vocabulary_size // _CHECKED)
     count = min(_CHECKED, engine.context_length or _CHECKED)
     tokens = [number * step % engine.vocabulary_size for number in range(count)]
-    with torch.inference_mode():
+    # Most of a quantized model is computed by `multiply`, and reading a small one takes one thread
+    # less time than it may take to wait for others, where other programs run.
+    alone = _is_quantized(model) or engine.describe()["weights_bytes"] < _SMALL
+    threads = torch_in_one_thread() if alone else nullcontext()
+    with torch.inference_mode(), threads:
         own = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float()
     own, given = own.log_softmax(-1), engine.prompt_logits(tokens).log_softmax(-1)
     if not bool(torch.isfinite(own).all() and torch.isfinite(given).all()):

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from ctypes import byref
 
 import torch
@@ -20,6 +23,7 @@ from truthgpt_plugin_native.matrices import describe
 logger = logging.getLogger(__name__)
 
 _library = torch.library.Library("truthgpt_native", "DEF")
+_threads: ContextVar[int] = ContextVar("threads")
 
 
 def make_matmul() -> StoredMatmul | None:
@@ -50,12 +54,29 @@ def multiply(x: Tensor, matrix: StoredMatrix) -> Tensor:
     return out
 
 
+@contextmanager
+def torch_in_one_thread() -> Iterator[None]:
+    """Let torch compute in one thread for a while, and `multiply` in as many as before.
+
+    Torch's threads spin for some time after each use, on cores that those of compiled code or of
+    other programs wait for, and then wait for each other: a short pass takes several times as long.
+    """
+    threads = torch.get_num_threads()
+    token = _threads.set(threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _threads.reset(token)
+
+
 def _multiply(x: Tensor, weight: Tensor, scales: Tensor, minima: Tensor | None) -> Tensor:
     exact = x.float().contiguous()
     kept = [None if each is None else each.contiguous() for each in (weight, scales, minima)]
     matrix = describe(*kept)  # type: ignore[arg-type]
     out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)
-    team = library.team(torch.get_num_threads(), os.getpid())
+    team = library.team(_threads.get(torch.get_num_threads()), os.getpid())
     if not library.load().rows_multiply(
         team, byref(matrix), exact.data_ptr(), exact.shape[0], out.data_ptr()
     ):

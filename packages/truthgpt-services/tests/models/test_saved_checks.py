@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import threading
 
 import pytest
 import torch
@@ -61,6 +62,31 @@ def test_a_thousand_zeroed_bytes_are_noticed(directory, service):
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"weights\.safetensors is damaged: its SHA-256"):
         service.load_model(str(directory))
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_weights_that_are_replaced_meanwhile_are_not_used_unchecked(directory, service, sealed):
+    """The checksum is begun before the tokenizer is read: others need one of their own."""
+
+    def replace(_):
+        for thread in threading.enumerate():
+            if thread.name == "checksum":
+                thread.join()
+        content = bytearray((directory / "weights.safetensors").read_bytes())
+        content[-5000:-4000] = bytes(1000)
+        (directory / "new").write_bytes(content)
+        (directory / "new").replace(directory / "weights.safetensors")
+        if sealed:
+            seal(directory)
+
+    def make():
+        return service.make_engine(service.resolve(str(directory)), before_loading=replace)
+
+    if sealed:
+        make()
+    else:
+        with pytest.raises(ModelError, match="it was changed while it was being loaded"):
+            make()
 
 
 UP = "model.layers.0.mlp.up_proj.weight"

@@ -135,13 +135,13 @@ class SafetensorsWriter:
     """A safetensors file that is written a tensor at a time, in any order.
 
     Used as a context manager. The file is byte for byte the one that the safetensors library
-    writes of the same tensors, unless another alignment is asked for.
+    writes of the same tensors, with the alignment that it has.
 
     Args:
         path: of the file.
         tensors: the dtype of each tensor that it will have and its shape, by name.
-        alignment: where the first tensor begins is a multiple of so many bytes. From 64 on,
-            tensors that are mapped can be used as they are.
+        alignment: bytes that the first tensor begins at a multiple of, and so do those that
+            follow tensors of multiples of as many; itself a multiple of 8.
 
     Raises:
         ModelError: the format has no such dtype.
@@ -152,6 +152,7 @@ class SafetensorsWriter:
         self,
         path: Path,
         tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        *,
         alignment: int = _ALIGNMENT,
     ) -> None:
         unknown = {dtype for dtype, _ in tensors.values()} - set(_NAMES)

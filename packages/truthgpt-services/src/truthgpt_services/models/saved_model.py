@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,12 +54,19 @@ IMPORT_FIRST = (
 )
 """In the place of a file name in config.json, so that it is part of transformers' error."""
 
+ALIGNMENT = 64
+"""Bytes that weights begin at a multiple of, in a file that is mapped into memory. Vectors that
+begin elsewhere lie in two lines of the processor's cache, which takes longer to read."""
+
 MARKS = ("quantization_config", "transformers_weights")
 """What is added to config.json of a model with changed weights."""
 
 RemadeStep = tuple[SavedStep, Optimization[Any]]
 MakeOptimization = Callable[[str, dict[str, Any]], Optimization[Any]]
 MakeContext = Callable[[str], OptimizationContext]
+
+_begun: ContextVar[dict[Path, tuple[Recipe, WeightsFile]]] = ContextVar("begun")
+"""Weights whose checksum is being computed, by the directory of their model."""
 
 
 def save(model: Any, tokenizer: Any, directory: Path, recipe: Recipe) -> None:
@@ -82,8 +91,8 @@ def save(model: Any, tokenizer: Any, directory: Path, recipe: Recipe) -> None:
         _mark_config(directory / "config.json", changed=recipe.changes_weights)
         write_model_card(directory, recipe)
         weights = directory / recipe.weights
-        sizes = {name: (each.dtype, tuple(each.shape)) for name, each in tensors.items()}
-        with SafetensorsWriter(weights, sizes, alignment=64) as file:
+        described = {name: (each.dtype, tuple(each.shape)) for name, each in tensors.items()}
+        with SafetensorsWriter(weights, described, alignment=ALIGNMENT) as file:
             for name, tensor in tensors.items():
                 file.write(name, tensor)
         raw = asdict(recipe) | {
@@ -132,7 +141,9 @@ def load(
         OptimizationError: an optimization that it needs is not installed.
     """
     recipe = read_recipe(directory)
-    weights = open_weights(directory, recipe)
+    begun, weights = _begun.get({}).pop(directory, (None, None))
+    if weights is None or begun != recipe:
+        weights = open_weights(directory, recipe)
     model = without_values(load_config(directory), recipe)
     steps = remade(recipe.steps, make_optimization)
     model = put_in_place(model, recipe, weights, steps, make_context)
@@ -144,6 +155,27 @@ def load(
     for step in runnable(directory, device, make_optimization) if run else ():
         model = calls.apply(step, model, make_context(step.name)).model
     return model
+
+
+@contextmanager
+def checking(directory: Path) -> Iterator[None]:
+    """Begin to compute the checksum of a model's weights, if it is a saved one, for `load`.
+
+    Args:
+        directory: of a model that is loaded in the block, after what takes time without it.
+
+    Raises:
+        ModelError: the recipe or the weights are missing or damaged.
+    """
+    begun = {}
+    if is_saved(directory):
+        recipe = read_recipe(directory)
+        begun[directory] = recipe, open_weights(directory, recipe)
+    token = _begun.set(begun)
+    try:
+        yield
+    finally:
+        _begun.reset(token)
 
 
 def open_weights(directory: Path, recipe: Recipe) -> WeightsFile:

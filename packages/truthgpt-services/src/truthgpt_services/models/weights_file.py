@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from truthgpt_core.paths import file_sha256
+from truthgpt_core.paths import open_regular
 from truthgpt_services.errors import ModelError
 from truthgpt_services.models.safetensors_files import DTYPES, StoredTensor, stored_tensors
 
@@ -83,8 +86,9 @@ class WeightsFile:
         self._path = path
         self._sha256 = sha256
         self._shared = shared
-        self._found: str | OSError = ""
-        self._hashing = threading.Thread(target=self._hash, daemon=True)
+        self._found: str | Exception = ""
+        self._hashed: tuple[int, ...] = ()
+        self._hashing = threading.Thread(target=self._hash, name="checksum", daemon=True)
         self._hashing.start()
         self._wanted: dict[str, tuple[set[torch.dtype], tuple[int, ...]]] = {}
         self._touched: set[str] = set()
@@ -189,19 +193,32 @@ class WeightsFile:
 
     def _hash(self) -> None:
         try:
-            self._found = file_sha256(self._path)
-        except OSError as error:
+            # As one piece: after each, a thread waits for the one that is building the model.
+            with (
+                open_regular(self._path) as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                self._hashed = _identity(os.fstat(file.fileno()))
+                self._found = hashlib.sha256(content).hexdigest()
+        except (OSError, ValueError) as error:  # ValueError: it is empty
             self._found = error
 
     def _verify(self) -> None:
         self._hashing.join()
-        if isinstance(self._found, OSError):
+        if isinstance(self._found, Exception):
             raise self._damaged(str(self._found))
         if self._found != self._sha256:
             raise self._damaged("its SHA-256 is not the one that it was saved with")
+        # What it is computed of was open at another time than what is mapped.
+        if not self._path.is_file() or _identity(self._path.stat()) != self._hashed:
+            raise self._damaged("it was changed while it was being loaded")
 
     def _damaged(self, why: str) -> ModelError:
         return ModelError(f"{self._path} is damaged: {why}", hint=_AGAIN)
+
+
+def _identity(about: os.stat_result) -> tuple[int, ...]:
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

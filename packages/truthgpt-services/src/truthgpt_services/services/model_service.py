@@ -245,9 +245,10 @@ class ModelService:
         @cache  # for the next plugin, if one that has looked at the model leaves it
         def load() -> Any:
             directory = as_directory(source, self.progress)
-            before_loading(directory)
-            loaded.append(directory)
-            return self.load_model(str(directory), options)
+            with saved_model.checking(directory):
+                before_loading(directory)
+                loaded.append(directory)
+                return self.load_model(str(directory), options)
 
         dtype = options.get("dtype") or options.get("torch_dtype")
         named = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from truthgpt_core.decoding import Engine, refuse_unknown_tokens, require
+from truthgpt_core.decoding import Decoder, Engine, refuse_unknown_tokens, require
+from truthgpt_services.errors import ModelError
 from truthgpt_services.measuring import memory
 from truthgpt_services.measuring.divergence import divergence
 from truthgpt_services.measuring.logit_lens import NoLensError, States, divergence_by_layer, states
@@ -31,6 +32,8 @@ class Bench(BenchRequests):
     Args:
         engine: runs the model.
         tokenizer: to go with it.
+        own_decoder: returns what decodes a text whose request gives no options; None for token by
+            token.
 
     Attributes:
         engine: runs the model.
@@ -40,10 +43,17 @@ class Bench(BenchRequests):
         GenerationError: the engine gives no logits.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        own_decoder: Callable[[], Decoder | None] = lambda: None,
+    ) -> None:
         require(engine, "logits", "Measuring")
         self.engine = engine
         self.tokenizer = tokenizer
+        self._own_decoder = own_decoder
+        self._decoding: _Decoding | None = None
         self._device: torch.device = getattr(engine, "device", torch.device("cpu"))
 
     @property
@@ -95,13 +105,26 @@ class Bench(BenchRequests):
         Returns:
             Seconds from prompt in to first token out.
         """
+        decoder, self._decoding = self._own_decoder(), None
         began = time.perf_counter()
         (self._state,) = self.engine.open(len(ids) + new_tokens)
-        self._token = self._next(ids)
+        if decoder is not None:
+            made = decoder.decode(self.engine, self._state, ids, _likeliest)
+            self._decoding = _Decoding(decoder.name, made, new_tokens)
+            self._decoding.take(1)
+        else:
+            self._token = self._next(ids)
         return time.perf_counter() - began
 
     def decode(self, tokens: int) -> float:
-        """Seconds that so many more tokens take, not stopping at the end of the text."""
+        """Seconds that so many more tokens take, not stopping at the end of the text.
+
+        With a decoder of its own, passes give different numbers of tokens. All that were announced
+        to `read_prompt` are decoded in the first call then, and each call has its share of the
+        time: a ratio of slices of such a text would count the fastest too much.
+        """
+        if self._decoding is not None:
+            return tokens * self._decoding.seconds_per_token()
         began = time.perf_counter()
         for _ in range(tokens):
             self._token = self._next([self._token])
@@ -203,6 +226,52 @@ class Bench(BenchRequests):
             yield logits.float().log_softmax(-1), targets[position : position + 1]
             if position + 1 < len(ids):
                 (logits,) = self.engine.forward([state], [[ids[position]]])
+
+
+class _Decoding:
+    """A text that a decoder of its own generates.
+
+    Args:
+        name: of the decoder.
+        made: what it yields.
+        wanted: how many tokens will be asked for, the first among them.
+    """
+
+    def __init__(self, name: str, made: Iterator[Sequence[int]], wanted: int) -> None:
+        self._name = name
+        self._made = made
+        self._wanted = wanted
+        self._came = 0
+        self._seconds: float | None = None
+
+    def take(self, tokens: int) -> None:
+        """Let passes be taken until there are so many tokens, one pass at least.
+
+        Raises:
+            ModelError: the decoder ends before.
+        """
+        while True:
+            more = next(self._made, None)
+            if more is None:
+                raise ModelError(
+                    f'The decoder "{self._name}" ended after {self._came} tokens of {tokens}',
+                    hint="Measuring does not stop at the end of a text.",
+                )
+            self._came += len(more)
+            if self._came >= tokens:
+                return
+
+    def seconds_per_token(self) -> float:
+        """Seconds that each token after the first pass takes, on average over the text."""
+        if self._seconds is None:
+            began, first = time.perf_counter(), self._came
+            self.take(self._wanted)
+            self._seconds = (time.perf_counter() - began) / max(1, self._came - first)
+        return self._seconds
+
+
+def _likeliest(logits: torch.Tensor, tokens: Sequence[int]) -> int:
+    return int(logits.argmax())
 
 
 def _negative_log_likelihood(predicted: torch.Tensor, targets: torch.Tensor) -> list[float]:

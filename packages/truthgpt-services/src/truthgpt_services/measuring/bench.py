@@ -25,6 +25,10 @@ from truthgpt_services.measuring.protocol import (
 from truthgpt_services.measuring.replay import record
 from truthgpt_services.models.loading import explained
 
+FOLLOWED = 64
+"""How many tokens a decoder of its own is timed for at least: how fast it is changes with the text,
+of which a few tokens say little."""
+
 
 class Bench(BenchRequests):
     """Measures a model.
@@ -93,7 +97,10 @@ class Bench(BenchRequests):
 
     def warm_up(self, ids: list[int], new_tokens: int) -> float:
         """Seconds that the first prompt and tokens take, compiling included."""
-        return self.read_prompt(ids, new_tokens) + self.decode(new_tokens - 1)
+        began = time.perf_counter()
+        self.read_prompt(ids, new_tokens)
+        self.decode(new_tokens - 1)
+        return time.perf_counter() - began
 
     def read_prompt(self, ids: list[int], new_tokens: int) -> float:
         """Read a prompt and choose the first token; `decode` goes on from there.
@@ -106,11 +113,15 @@ class Bench(BenchRequests):
             Seconds from prompt in to first token out.
         """
         decoder, self._decoding = self._own_decoder(), None
+        if decoder is not None:
+            limit = self.engine.context_length
+            room = FOLLOWED if limit is None else min(FOLLOWED, limit - len(ids))
+            new_tokens = max(new_tokens, room)
         began = time.perf_counter()
         (self._state,) = self.engine.open(len(ids) + new_tokens)
         if decoder is not None:
             made = decoder.decode(self.engine, self._state, ids, _likeliest)
-            self._decoding = _Decoding(decoder.name, made, new_tokens)
+            self._decoding = _Decoding(decoder.name, made, new_tokens, self.engine.end_tokens)
             self._decoding.take(1)
         else:
             self._token = self._next(ids)
@@ -119,9 +130,9 @@ class Bench(BenchRequests):
     def decode(self, tokens: int) -> float:
         """Seconds that so many more tokens take, not stopping at the end of the text.
 
-        With a decoder of its own, passes give different numbers of tokens. All that were announced
-        to `read_prompt` are decoded in the first call then, and each call has its share of the
-        time: a ratio of slices of such a text would count the fastest too much.
+        With a decoder of its own, passes give different numbers of tokens. The text is decoded in
+        the first call then, for `FOLLOWED` tokens at least or to its end, and each call takes so
+        many times what a token took: a ratio of slices would count the fastest too much.
         """
         if self._decoding is not None:
             return tokens * self._decoding.seconds_per_token()
@@ -234,18 +245,22 @@ class _Decoding:
     Args:
         name: of the decoder.
         made: what it yields.
-        wanted: how many tokens will be asked for, the first among them.
+        wanted: how many tokens are decoded, if it has so many.
+        end: tokens that end it; what would follow them says nothing of speed.
     """
 
-    def __init__(self, name: str, made: Iterator[Sequence[int]], wanted: int) -> None:
+    def __init__(
+        self, name: str, made: Iterator[Sequence[int]], wanted: int, end: frozenset[int]
+    ) -> None:
         self._name = name
         self._made = made
         self._wanted = wanted
+        self._end = end
         self._came = 0
         self._seconds: float | None = None
 
     def take(self, tokens: int) -> None:
-        """Let passes be taken until there are so many tokens, one pass at least.
+        """Let passes be taken until there are so many tokens or the text ends, one at least.
 
         Raises:
             ModelError: the decoder ends before.
@@ -258,7 +273,7 @@ class _Decoding:
                     hint="Measuring does not stop at the end of a text.",
                 )
             self._came += len(more)
-            if self._came >= tokens:
+            if self._came >= tokens or not self._end.isdisjoint(more):
                 return
 
     def seconds_per_token(self) -> float:

@@ -81,6 +81,7 @@ class Speculative(Decoder):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("logits", "crop")
+    continues: ClassVar[bool] = True
 
     def __init__(
         self, most: int, checked: Callable[[int, int], None] = lambda guessed, right: None
@@ -97,7 +98,7 @@ class Speculative(Decoder):
     ) -> Iterator[Sequence[int]]:
         """Yield the tokens of each pass: those that were guessed right, and one more."""
         tokens, pace = list(prompt), _Pace(self._most)
-        (logits,) = engine.forward([state], [prompt])
+        (logits,) = engine.forward([state], [prompt[state.length :]])
         tokens.append(choose(logits[-1], tokens))
         yield tokens[-1:]
         with closing(self.guesser(state.positions)) as guesser:

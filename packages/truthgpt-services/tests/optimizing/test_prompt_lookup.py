@@ -350,6 +350,7 @@ def test_a_model_that_repeats_itself_is_saved_with_it(
     assert done.returncode == 0, done.stderr
     (step,) = read_report(out).steps
     assert step.outcome is Outcome.ACCEPTED
+    assert step.notes[0].startswith("How fast it decodes depends on the text")
     quality = read_report(out).variant("prompt_lookup").measured.quality
     assert (quality.kl_mean, quality.top1_agreement) == (0.0, 1.0)
     (saved,) = json.loads((out / "truthgpt.json").read_text())["steps"]

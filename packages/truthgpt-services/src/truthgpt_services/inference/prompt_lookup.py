@@ -24,6 +24,11 @@ MOST = 64
 ATTRIBUTE = "_truthgpt_prompt_lookup"
 """Where a model keeps its `LookupChoice`."""
 
+_NOTE = (
+    "How fast it decodes depends on the text: what was measured is how the model continues that "
+    "of this report, always with the likeliest token, which small models come to repeat."
+)
+
 
 @dataclass
 class LookupChoice:
@@ -78,7 +83,8 @@ class PromptLookupDecoding(Optimization[PromptLookupOptions]):
         if choice_of(model) is not None:
             raise OptimizationError("The model looks tokens up in its text already")
         setattr(model, ATTRIBUTE, LookupChoice(self.options.tokens))
-        return Applied(model, Coverage("models", ("",)), self.options.model_dump())
+        covered = Coverage("models", ("",))
+        return Applied(model, covered, self.options.model_dump(), notes=(_NOTE,))
 
     def was_used(self, model: Model) -> bool:
         """Whether the model has checked tokens that were guessed."""

@@ -146,6 +146,7 @@ ENTRY_POINTS = {
     "core": {"console_scripts": ["truthgpt"]},
     "services": {
         "truthgpt.plugins": ["services"],
+        "truthgpt.optimizations": ["prompt_lookup"],
         "truthgpt.commands": [
             *("batch", "chat", "compare", "convert", "eval", "export", "generate", "optimize"),
             "train",
@@ -250,7 +251,7 @@ def test_uninstalling_quantize_changes_nothing_else(
         assert failed.stdout == ""
         assert failed.stderr == (
             f'truthgpt: Optimization "quantize" is not installed. It comes with {QUANTIZE}: '
-            f"pip install {QUANTIZE}. Available: kv_cache, torch_compile.\n"
+            f"pip install {QUANTIZE}. Available: kv_cache, prompt_lookup, torch_compile.\n"
         )
         assert not (tmp_path / "out").exists()
         assert "quantize" not in environment.plugins()

@@ -202,8 +202,9 @@ def make_engine(source: ResolvedModel, options: EngineOptions) -> Engine | None:
 def make_decoder(engine: Engine, options: dict[str, Any]) -> Decoder | None:
     """Return how tokens are decoded, or None to leave it to others.
 
-    Called once per request. The implementation of truthgpt-services, called last, decodes
-    token by token.
+    Called once per request, and without options for texts that are timed. The implementation of
+    truthgpt-services, called last, decodes token by token, unless an option or an optimization of
+    the model says otherwise.
 
     Args:
         engine: runs the model.

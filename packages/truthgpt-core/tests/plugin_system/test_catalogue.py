@@ -25,6 +25,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *distributions: str) -> PluginManag
     ("name", "distribution"),
     [
         ("kv_cache", "truthgpt-plugin-native"),
+        ("prompt_lookup", "truthgpt-services"),
         ("quantize", "truthgpt-plugin-quantize"),
         ("torch_compile", "truthgpt-plugin-compile"),
         ("compile", "truthgpt-plugin-compile"),
@@ -35,6 +36,7 @@ def test_a_known_optimization_names_what_to_install(monkeypatch, name, distribut
     manager = without(
         monkeypatch,
         *("truthgpt-plugin-quantize", "truthgpt-plugin-compile", "truthgpt-plugin-native"),
+        "truthgpt-services",
     )
     with pytest.raises(OptimizationError) as raised:
         manager.make_optimization(name, {})

@@ -20,6 +20,7 @@ from truthgpt_plugin_serve.metrics import Metrics
 from truthgpt_plugin_serve.places import Places
 from truthgpt_plugin_serve.served_model import ServedModel
 from truthgpt_plugin_serve.settings import Settings
+from truthgpt_services.services.speculation import beside_others
 
 _SAMPLING = {
     "temperature": "temperature",
@@ -241,7 +242,7 @@ class Context:
             made = await Generation.start(
                 model,
                 prompt,
-                options,
+                beside_others(model.engine, options),
                 timeout=self.settings.request_timeout,
                 readers=self._readers,
                 places=places,

@@ -120,7 +120,7 @@ class ServicesPlugin(Plugin):
 
     @hookimpl(trylast=True)
     def make_decoder(self, engine: Engine, options: dict[str, Any]) -> Decoder:
-        """Decode token by token, or speculatively where an option says so."""
+        """Decode token by token, or speculatively where an option or the model says so."""
         from truthgpt_services.inference.decoder import TokenByToken
         from truthgpt_services.services.speculation import speculative
 

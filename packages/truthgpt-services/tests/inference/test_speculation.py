@@ -192,3 +192,25 @@ def test_no_guess_is_checked_where_a_constraint_has_ended(bare_plugins, tokenize
     made.configure(LlamaForCausalLM(config).eval(), Endless())
     options = {"regex": "abcdefabcdef", "max_new_tokens": 60, LOOKUP: 16}
     assert made.generate("abcdef" * 4 + "abc", options) == "abcdefabcdef"
+
+
+@settings(max_examples=40)
+@given(first=PROMPTS, more=PROMPTS, options=SAMPLED, most=st.integers(1, 64))
+def test_what_prompts_have_in_common_is_read_once(first, more, options, most):
+    """A conversation goes on from what was read and said, and has the text that it has anew."""
+    from truthgpt_core.plugin_system import PluginManager
+
+    plugins, engine = PluginManager(), Repeating()
+    first = "abcde" * 4 + first
+    service, options = configured(plugins, engine), {**options, LOOKUP: most}
+    earlier = service.stream(first, options)
+    list(earlier)
+    # As letters of the tokenizer: the answer is in characters of its own.
+    said = "".join(chr(63 + token - 1) for token in earlier.tokens)
+    later = service.stream((first + said + more)[: CONTEXT - 130], options)
+    text = "".join(later)
+    assert later.reused_tokens >= min(len(first), len(later.prompt.tokens) - 1)
+    assert text == configured(plugins, Repeating()).generate(later.prompt.text, options)
+    del earlier, later
+    service.configure(engine)
+    assert engine.held == []

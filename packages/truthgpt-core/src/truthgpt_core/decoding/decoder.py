@@ -19,10 +19,13 @@ class Decoder(ABC):
     Attributes:
         name: what messages call it.
         requires: the names of the `Capabilities` that it needs of an engine.
+        continues: whether a sequence may have the beginning of its prompt already, copied from
+            another; `decode` then computes the rest, which is one token at least.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ("logits",)
+    continues: ClassVar[bool] = False
 
     @abstractmethod
     def decode(
@@ -32,8 +35,8 @@ class Decoder(ABC):
 
         Args:
             engine: has all that `requires` names.
-            state: an empty sequence, with room for the prompt and all tokens that are asked for.
-                Drafts may need no more.
+            state: a sequence with room for the prompt and all tokens that are asked for; drafts may
+                need no more. It is empty, unless the decoder `continues`.
             prompt: its tokens, at least one.
             choose: chooses a token.
 

@@ -20,6 +20,7 @@ from truthgpt_core.plugin_system import PluginManager
 from truthgpt_services.inference.constraints import make_constraint
 from truthgpt_services.inference.decoder import TokenByToken
 from truthgpt_services.inference.sampling import Sampler, refuse_unknown_bias
+from truthgpt_services.inference.speculation import Speculative
 
 _SEEDS = 2**64
 
@@ -123,6 +124,9 @@ def read_options(
         require(engine, "masks", "A constraint")
     if params.prompt_logprobs is not None:
         require(engine, "prompt_logprobs", 'The option "prompt_logprobs"')
+        # The prompt is scored in passes that no decoder takes. Guessing changes no text.
+        if isinstance(decoder, Speculative):
+            decoder = TokenByToken()
     end = engine.end_tokens
     eos = getattr(tokenizer, "eos_token_id", None)
     if isinstance(eos, int):

@@ -77,8 +77,8 @@ class Rows:
         if self._forks:
             return [[each] for each in together]
         # Passes of its own would widen the columns that it shares.
-        alone = [[each] for each in together if _reads_all(each)]
-        shared = [each for each in together if not _reads_all(each)]
+        alone = [[each] for each in together if _goes_alone(each)]
+        shared = [each for each in together if not _goes_alone(each)]
         return [shared, *alone] if shared else alone
 
     def open(self, group: Sequence[Request]) -> list[SequenceState]:
@@ -111,16 +111,21 @@ class Rows:
     def free(self, row: Row) -> None:
         """Take a row out whose text has ended, and keep what prompts may begin with."""
         self.running.remove(row)
-        if row.decoded is None:
-            self._kept.keep(row.state, tuple(row.tokens[: row.computed]))
-        else:
+        decoder = row.request.decoder
+        if decoder is not None and not decoder.continues:
             self.close(row)
+            return
+        try:
+            _end_decoding(row)
+        except BaseException:
+            self._engine.close([row.state])
+            raise
+        self._kept.keep(row.state, tuple(row.tokens[: row.computed]))
 
     def close(self, row: Row) -> None:
         """Close the sequence of a row, and its decoder."""
         try:
-            close = getattr(row.decoded, "close", lambda: None)
-            close()
+            _end_decoding(row)
         finally:
             self._engine.close([row.state])
 
@@ -143,9 +148,20 @@ class Rows:
         return nearest, most, has
 
 
+def _end_decoding(row: Row) -> None:
+    close = getattr(row.decoded, "close", lambda: None)
+    close()
+
+
+def _goes_alone(request: Request) -> bool:
+    """Whether it takes passes of its own."""
+    return request.decoder is not None or request.params.prompt_logprobs is not None
+
+
 def _reads_all(request: Request) -> bool:
     """Whether all tokens of a prompt have to go through the model."""
-    return request.decoder is not None or request.params.prompt_logprobs is not None
+    continues = request.decoder is None or request.decoder.continues
+    return not continues or request.params.prompt_logprobs is not None
 
 
 def _positions(requests: Sequence[Request]) -> int:

@@ -9,7 +9,7 @@ Transformers via Speculative Decoding", 2023, with drafts that have probability 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import ClassVar
 
@@ -76,12 +76,18 @@ class Speculative(Decoder):
 
     Args:
         most: how many tokens are guessed for one pass at most.
+        checked: called after each pass that checked a guess, with the number of tokens that were
+            guessed, and of those that were right.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("logits", "crop")
+    continues: ClassVar[bool] = True
 
-    def __init__(self, most: int) -> None:
+    def __init__(
+        self, most: int, checked: Callable[[int, int], None] = lambda guessed, right: None
+    ) -> None:
         self._most = most
+        self._checked = checked
 
     @abstractmethod
     def guesser(self, positions: int) -> Guesser:
@@ -92,7 +98,7 @@ class Speculative(Decoder):
     ) -> Iterator[Sequence[int]]:
         """Yield the tokens of each pass: those that were guessed right, and one more."""
         tokens, pace = list(prompt), _Pace(self._most)
-        (logits,) = engine.forward([state], [prompt])
+        (logits,) = engine.forward([state], [prompt[state.length :]])
         tokens.append(choose(logits[-1], tokens))
         yield tokens[-1:]
         with closing(self.guesser(state.positions)) as guesser:
@@ -109,6 +115,7 @@ class Speculative(Decoder):
                         break
                 if guess:
                     pace.learn(len(guess), len(made) - 1)
+                    self._checked(len(guess), len(made) - 1)
                     engine.crop(state, len(tokens) - 1)
                 yield made
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from truthgpt_core.decoding import Engine, refuse_unknown_tokens, require
+from truthgpt_core.decoding import Decoder, Engine, refuse_unknown_tokens, require
+from truthgpt_services.errors import ModelError
 from truthgpt_services.measuring import memory
 from truthgpt_services.measuring.divergence import divergence
 from truthgpt_services.measuring.logit_lens import NoLensError, States, divergence_by_layer, states
@@ -24,6 +25,10 @@ from truthgpt_services.measuring.protocol import (
 from truthgpt_services.measuring.replay import record
 from truthgpt_services.models.loading import explained
 
+FOLLOWED = 64
+"""How many tokens a decoder of its own is timed for at least: how fast it is changes with the text,
+of which a few tokens say little."""
+
 
 class Bench(BenchRequests):
     """Measures a model.
@@ -31,6 +36,8 @@ class Bench(BenchRequests):
     Args:
         engine: runs the model.
         tokenizer: to go with it.
+        own_decoder: returns what decodes a text whose request gives no options; None for token by
+            token.
 
     Attributes:
         engine: runs the model.
@@ -40,10 +47,17 @@ class Bench(BenchRequests):
         GenerationError: the engine gives no logits.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        own_decoder: Callable[[], Decoder | None] = lambda: None,
+    ) -> None:
         require(engine, "logits", "Measuring")
         self.engine = engine
         self.tokenizer = tokenizer
+        self._own_decoder = own_decoder
+        self._decoding: _Decoding | None = None
         self._device: torch.device = getattr(engine, "device", torch.device("cpu"))
 
     @property
@@ -83,7 +97,10 @@ class Bench(BenchRequests):
 
     def warm_up(self, ids: list[int], new_tokens: int) -> float:
         """Seconds that the first prompt and tokens take, compiling included."""
-        return self.read_prompt(ids, new_tokens) + self.decode(new_tokens - 1)
+        began = time.perf_counter()
+        self.read_prompt(ids, new_tokens)
+        self.decode(new_tokens - 1)
+        return time.perf_counter() - began
 
     def read_prompt(self, ids: list[int], new_tokens: int) -> float:
         """Read a prompt and choose the first token; `decode` goes on from there.
@@ -95,13 +112,30 @@ class Bench(BenchRequests):
         Returns:
             Seconds from prompt in to first token out.
         """
+        decoder, self._decoding = self._own_decoder(), None
+        if decoder is not None:
+            limit = self.engine.context_length
+            room = FOLLOWED if limit is None else min(FOLLOWED, limit - len(ids))
+            new_tokens = max(new_tokens, room)
         began = time.perf_counter()
         (self._state,) = self.engine.open(len(ids) + new_tokens)
-        self._token = self._next(ids)
+        if decoder is not None:
+            made = decoder.decode(self.engine, self._state, ids, _likeliest)
+            self._decoding = _Decoding(decoder.name, made, new_tokens, self.engine.end_tokens)
+            self._decoding.take(1)
+        else:
+            self._token = self._next(ids)
         return time.perf_counter() - began
 
     def decode(self, tokens: int) -> float:
-        """Seconds that so many more tokens take, not stopping at the end of the text."""
+        """Seconds that so many more tokens take, not stopping at the end of the text.
+
+        With a decoder of its own, passes give different numbers of tokens. The text is decoded in
+        the first call then, for `FOLLOWED` tokens at least or to its end, and each call takes so
+        many times what a token took: a ratio of slices would count the fastest too much.
+        """
+        if self._decoding is not None:
+            return tokens * self._decoding.seconds_per_token()
         began = time.perf_counter()
         for _ in range(tokens):
             self._token = self._next([self._token])
@@ -203,6 +237,56 @@ class Bench(BenchRequests):
             yield logits.float().log_softmax(-1), targets[position : position + 1]
             if position + 1 < len(ids):
                 (logits,) = self.engine.forward([state], [[ids[position]]])
+
+
+class _Decoding:
+    """A text that a decoder of its own generates.
+
+    Args:
+        name: of the decoder.
+        made: what it yields.
+        wanted: how many tokens are decoded, if it has so many.
+        end: tokens that end it; what would follow them says nothing of speed.
+    """
+
+    def __init__(
+        self, name: str, made: Iterator[Sequence[int]], wanted: int, end: frozenset[int]
+    ) -> None:
+        self._name = name
+        self._made = made
+        self._wanted = wanted
+        self._end = end
+        self._came = 0
+        self._seconds: float | None = None
+
+    def take(self, tokens: int) -> None:
+        """Let passes be taken until there are so many tokens or the text ends, one at least.
+
+        Raises:
+            ModelError: the decoder ends before.
+        """
+        while True:
+            more = next(self._made, None)
+            if more is None:
+                raise ModelError(
+                    f'The decoder "{self._name}" ended after {self._came} tokens of {tokens}',
+                    hint="Measuring does not stop at the end of a text.",
+                )
+            self._came += len(more)
+            if self._came >= tokens or not self._end.isdisjoint(more):
+                return
+
+    def seconds_per_token(self) -> float:
+        """Seconds that each token after the first pass takes, on average over the text."""
+        if self._seconds is None:
+            began, first = time.perf_counter(), self._came
+            self.take(self._wanted)
+            self._seconds = (time.perf_counter() - began) / max(1, self._came - first)
+        return self._seconds
+
+
+def _likeliest(logits: torch.Tensor, tokens: Sequence[int]) -> int:
+    return int(logits.argmax())
 
 
 def _negative_log_likelihood(predicted: torch.Tensor, targets: torch.Tensor) -> list[float]:

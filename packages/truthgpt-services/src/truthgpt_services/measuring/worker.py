@@ -171,6 +171,7 @@ class Worker(ModelRequests):
         self, directory: str, dtype: str | None, device: str, engine: str | None = None
     ) -> Opened:
         """Load the model to be measured."""
+        from truthgpt_services.inference.options import read_options
         from truthgpt_services.measuring.bench import Bench
         from truthgpt_services.models.recipe import is_saved, read_recipe
 
@@ -180,8 +181,10 @@ class Worker(ModelRequests):
         made = self._service.make_engine(source, how, engine=engine)
         tokenizer = made.tokenizer or self._service.load_tokenizer(directory)
         seconds = time.perf_counter() - began
-        self._bench = Bench(made, tokenizer)
         self._inference.configure(made, tokenizer)
+        # As a request decodes that says nothing of it.
+        plain = read_options(None, made, tokenizer, self._plugins)
+        self._bench = Bench(made, tokenizer, plain.own_decoder)
         steps = read_recipe(Path(directory)).steps if is_saved(Path(directory)) else ()
         self._unproven = set()
         for step in steps:

@@ -249,6 +249,7 @@ class BatchWorker:
             from truthgpt_services.inference.options import read_options
             from truthgpt_services.inference.prompts import as_conversation
             from truthgpt_services.services.opened_model import open_model
+            from truthgpt_services.services.speculation import beside_others
 
             models: ModelService = application.get_service("model_service")
             service: InferenceService = application.get_service("inference_service")
@@ -264,7 +265,7 @@ class BatchWorker:
         )
         engine, self._tokenizer = opened.engine, opened.tokenizer
         # What the engine left is for decoders and logits processors.
-        self._options = {**settings["options"], **given}
+        self._options = beside_others(engine, {**settings["options"], **given})
         read_options(self._options, engine, self._tokenizer, application.plugins)
         if self._system is not None and self._tokenizer is not None:
             as_conversation(self._tokenizer, "", self._system)

@@ -1,30 +1,32 @@
-"""The options of speculative decoding, and loading draft models."""
+"""The options of speculative decoding, what a model says of it, and loading draft models."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from truthgpt_core.application import get_application
 from truthgpt_core.decoding import Decoder, Engine, GenerationError, require
+from truthgpt_services.inference.prompt_lookup import MOST, choice_of
 from truthgpt_services.inference.speculation import DraftModel, PromptLookup
 
 PROMPT_LOOKUP = "prompt_lookup_num_tokens"
 DRAFT_MODEL = "assistant_model"
 DRAFT_TOKENS = "num_assistant_tokens"
-
-_MOST = 64
+_OPTIONS = {PROMPT_LOOKUP, DRAFT_MODEL, DRAFT_TOKENS}
 
 
 def speculative(engine: Engine, options: dict[str, Any]) -> Decoder | None:
     """Return a speculative decoder if some options are for one, and take these out.
 
-    The names are those of transformers.
+    The names are those of transformers. Without any, it is what the optimization `prompt_lookup`
+    has chosen for the model, if the engine can do that.
 
     Args:
         engine: runs the model.
-        options: `prompt_lookup_num_tokens`, how many tokens are looked up in the text so far;
-            or `assistant_model`, a smaller model of the same tokens, which guesses
+        options: `prompt_lookup_num_tokens`, how many tokens are looked up in the text so far, 0 for
+            none; or `assistant_model`, a smaller model of the same tokens, which guesses
             `num_assistant_tokens` (default 8).
 
     Raises:
@@ -40,7 +42,7 @@ def speculative(engine: Engine, options: dict[str, Any]) -> Decoder | None:
     if model is None:
         if count is not None:
             raise GenerationError(f"{DRAFT_TOKENS} is given, and no {DRAFT_MODEL}")
-        return None
+        return _chosen(engine)
     if not isinstance(model, str) or not model:
         raise GenerationError(f"{DRAFT_MODEL} is {model!r:.80}: it must name a model")
     draft = _draft(model, str(getattr(engine, "device", "cpu")))
@@ -55,9 +57,33 @@ def speculative(engine: Engine, options: dict[str, Any]) -> Decoder | None:
     return DraftModel(draft, _number(DRAFT_TOKENS, 8 if count is None else count))
 
 
+def beside_others(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a text that is generated at the same time as others.
+
+    A decoder of its own would keep it out of their passes. So what the optimization `prompt_lookup`
+    has chosen for the model does not count here, unless the options are for speculative decoding.
+
+    Args:
+        engine: runs the model.
+        options: of generating, by name.
+    """
+    given = dict(options)
+    if _chosen(engine) is not None and given.keys().isdisjoint(_OPTIONS):
+        given[PROMPT_LOOKUP] = 0
+    return given
+
+
+def _chosen(engine: Engine) -> Decoder | None:
+    choice = choice_of(getattr(engine, "model", None))
+    if choice is None:
+        return None
+    able = all(getattr(engine.capabilities, each) for each in PromptLookup.requires)
+    return PromptLookup(choice.tokens, choice.count) if able else None
+
+
 def _number(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
-        raise GenerationError(f"{name} is {value!r:.80}: it must be an integer, 1 to {_MOST}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+        raise GenerationError(f"{name} is {value!r:.80}: it must be an integer, 1 to {MOST}")
     return value
 
 

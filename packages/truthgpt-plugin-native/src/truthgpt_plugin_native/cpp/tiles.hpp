@@ -25,6 +25,15 @@
 
 namespace {
 
+// Ask for cache line r of R that come later. What several rows are read of is asked for sooner, and to
+// a second cache: with one row memory is as busy as it can be.
+template <int R>
+inline void ask_ahead(const void* at, int r) {
+    const char* line = static_cast<const char*>(at) + r * 64;
+    if constexpr (R > 1) prefetch_far(line + 2 * AHEAD);
+    else prefetch(line + AHEAD);
+}
+
 // R rows of weights times N rows of activations: out[n * step + r].
 template <typename Stored, int R, int N>
 void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out, int64_t step) {
@@ -39,7 +48,7 @@ void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, 
         Lanes ws[R];
         for (int r = 0; r < R; ++r) {
             if (k % (64 / sizeof(Stored)) == 0)
-                prefetch(reinterpret_cast<const char*>(weights[0] + k * R) + r * 64 + AHEAD);
+                ask_ahead<R>(weights[0] + k * R, r);
             ws[r] = load(weights[r] + k);
         }
         for (int n = 0; n < N; ++n) {
@@ -85,7 +94,7 @@ void tile_of_bfloat16(const Matrix& m, const Rows& x, int32_t row, int64_t first
         const __mmask32 there = left >= AT_ONCE ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
         __m512i ws[R];
         for (int r = 0; r < R; ++r) {
-            prefetch(reinterpret_cast<const char*>(weights[0] + k * R) + r * 64 + AHEAD);
+            ask_ahead<R>(weights[0] + k * R, r);
             ws[r] = _mm512_maskz_loadu_epi16(there, weights[r] + k);
         }
         for (int n = 0; n < N; ++n) {

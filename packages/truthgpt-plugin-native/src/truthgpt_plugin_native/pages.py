@@ -10,6 +10,7 @@ import mmap
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,7 @@ def move_to_large_pages(model: nn.Module) -> None:
     if sum(each.nbytes for each in found.values()) < _LARGE or sys.platform != "linux":
         return
     mappings = list(_mappings())
+    unchanged = _unchanged(mappings)
     large = [each for each in mappings if each.is_large]
     moved = [
         each
@@ -73,7 +75,7 @@ def move_to_large_pages(model: nn.Module) -> None:
         there = torch.frombuffer(memory, dtype=each.dtype, count=each.numel(), offset=begin)
         before = each.data
         each.data = there.view(each.shape).copy_(before)
-        _let_go(before, mappings)
+        _let_go(before, unchanged)
         begin += size
 
 
@@ -85,19 +87,27 @@ def let_go(tensors: Iterable[Tensor]) -> None:
             stay.
     """
     if sys.platform == "linux":
-        mappings = list(_mappings())
+        unchanged = _unchanged(_mappings())
         for tensor in tensors:
-            _let_go(tensor, mappings)
+            _let_go(tensor, unchanged)
 
 
-def _let_go(tensor: Tensor, mappings: Iterable[_Mapping]) -> None:
+def _unchanged(mappings: Iterable[_Mapping]) -> list[_Mapping]:
+    return [each for each in mappings if each.is_of_file and not each.is_changed]
+
+
+def _let_go(tensor: Tensor, unchanged: Iterable[_Mapping]) -> None:
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    unchanged = (each for each in mappings if each.is_of_file and not each.is_changed)
     if begin < end and any(each.begin <= begin and end <= each.end for each in unchanged):
-        libc = ctypes.CDLL(None)
-        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        libc.madvise(begin, end - begin, _DONTNEED)
+        _libc().madvise(begin, end - begin, _DONTNEED)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
 
 
 def _available() -> int:

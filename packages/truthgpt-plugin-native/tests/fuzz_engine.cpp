@@ -115,13 +115,13 @@ bool multiplies_right(void* team, int kind) {
     const int columns = kind == INT4 ? 64 * pick(1, 6) : kind == INT8 ? 32 * pick(1, 12) : pick(1, 300);
     Matrix m = matrix(memory, rows, columns, kind);
     make_exact(m);
-    // Of each eight the largest is 127, or twice that: rounded to 8 bits, they are what they were.
+    // Of each group the largest is 127, or twice that: rounded to 8 bits, they are what they were.
     float* x = memory.of<float>(size_t(count) * m.columns);
-    for (int64_t i = 0; i < int64_t(count) * m.columns; i += 8) {
-        const int64_t eight = std::min<int64_t>(8, int64_t(count) * m.columns - i);
-        const int largest = pick(0, int(eight) - 1);
+    for (int64_t i = 0; i < int64_t(count) * m.columns; i += ACTIVATION_GROUP) {
+        const int64_t group = std::min<int64_t>(ACTIVATION_GROUP, int64_t(count) * m.columns - i);
+        const int largest = pick(0, int(group) - 1);
         const float step = float(pick(1, 2));
-        for (int64_t n = 0; n < eight; ++n)
+        for (int64_t n = 0; n < group; ++n)
             x[i + n] = step * float(n == largest ? (pick(0, 1) ? 127 : -127) : pick(-127, 127));
     }
     float* out = memory.of<float>(size_t(count) * m.rows);

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from truthgpt_core.optimization import StoredMatrix
+from truthgpt_plugin_native import library
 
 BLOCK = 32
-OCTET = 8
 
 
 def random_matrix(rows: int, blocks: int, group: int, *, packed: bool) -> StoredMatrix:
@@ -33,8 +33,14 @@ def weights_of(matrix: StoredMatrix) -> torch.Tensor:
     return (grouped * scales + least).view(len(integers), -1)
 
 
+def grouped(x: torch.Tensor) -> torch.Tensor:
+    """Return rows in float64, of shape (rows, groups, numbers that are rounded by one scale)."""
+    group = 16 if library.load().engine_packs() else 8
+    return x.double().view(len(x), x.shape[1] // group, group)
+
+
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Return rows, each eight numbers rounded to 8 bits, in float64."""
-    octets = x.double().view(len(x), x.shape[1] // OCTET, OCTET)
-    steps = octets.abs().amax(-1, keepdim=True) / 127
-    return (torch.where(steps > 0, (octets / steps).round(), 0.0) * steps).view(x.shape)
+    """Return rows, each group of numbers rounded to 8 bits, in float64."""
+    groups = grouped(x)
+    steps = groups.abs().amax(-1, keepdim=True) / 127
+    return (torch.where(steps > 0, (groups / steps).round(), 0.0) * steps).view(x.shape)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_products import BLOCK, OCTET, random_matrix, rounded, weights_of
+from reference_products import BLOCK, grouped, random_matrix, rounded, weights_of
 
 from truthgpt_core.diagnosis import Status
 from truthgpt_plugin_native import diagnosis, library
@@ -26,7 +26,7 @@ from truthgpt_plugin_native.products import make_matmul, multiply
 def test_any_shape_comes_out(
     rows: int, groups: int, group: int, count: int, packed: bool, seed: int
 ) -> None:
-    """It is the product with activations rounded to 8 bits in eights, within float32's rounding."""
+    """It is the product with activations rounded to 8 bits in groups, within float32's rounding."""
     torch.manual_seed(seed)
     blocks = groups * group
     if packed and blocks % 2:
@@ -37,9 +37,8 @@ def test_any_shape_comes_out(
     out = multiply(x, matrix)
     assert out.shape == (count, rows)
     # A number between two steps may be rounded either way.
-    octets = (count, blocks * BLOCK // OCTET, OCTET)
-    halves = x.double().abs().view(octets).amax(-1, keepdim=True) / 127
-    close = (x.double() - rounded(x)).view(octets).abs() > 0.4999 * halves
+    halves = grouped(x.abs()).amax(-1, keepdim=True) / 127
+    close = grouped(x.double() - rounded(x)).abs() > 0.4999 * halves
     either = (close * halves).view(x.shape) @ weights.abs().T
     bound = either + 1e-5 * (x.double().abs() @ weights.abs().T) + 1e-9
     assert ((out.double() - rounded(x) @ weights.T).abs() <= bound).all()

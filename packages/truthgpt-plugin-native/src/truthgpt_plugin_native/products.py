@@ -37,7 +37,7 @@ def make_matmul() -> StoredMatmul | None:
 
 
 def multiply(x: Tensor, matrix: StoredMatrix) -> Tensor:
-    """Multiply rows, each rounded to 8 bits in eights that share a scale.
+    """Multiply rows, each rounded to 8 bits in groups of 16 or, without AVX-512 VNNI, of 8.
 
     Args:
         x: floating point of shape (rows, in), on the CPU. There are no derivatives by it.

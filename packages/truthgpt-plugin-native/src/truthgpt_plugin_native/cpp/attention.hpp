@@ -229,15 +229,18 @@ void in_groups(int64_t count, Take take) {
 template <typename Stored>
 void attend_to(const Kept<Stored>& kept, int64_t begin, const Query* queries, int64_t count, float scale,
                int32_t width, float* scores, Partial* found) {
+    // What comes after is asked for once.
+    Kept<Stored> again = kept;
+    again.after_keys = again.after_values = nullptr;
     in_groups(count, [&](auto n, int64_t at) {
-        score<Stored, n()>(kept, begin, queries + at, width, scores + at * SEGMENT);
+        score<Stored, n()>(at == 0 ? kept : again, begin, queries + at, width, scores + at * SEGMENT);
     });
     for (int64_t n = 0; n < count; ++n) {
         const Seen seen(queries[n], begin);
         soften(scores + n * SEGMENT, seen.first, seen.last, scale, found[n]);
     }
     in_groups(count, [&](auto n, int64_t at) {
-        weigh_by<Stored, n()>(kept, begin, queries + at, width, scores + at * SEGMENT, found + at);
+        weigh_by<Stored, n()>(at == 0 ? kept : again, begin, queries + at, width, scores + at * SEGMENT, found + at);
     });
 }
 

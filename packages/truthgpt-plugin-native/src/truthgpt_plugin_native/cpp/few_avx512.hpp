@@ -78,6 +78,13 @@ class OfFourRows {
     __m512i lane_ = _mm512_setzero_si512();
 };
 
+// Of two numbers of each of four blocks one, for four lanes each.
+inline __m512 for_four_rows(__m256 halves, int half) {
+    const __m512i firsts = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(firsts, _mm512_set1_epi32(half)),
+                                 _mm512_castps256_ps512(halves));
+}
+
 // A number of each of four blocks, for four lanes each.
 inline __m512 for_four_rows(const float* blocks, int32_t count) {
     const __m128 four = _mm_maskz_loadu_ps(__mmask8((1 << count) - 1), blocks);
@@ -120,26 +127,37 @@ struct Columns {
     }
 };
 
-// The sums of octets of products, in the order of columns.
-template <bool MINIMA>
-__m512i octets(const Columns<MINIMA>& weights, const Columns<MINIMA>& xs) {
-    const __m512i low = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights.low, xs.low);
-    const __m512i high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights.high, xs.high);
-    const __m512i even =
-        MINIMA ? _mm512_setr_epi32(0, 2, 4, 6, 16, 18, 20, 22, 8, 10, 12, 14, 24, 26, 28, 30)
-               : _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    return _mm512_add_epi32(_mm512_permutex2var_epi32(low, even, high),
-                            _mm512_permutex2var_epi32(low, odd, high));
-}
-
 // Fours of lanes of four vectors, added up: their sums are the new fours.
-inline __m512 sums_of_fours(const __m512 v[4]) {
-    const auto pairs = [](__m512 a, __m512 b) {
-        return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+inline __m512i sums_of_fours(const __m512i v[4]) {
+    const auto pairs = [](__m512i a, __m512i b) {
+        const __m512 x = (__m512)a, y = (__m512)b;
+        return _mm512_add_epi32((__m512i)_mm512_shuffle_ps(x, y, 0x88), (__m512i)_mm512_shuffle_ps(x, y, 0xdd));
     };
     return pairs(pairs(v[0], v[1]), pairs(v[2], v[3]));
 }
+
+// What the products of the two groups of four blocks add up to, for four rows: in fours of lanes the rows, one
+// after the other the blocks.
+template <bool MINIMA>
+struct Halves {
+    __m512 first, second;
+
+    Halves(const Columns<MINIMA> weights[FEW_ROWS], const Columns<MINIMA>& xs) {
+        __m512i lows[FEW_ROWS], highs[FEW_ROWS];
+        for (int r = 0; r < FEW_ROWS; ++r) {
+            lows[r] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[r].low, xs.low);
+            highs[r] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[r].high, xs.high);
+        }
+        const __m512i low = sums_of_fours(lows), high = sums_of_fours(highs);
+        first = in_order(_mm512_shuffle_i32x4(low, high, 0x88));
+        second = in_order(_mm512_shuffle_i32x4(low, high, 0xdd));
+    }
+
+   private:
+    static __m512 in_order(__m512i blocks) {
+        return _mm512_cvtepi32_ps(MINIMA ? _mm512_shuffle_i32x4(blocks, blocks, 0xd8) : blocks);
+    }
+};
 
 // At most four rows [row, last) of weights times N rows of activations: out[n * step + r].
 template <int N, bool MINIMA>
@@ -173,13 +191,12 @@ void tile_of_few(const Matrix& m, const Rows& x, int32_t row, int32_t last, int6
                 ws[r] = Columns<MINIMA>::weights(weights[r] + bytes, count);
             for (int n = 0; n < N; ++n) {
                 const auto xs = Columns<MINIMA>::activations(x.rounded(first + n) + column, count);
-                const __m512 each = _mm512_maskz_loadu_ps(__mmask16((1 << 4 * count) - 1),
-                                                          x.scales(first + n) + column / OCTET);
                 const __m512 of_blocks = for_four_rows(x.sums(first + n) + block, count);
-                __m512 products[FEW_ROWS];
-                for (int r = 0; r < FEW_ROWS; ++r)
-                    products[r] = _mm512_mul_ps(_mm512_cvtepi32_ps(octets<MINIMA>(ws[r], xs)), each);
-                __m512 inner = sums_of_fours(products);
+                const __m256 each = _mm256_maskz_loadu_ps(__mmask8((1 << 2 * count) - 1),
+                                                          x.scales(first + n) + column / ACTIVATION_GROUP);
+                const Halves<MINIMA> products(ws, xs);
+                __m512 inner = _mm512_mul_ps(products.first, for_four_rows(each, 0));
+                inner = _mm512_fmadd_ps(products.second, for_four_rows(each, 1), inner);
                 if (MINIMA) sums[n] = _mm512_fmadd_ps(minima, of_blocks, sums[n]);
                 else inner = _mm512_add_ps(inner, _mm512_mul_ps(of_blocks, _mm512_set1_ps(-128.0f)));
                 sums[n] = _mm512_fmadd_ps(inner, steps, sums[n]);

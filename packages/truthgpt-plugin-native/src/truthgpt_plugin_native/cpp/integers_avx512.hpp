@@ -4,9 +4,8 @@
 // 128, and 128 times the sum of each block of activations is what is taken away again.
 //
 // A number is added up in one order, whether its row of weights is read as it lies or packed. Of each
-// block the octets' products are integers, which are multiplied by the activations' scales and added in
-// twos; what that comes to is multiplied by the weights' scale. In a part of PART_BLOCKS every fourth
-// block is added to the same sum, then the four sums to each other; then part is added to part.
+// group of activations the products add up to an integer, which is multiplied by their scale; what a block
+// comes to is multiplied by the weights' scale. In a part of PART_BLOCKS every fourth block is added to the same sum, then the four sums to each other; then part is added to part.
 #pragma once
 
 #include <algorithm>
@@ -20,10 +19,10 @@
 
 namespace {
 
-constexpr int SUMS_OF_PART = 4, OCTETS = BLOCK / OCTET;
+constexpr int SUMS_OF_PART = 4;
 
 // One block of a strip of packed rows times N rows of activations, added to `sums`.
-template <int N, bool MINIMA>
+template <int N, bool MINIMA, int GROUP>
 inline void add_block(const Part& part, int32_t block, const int8_t* const xs[N], const float* const fine[N],
                       const float* const of_blocks[N], __m512 sums[N][PACKED_VECTORS]) {
     constexpr int V = PACKED_VECTORS;
@@ -42,20 +41,17 @@ inline void add_block(const Part& part, int32_t block, const int8_t* const xs[N]
                 words[i] = _mm512_set1_epi32(word);
                 compute_here(words[i]);
             }
-            const float* scales = fine[n] + block * OCTETS + half * 2;
-            const __m512 low = _mm512_set1_ps(scales[0]), high = _mm512_set1_ps(scales[1]);
+            const float* scales = fine[n] + block * SCALES_OF_BLOCK<GROUP> + half * (16 / GROUP);
             for (int v = 0; v < V; ++v) {
-                const __m512i zero = _mm512_setzero_si512();
-                const __m512 lows = _mm512_mul_ps(
-                    _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, ws[0][v], words[0]),
-                                                           ws[1][v], words[1])),
-                    low);
-                const __m512 highs = _mm512_mul_ps(
-                    _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, ws[2][v], words[2]),
-                                                           ws[3][v], words[3])),
-                    high);
-                const __m512 both = _mm512_add_ps(lows, highs);
-                inner[n][v] = half == 0 ? both : _mm512_add_ps(inner[n][v], both);
+                for (int from = 0; from < 4; from += GROUP / 4) {
+                    __m512i products = _mm512_setzero_si512();
+                    for (int i = from; i < from + GROUP / 4; ++i)
+                        products = _mm512_dpbusd_epi32(products, ws[i][v], words[i]);
+                    const __m512 exact = _mm512_cvtepi32_ps(products);
+                    const __m512 scale = _mm512_set1_ps(scales[from * 4 / GROUP]);
+                    inner[n][v] = half + from == 0 ? _mm512_mul_ps(exact, scale)
+                                                   : _mm512_fmadd_ps(exact, scale, inner[n][v]);
+                }
                 compute_here(inner[n][v]);
             }
         }
@@ -77,7 +73,7 @@ inline void add_block(const Part& part, int32_t block, const int8_t* const xs[N]
 
 // A strip of packed rows times N rows of activations: of a part of the columns, added to what is in
 // out[n * step + row], or to nothing if it is the first. `next`, if it is not null, is asked for.
-template <int N, bool MINIMA>
+template <int N, bool MINIMA, int GROUP>
 void tile_of_packed(const Part& part, const Rows& x, int64_t first, int32_t begin, int32_t end,
                     const char* next, const __mmask16* there, float* out, int64_t step) {
     constexpr int V = PACKED_VECTORS;
@@ -86,7 +82,7 @@ void tile_of_packed(const Part& part, const Rows& x, int64_t first, int32_t begi
     const float *fine[N], *of_blocks[N];
     for (int n = 0; n < N; ++n) {
         xs[n] = x.rounded(first + n) + int64_t(begin) * BLOCK;
-        fine[n] = x.scales(first + n) + begin * OCTETS;
+        fine[n] = x.scales(first + n) + begin * SCALES_OF_BLOCK<GROUP>;
         of_blocks[n] = x.sums(first + n) + begin;
     }
     const int32_t blocks = end - begin;
@@ -107,7 +103,7 @@ void tile_of_packed(const Part& part, const Rows& x, int64_t first, int32_t begi
             for (int from = 0; from < SUMS_OF_PART; ++from)
                 if (block + from < blocks) {
                     ask();
-                    add_block<N, MINIMA>(part, block + from, xs, fine, of_blocks, sums[from]);
+                    add_block<N, MINIMA, GROUP>(part, block + from, xs, fine, of_blocks, sums[from]);
                 }
         for (int n = 0; n < N; ++n)
             for (int v = 0; v < V; ++v) {
@@ -122,7 +118,7 @@ void tile_of_packed(const Part& part, const Rows& x, int64_t first, int32_t begi
                 for (int v = 0; v < V; ++v) sums[n][v] = _mm512_setzero_ps();
             for (int32_t block = from; block < blocks; block += SUMS_OF_PART) {
                 ask();
-                add_block<N, MINIMA>(part, block, xs, fine, of_blocks, sums);
+                add_block<N, MINIMA, GROUP>(part, block, xs, fine, of_blocks, sums);
             }
             for (int n = 0; n < N; ++n)
                 for (int v = 0; v < V; ++v)
@@ -138,27 +134,27 @@ void tile_of_packed(const Part& part, const Rows& x, int64_t first, int32_t begi
         }
 }
 
-template <int N, bool MINIMA>
+template <int N, bool MINIMA, int GROUP>
 void tiles_of_packed(const Part& part, const Rows& x, int64_t n, int64_t count, int32_t begin, int32_t end,
                      const char* next, const __mmask16* there, float* out, int64_t step) {
     for (; n + N <= count; n += N, next = nullptr)
-        tile_of_packed<N, MINIMA>(part, x, n, begin, end, next, there, out + n * step, step);
+        tile_of_packed<N, MINIMA, GROUP>(part, x, n, begin, end, next, there, out + n * step, step);
     if constexpr (N > 1)
-        if (n < count) tiles_of_packed<N - 1, MINIMA>(part, x, n, count, begin, end, next, there, out, step);
+        if (n < count) tiles_of_packed<N - 1, MINIMA, GROUP>(part, x, n, count, begin, end, next, there, out, step);
 }
 
 // Blocks [begin, end) of a strip that has `rows` rows, times `count` rows of activations.
-template <bool MINIMA>
+template <bool MINIMA, int GROUP>
 void multiply_part(const Part& part, const Rows& x, int32_t rows, int32_t begin, int32_t end, int64_t count,
                    const char* next, float* out, int64_t step) {
     __mmask16 there[PACKED_VECTORS];
     for (int v = 0; v < PACKED_VECTORS; ++v)
         there[v] = __mmask16((1 << std::clamp(rows - v * SIDE_BY_SIDE, 0, SIDE_BY_SIDE)) - 1);
-    tiles_of_packed<4, MINIMA>(part, x, 0, count, begin, end, next, there, out, step);
+    tiles_of_packed<4, MINIMA, GROUP>(part, x, 0, count, begin, end, next, there, out, step);
 }
 
 // Rows [first, last) of a packed matrix times `count` rows of activations; `first` begins a strip.
-template <bool MINIMA>
+template <bool MINIMA, int GROUP>
 void multiply_packed(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64_t count, float* out,
                      int64_t step) {
     const int32_t blocks = m.columns / BLOCK;
@@ -169,8 +165,8 @@ void multiply_packed(const Matrix& m, const Rows& x, int32_t first, int32_t last
             // What comes next lies behind it.
             const auto next = reinterpret_cast<const char*>(strip.bytes + end * QUADS / (MINIMA ? 2 : 1));
             PartBytes bytes;
-            multiply_part<MINIMA>(part_of(strip, begin, end, bytes), x, last - row, begin, end, count, next,
-                                  out + row - first, step);
+            multiply_part<MINIMA, GROUP>(part_of(strip, begin, end, bytes), x, last - row, begin, end, count,
+                                         next, out + row - first, step);
         }
     }
 }
@@ -193,8 +189,8 @@ void strip_of_integers(const Matrix& m, const Rows& x, int32_t first, int32_t la
         pack(m, first, last, begin, end, next, strip);
         next += (end - begin) * bytes_of_row / blocks * STRIP;
         PartBytes bytes;
-        multiply_part<MINIMA>(part_of(strip, 0, end - begin, bytes), x, last - first, begin, end, count,
-                              nullptr, out, step);
+        multiply_part<MINIMA, ACTIVATION_GROUP>(part_of(strip, 0, end - begin, bytes), x, last - first, begin,
+                                                end, count, nullptr, out, step);
     }
 }
 

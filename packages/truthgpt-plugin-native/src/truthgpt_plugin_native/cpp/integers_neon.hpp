@@ -65,7 +65,7 @@ void tile_of_int8(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
             }
             for (int n = 0; n < N; ++n) {
                 const Bytes numbers = bytes_at(xs[n] + block * BLOCK);
-                const Lanes each = load(fine[n] + block * (BLOCK / OCTET));
+                const Lanes each = load(fine[n] + block * (BLOCK / ACTIVATION_GROUP));
                 for (int r = 0; r < R; ++r)
                     sums[r][n] = fused(octets(ws[r], numbers), ONE_SCALE ? each : each * same(scales[r][group]),
                                        sums[r][n]);
@@ -126,8 +126,8 @@ void tile_of_int4(const Matrix& m, const Rows& x, int32_t row, int64_t first, fl
             }
             for (int n = 0; n < N; ++n) {
                 const Bytes numbers = bytes_at(xs[n] + column), next = bytes_at(xs[n] + column + BLOCK);
-                const Lanes each = load(fine[n] + column / OCTET);
-                const Lanes each_next = load(fine[n] + (column + BLOCK) / OCTET);
+                const Lanes each = load(fine[n] + column / ACTIVATION_GROUP);
+                const Lanes each_next = load(fine[n] + (column + BLOCK) / ACTIVATION_GROUP);
                 for (int r = 0; r < R; ++r) {
                     const Lanes sum = fused(octets(low[r], numbers), each * same(steps[r][i]), sums[r][n]);
                     sums[r][n] = fused(octets(high[r], next), each_next * same(steps[r][i + 1]), sum);

@@ -10,14 +10,14 @@
 
 namespace {
 
-// Each OCTET of `count` integers, which weight(i) returns, times as many activations.
+// Each ACTIVATION_GROUP of `count` integers, which weight(i) returns, times as many activations.
 template <typename Weight>
 float products(int32_t begin, int32_t count, Weight weight, const int8_t* xs, const float* scales) {
     float sum = 0;
-    for (int32_t i = begin; i < begin + count; i += OCTET) {
+    for (int32_t i = begin; i < begin + count; i += ACTIVATION_GROUP) {
         int32_t whole = 0;
-        for (int j = i; j < i + OCTET; ++j) whole += int32_t(weight(j)) * int32_t(xs[j]);
-        sum += float(whole) * scales[i / OCTET];
+        for (int j = i; j < i + ACTIVATION_GROUP; ++j) whole += int32_t(weight(j)) * int32_t(xs[j]);
+        sum += float(whole) * scales[i / ACTIVATION_GROUP];
     }
     return sum;
 }

@@ -23,8 +23,12 @@ struct Matrix {
 
 namespace {
 
-// Those that an engine has packed are not read but multiplied.
-enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3, PACKED_INT8 = 4, PACKED_INT4 = 5 };
+// Those that an engine has packed are not read but multiplied; FINE ones by activations that are rounded
+// in smaller groups.
+enum Kind : int32_t {
+    FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3,
+    PACKED_INT8 = 4, PACKED_INT4 = 5, FINE_PACKED_INT8 = 6, FINE_PACKED_INT4 = 7
+};
 
 constexpr int BLOCK = 32;  // of integers, what a group of columns is a multiple of
 

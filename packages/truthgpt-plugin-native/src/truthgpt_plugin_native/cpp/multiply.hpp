@@ -94,14 +94,21 @@ void multiply(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64
     const auto with = [&](auto kind) {
         multiply_as<decltype(kind)>(m, x, first, last, count, out, step);
     };
+#if defined(PACKED_INTEGERS)
+    const auto packed = [&](auto minima, auto group) {
+        multiply_packed<minima(), group()>(m, x, first, last, count, out, step);
+    };
+#endif
     switch (m.kind) {
         case FLOAT32: with(Float32()); break;
         case BFLOAT16: with(BFloat16()); break;
 #if defined(PACKED_INTEGERS)
         case INT8: multiply_integers<false>(m, x, first, last, count, out, step); break;
         case INT4: multiply_integers<true>(m, x, first, last, count, out, step); break;
-        case PACKED_INT8: multiply_packed<false>(m, x, first, last, count, out, step); break;
-        default: multiply_packed<true>(m, x, first, last, count, out, step);
+        case PACKED_INT8: packed(std::false_type(), std::integral_constant<int, ACTIVATION_GROUP>()); break;
+        case PACKED_INT4: packed(std::true_type(), std::integral_constant<int, ACTIVATION_GROUP>()); break;
+        case FINE_PACKED_INT8: packed(std::false_type(), std::integral_constant<int, FINE_GROUP>()); break;
+        default: packed(std::true_type(), std::integral_constant<int, FINE_GROUP>());
 #else
         case INT8: m.group == m.columns ? with(Int8<true>()) : with(Int8<false>()); break;
         default: with(Int4());

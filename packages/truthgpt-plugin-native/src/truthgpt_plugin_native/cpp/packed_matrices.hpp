@@ -39,18 +39,19 @@ void pack_all(Worker& worker, const Matrix& m, const Matrix& to) {
 }
 
 template <bool MINIMA>
-Matrix packed_in(uint8_t* memory, const Matrix& m) {
+Matrix packed_in(uint8_t* memory, const Matrix& m, bool fine) {
     const SizesOfPacked<MINIMA> sizes(m);
     Matrix packed = m;
-    packed.kind = MINIMA ? PACKED_INT4 : PACKED_INT8;
+    packed.kind = MINIMA ? (fine ? FINE_PACKED_INT4 : PACKED_INT4) : (fine ? FINE_PACKED_INT8 : PACKED_INT8);
     packed.weight = memory;
     packed.scales = memory + sizes.bytes;
     packed.minima = MINIMA ? reinterpret_cast<uint16_t*>(memory + sizes.bytes + sizes.scales) : nullptr;
     return packed;
 }
 
-// Let matrices of integers be packed ones from now on. Returns their memory.
-inline std::unique_ptr<uint8_t, Free> pack_matrices(Team& team, const std::vector<Matrix*>& all) {
+// Let matrices of integers be packed ones from now on, and one of them fine. Returns their memory.
+inline std::unique_ptr<uint8_t, Free> pack_matrices(Team& team, const std::vector<Matrix*>& all,
+                                                    const Matrix* fine) {
     struct Job {
         Matrix from, to;
     };
@@ -64,7 +65,7 @@ inline std::unique_ptr<uint8_t, Free> pack_matrices(Team& team, const std::vecto
     for (Matrix* m : all) {
         if (m->kind != INT8 && m->kind != INT4) continue;
         const bool minima = m->kind == INT4;
-        jobs->push_back({*m, minima ? packed_in<true>(at, *m) : packed_in<false>(at, *m)});
+        jobs->push_back({*m, minima ? packed_in<true>(at, *m, m == fine) : packed_in<false>(at, *m, m == fine)});
         at += minima ? SizesOfPacked<true>(*m).all() : SizesOfPacked<false>(*m).all();
         *m = jobs->back().to;
     }
@@ -78,7 +79,9 @@ inline std::unique_ptr<uint8_t, Free> pack_matrices(Team& team, const std::vecto
 
 #else
 
-inline std::unique_ptr<uint8_t, Free> pack_matrices(Team&, const std::vector<Matrix*>&) { return nullptr; }
+inline std::unique_ptr<uint8_t, Free> pack_matrices(Team&, const std::vector<Matrix*>&, const Matrix*) {
+    return nullptr;
+}
 
 #endif
 

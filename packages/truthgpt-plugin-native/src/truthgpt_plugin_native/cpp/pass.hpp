@@ -36,13 +36,14 @@ struct Pass {
     const bool alone;   // each thread prepares rows for itself, which takes less than waiting
     bool single = true;  // one token of each sequence, which takes a thread for each segment
     int64_t most_segments = 0;
-    std::vector<int64_t> asked;  // the tokens that logits are asked after
+    std::vector<int64_t> all, asked;  // tokens, and those that logits are asked after
     std::vector<Piece> pieces;
 
     Pass(std::vector<Token> given, const Shape& s)
         : tokens(std::move(given)), count(int64_t(tokens.size())), alone(count <= MOST_ALONE) {
         for (int64_t n = 0; n < count; ++n) {
             if (n > 0 && tokens[n].sequence == tokens[n - 1].sequence) single = false;
+            all.push_back(n);
             if (tokens[n].logits != nullptr) asked.push_back(n);
             most_segments = std::max(most_segments, segments(tokens[n].position));
         }
@@ -54,15 +55,23 @@ struct Pass {
             for (int64_t n = 0; n < count;) n = cut(n, s.kv_heads);
     }
 
+    // Whether logits are asked after any token of a piece of a prompt.
+    bool asks(const Piece& piece) const {
+        const auto next = std::lower_bound(asked.begin(), asked.end(), piece.token);
+        return next != asked.end() && *next < piece.token + piece.what;
+    }
+
    private:
     // Cut the tokens of the sequence that token n is of; return the one after them. A head's pieces
-    // follow each other, and find its keys and values in the cache.
+    // follow each other, and find its keys and values in the cache. There are two of few tokens, too: heads
+    // may be fewer than what threads share out evenly.
     int64_t cut(int64_t n, int32_t kv_heads) {
         int64_t end = n + 1;
         while (end < count && tokens[end].sequence == tokens[n].sequence) ++end;
+        const int64_t half = (end - n + 7) / 8 * 4, each = std::min(TOKENS_AT_ONCE, half);
         for (int32_t head = 0; head < kv_heads; ++head)
-            for (int64_t at = n; at < end; at += TOKENS_AT_ONCE)
-                pieces.push_back({at, head, std::min(TOKENS_AT_ONCE, end - at)});
+            for (int64_t at = n; at < end; at += each)
+                pieces.push_back({at, head, std::min(each, end - at)});
         return end;
     }
 };

@@ -12,15 +12,25 @@
 
 namespace {
 
-constexpr int OCTET = 8;  // activations that are rounded by one scale
-
-// How many activations each stored scale is of. Vectors of AVX2 have two lanes for an octet, and its
-// scale is there for either.
-#if defined(__AVX2__) && !defined(PACKED_INTEGERS)
-constexpr int PER_SCALE = OCTET / 2;
+// Activations that are rounded by one scale: those that meet the output embedding, and others. Half as
+// many cost half as many nats and, where integers are packed, products a sixth more time.
+constexpr int FINE_GROUP = 8;
+#if defined(PACKED_INTEGERS)
+constexpr int ACTIVATION_GROUP = 16;
 #else
-constexpr int PER_SCALE = OCTET;
+constexpr int ACTIVATION_GROUP = FINE_GROUP;
 #endif
+
+// How many activations each stored scale is of, at least. Vectors of AVX2 have two lanes for eight, and
+// their scale is there for either.
+#if defined(__AVX2__) && !defined(PACKED_INTEGERS)
+constexpr int PER_SCALE = FINE_GROUP / 2;
+#else
+constexpr int PER_SCALE = FINE_GROUP;
+#endif
+
+template <int GROUP>
+constexpr int SCALES_OF_BLOCK = BLOCK * FINE_GROUP / (GROUP * PER_SCALE);
 
 constexpr int BEYOND = 8;  // blocks that vectors read beyond the last
 
@@ -43,7 +53,47 @@ struct Rounding {
 // Round a block of activations: what PER_SCALE of them are multiplied by goes to `scales`. Returns what
 // the rounded numbers add up to. An integer of NaN, or of what is beyond all integers, is not defined:
 // there the scale is NaN. Activations too small to have an inverse are nothing beside any others.
-#if defined(__AVX2__)
+#if defined(PACKED_INTEGERS)
+// What `combine` makes of the lanes of each group, in all of them.
+template <int GROUP, typename Combine>
+__m512i in_groups_of(__m512i lanes, Combine combine) {
+    if constexpr (GROUP == 16) lanes = combine(lanes, _mm512_shuffle_i32x4(lanes, lanes, 0x4e));
+    lanes = combine(lanes, _mm512_shuffle_i32x4(lanes, lanes, 0xb1));
+    lanes = combine(lanes, _mm512_shuffle_epi32(lanes, _MM_PERM_ENUM(0x4e)));
+    return combine(lanes, _mm512_shuffle_epi32(lanes, _MM_PERM_ENUM(0xb1)));
+}
+
+template <int GROUP>
+inline float round_block(const float* from, int8_t* to, float* scales) {
+    const __m512i infinite = _mm512_set1_epi32(0x7f800000);
+    const __m512 most = _mm512_set1_ps(127.0f);
+    float all = 0.0f;
+    for (int i = 0; i < BLOCK; i += 16) {
+        const __m512 numbers = _mm512_loadu_ps(from + i);
+        // By their bits, which are in the order of the numbers and lose no NaN.
+        const __m512i largest = in_groups_of<GROUP>(
+            _mm512_and_si512((__m512i)numbers, _mm512_set1_epi32(0x7fffffff)),
+            [](__m512i a, __m512i b) { return _mm512_max_epi32(a, b); });
+        const __m512 inverse = _mm512_div_ps(most, (__m512)largest);
+        const __mmask16 usual = _mm512_cmpgt_epi32_mask(infinite, largest);
+        const __mmask16 used = usual & _mm512_cmpgt_epi32_mask(infinite, (__m512i)inverse);
+        const __m512i integers = _mm512_maskz_cvtps_epi32(used, _mm512_mul_ps(numbers, inverse));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(integers));
+        const __m512 each = _mm512_mask_mov_ps(
+            _mm512_set1_ps(NAN), usual,
+            _mm512_maskz_mul_ps(used, (__m512)largest, _mm512_set1_ps(1.0f / 127.0f)));
+        const __m512i sums =
+            in_groups_of<GROUP>(integers, [](__m512i a, __m512i b) { return _mm512_add_epi32(a, b); });
+        const __m512 products = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), each);
+        for (int lane = 0; lane < 16; lane += GROUP) {
+            *scales++ = each[lane];
+            all += products[lane];
+        }
+    }
+    return all;
+}
+#elif defined(__AVX2__)
+template <int>
 inline float round_block(const float* from, int8_t* to, float* scales) {
     const __m256i infinite = _mm256_set1_epi32(0x7f800000);
     const __m256 most = _mm256_set1_ps(127.0f);
@@ -68,8 +118,7 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
                                          _mm256_blend_ps(each[2], each[3], 0x88), 0xcc);
     const __m256 each_of_two = _mm256_permutevar_ps(_mm256_permute2f128_ps(steps, steps, 0),
                                                     _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
-    if (PER_SCALE == OCTET) _mm_storeu_ps(scales, _mm256_castps256_ps128(steps));
-    else _mm256_storeu_ps(scales, each_of_two);
+    _mm256_storeu_ps(scales, each_of_two);
     // Packing goes by halves of vectors: fours of numbers 0, 2, 4, 6, 1, 3, 5, 7.
     const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(integers[0], integers[1]),
@@ -82,7 +131,7 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
 }
 #else
 // Returns what the rounded numbers add up to.
-inline int round_octet(const float* from, float inverse, int8_t* to) {
+inline int round_together(const float* from, float inverse, int8_t* to) {
 #if defined(NEON)
     const int32x4_t low = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(from), inverse));
     const int32x4_t high = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(from + 4), inverse));
@@ -91,29 +140,30 @@ inline int round_octet(const float* from, float inverse, int8_t* to) {
     return vaddvq_s16(all);
 #else
     int sum = 0;
-    for (int i = 0; i < OCTET; ++i) sum += to[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
+    for (int i = 0; i < ACTIVATION_GROUP; ++i) sum += to[i] = static_cast<int8_t>(std::nearbyint(from[i] * inverse));
     return sum;
 #endif
 }
 
+template <int>
 inline float round_block(const float* from, int8_t* to, float* scales) {
     float all = 0.0f;
-    for (int octet = 0; octet < BLOCK / OCTET; ++octet, from += OCTET, to += OCTET) {
+    for (int i = 0; i < BLOCK / ACTIVATION_GROUP; ++i, from += ACTIVATION_GROUP, to += ACTIVATION_GROUP) {
         uint32_t most = 0;
-        for (int i = 0; i < OCTET; ++i) most = std::max(most, bits_of(from[i]) & 0x7fffffffu);
+        for (int j = 0; j < ACTIVATION_GROUP; ++j) most = std::max(most, bits_of(from[j]) & 0x7fffffffu);
         const bool usual = most < 0x7f800000u;
         float largest;
         std::memcpy(&largest, &most, sizeof largest);
         const float inverse = 127.0f / largest;
         int sum = 0;
         if (!usual || is_not_finite(inverse)) {
-            std::fill_n(to, OCTET, int8_t(0));
-            scales[octet] = usual ? 0.0f : NAN;
+            std::fill_n(to, ACTIVATION_GROUP, int8_t(0));
+            scales[i] = usual ? 0.0f : NAN;
         } else {
-            sum = round_octet(from, inverse, to);
-            scales[octet] = largest / 127.0f;
+            sum = round_together(from, inverse, to);
+            scales[i] = largest / 127.0f;
         }
-        all += scales[octet] * float(sum);
+        all += scales[i] * float(sum);
     }
     return all;
 }
@@ -121,9 +171,6 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
 
 // Rows of activations as products read them: exact, for integers rounded to 8 bits, and for weights of
 // bfloat16 rounded to that, if the machine multiplies it.
-//
-// Each OCTET of numbers has a scale of its own. With fours, products would take a third more
-// instructions; with sixteens, rounding would cost twice as many nats.
 class Rows {
    public:
     Rows(int32_t rows, int32_t columns, Rounding to)
@@ -144,22 +191,24 @@ class Rows {
     // Of each block, what its rounded numbers add up to.
     const float* sums(int64_t row) const { return sums_.data() + row * blocks_; }
 
-    // Round `length` numbers of a row.
+    // Round `length` numbers of a row; to bytes in groups of so many.
+    template <int GROUP = ACTIVATION_GROUP>
     void round(int64_t row, int32_t length) {
         if (to_.halves) round_to_halves(row, length);
-        if (to_.bytes) round_to_bytes(row, length);
+        if (to_.bytes) round_to_bytes<GROUP>(row, length);
     }
 
    private:
     // Those of whole blocks: rows of integers have no others.
+    template <int GROUP>
     void round_to_bytes(int64_t row, int32_t length) {
         const float* from = exact(row);
         int8_t* to = rounded_.data() + row * columns_;
         float *scales = scales_.data() + row * (columns_ / PER_SCALE), *sums = sums_.data() + row * blocks_;
         const int32_t blocks = length / BLOCK;
         for (int32_t block = 0; block < blocks; ++block)
-            sums[block] = round_block(from + block * BLOCK, to + block * BLOCK,
-                                      scales + block * (BLOCK / PER_SCALE));
+            sums[block] = round_block<GROUP>(from + block * BLOCK, to + block * BLOCK,
+                                             scales + block * SCALES_OF_BLOCK<GROUP>);
         std::fill_n(sums + blocks, BEYOND, 0.0f);
     }
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 MOST_PROMPT_TOKENS = 512
 """Tokens of prompts in one pass at most."""
 
-LEAST_PROMPT_TOKENS = 16
+LEAST_PROMPT_TOKENS = 8
 """Tokens of prompts in one pass at least, however slow the passes are."""
 
 UNMEASURED_PROMPT_TOKENS = 64
 """Tokens of prompts in one pass while others wait and no pass was measured yet."""
 
-ONE_PROMPT = 0.75
+ONE_PROMPT = 1.25
 """How long the tokens of a prompt may take in a pass, as a multiple of what the pass takes without
-them. Below 1, because tokens late in a prompt take longer than the first ones."""
+them."""
 
 
 class PassTimes:
@@ -38,8 +38,7 @@ class PassTimes:
             return MOST_PROMPT_TOKENS
         room = UNMEASURED_PROMPT_TOKENS
         if self._without and self._prompt_token > 0.0:
-            nearest = min(self._without, key=lambda known: abs(known - texts))
-            spare = ONE_PROMPT * prompts**2 * self._without[nearest]
+            spare = ONE_PROMPT * prompts**2 * self._known(texts)
             room = int(spare / self._prompt_token)
         return max(LEAST_PROMPT_TOKENS, min(room, MOST_PROMPT_TOKENS))
 
@@ -51,11 +50,17 @@ class PassTimes:
             read: how many tokens of prompts were read in it.
             seconds: how long it took.
         """
-        if texts == 0:
-            if read >= LEAST_PROMPT_TOKENS:
-                self._prompt_token = _blend(self._prompt_token, seconds / read)
-        elif read == 0:
+        if read == 0:
             self._without[texts] = _blend(self._without.get(texts, 0.0), seconds)
+        elif read >= LEAST_PROMPT_TOKENS and (texts == 0 or self._without):
+            # Tokens late in a prompt take longer than the first ones: their passes say so.
+            more = seconds - (self._known(texts) if texts else 0.0)
+            if more > 0.0:
+                self._prompt_token = _blend(self._prompt_token, more / read)
+
+    def _known(self, texts: int) -> float:
+        """Return how long a pass takes without prompts, of the nearest number of texts."""
+        return self._without[min(self._without, key=lambda known: abs(known - texts))]
 
 
 def _blend(before: float, now: float) -> float:

@@ -141,8 +141,9 @@ class Bench:
             with suppress(OSError):
                 with suppress(urllib.error.HTTPError):
                     urllib.request.urlopen(f"{url}/models", timeout=5)
-                self.ask(name, [self.chat("Hello", 2)])
-                return name
+                # A server that is not ready says 503.
+                if self.ask(name, [self.chat("Hello", 2)])[0]["status"] == 200:
+                    return name
             time.sleep(0.5)
         raise SystemExit(f"{name} did not start")
 
@@ -273,9 +274,10 @@ def take_turn(contender: Bare, what: str, given: list[str]) -> dict[str, float]:
 def stalls(bench: Bench, rounds: int) -> None:
     """Eight streams, and a long prompt that arrives among them."""
     bench.start(OURS)
-    long = {**bench.chat(bench.text(0, LONG), 2), "at": 1.0}
     found = []
     for turn in range(rounds):
+        # Another beginning each time: it is to be read.
+        long = {**bench.chat(f"{turn}. {bench.text(0, LONG)}", 2), "at": 1.0}
         streams = [bench.chat(bench.text(64 * n + turn, 64), 200) for n in range(FOLLOWED)]
         *followed, arrived = bench.ask(OURS, [*streams, long])
         begin, end = arrived["sent"], arrived["times"][0]

@@ -11,7 +11,7 @@ LEAST_PROMPT_TOKENS = 8
 UNMEASURED_PROMPT_TOKENS = 64
 """Tokens of prompts in one pass while others wait and no pass was measured yet."""
 
-ONE_PROMPT = 1.25
+ONE_PROMPT = 0.85
 """How long the tokens of a prompt may take in a pass, as a multiple of what the pass takes without
 them."""
 

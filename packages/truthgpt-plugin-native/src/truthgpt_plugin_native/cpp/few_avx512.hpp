@@ -136,8 +136,8 @@ inline __m512i sums_of_fours(const __m512i v[4]) {
     return pairs(pairs(v[0], v[1]), pairs(v[2], v[3]));
 }
 
-// What the products of the two groups of four blocks add up to, for four rows: in fours of lanes the rows, one
-// after the other the blocks.
+// What the products of the two groups of each of four blocks add up to, for four rows: in fours of lanes
+// the rows, one after the other the blocks.
 template <bool MINIMA>
 struct Halves {
     __m512 first, second;

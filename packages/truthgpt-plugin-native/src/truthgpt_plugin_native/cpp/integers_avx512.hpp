@@ -4,8 +4,9 @@
 // 128, and 128 times the sum of each block of activations is what is taken away again.
 //
 // A number is added up in one order, whether its row of weights is read as it lies or packed. Of each
-// group of activations the products add up to an integer, which is multiplied by their scale; what a block
-// comes to is multiplied by the weights' scale. In a part of PART_BLOCKS every fourth block is added to the same sum, then the four sums to each other; then part is added to part.
+// group of activations the products add up to an integer, which is multiplied by their scale; what a
+// block comes to is multiplied by the weights' scale. In a part of PART_BLOCKS every fourth block is
+// added to the same sum, then the four sums to each other; then part is added to part.
 #pragma once
 
 #include <algorithm>

@@ -27,8 +27,8 @@ class PassTimes:
     def room(self, texts: int, prompts: int) -> int:
         """Return how many tokens of prompts the next pass may have.
 
-        While one prompt is read, a pass takes two to three times as long as without it. Larger
-        pieces take less time in all, so they grow with the prompts that wait for each other.
+        While one prompt is read, a pass takes about twice as long as without it. Larger pieces take
+        less time in all, so they grow with the prompts that wait for each other.
 
         Args:
             texts: how many wait for their next token in it.

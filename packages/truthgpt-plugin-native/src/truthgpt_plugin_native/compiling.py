@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping
 
 SOURCES = (
     "engine.cpp",
-    *("attention.hpp", "attention_integers.hpp", "attention_pairs.hpp", "few_avx512.hpp"),
-    *("integers.hpp", "integers_avx2.hpp", "integers_avx512.hpp", "integers_neon.hpp"),
-    *("integers_plain.hpp", "lanes.hpp", "large_pages.hpp", "matrix.hpp", "model.hpp"),
-    *("multiply.hpp", "numbers.hpp", "packed_matrices.hpp", "packing_avx512.hpp", "pass.hpp"),
-    *("products.hpp", "rows.hpp", "sequence.hpp", "team.hpp", "tiles.hpp"),
+    *("attention.hpp", "attention_integers.hpp", "attention_pairs.hpp", "engine.hpp"),
+    *("few_avx512.hpp", "integers.hpp", "integers_avx2.hpp", "integers_avx512.hpp"),
+    *("integers_neon.hpp", "integers_plain.hpp", "lanes.hpp", "large_pages.hpp", "matrix.hpp"),
+    *("model.hpp", "multiply.hpp", "numbers.hpp", "packed_matrices.hpp", "packing_avx512.hpp"),
+    *("pass.hpp", "products.hpp", "rows.hpp", "sequence.hpp", "team.hpp", "tiles.hpp"),
 )
 """The first one includes the others."""
 

@@ -185,6 +185,19 @@ inline EightLanes halves(__m512 v) {
 }
 
 inline float total(Lanes v) { return total(halves((__m512)v)); }
+
+// The totals of four vectors, each with the bits that it has alone.
+inline __m128 totals(Lanes a, Lanes b, Lanes c, Lanes d) {
+    const auto folded = [](Lanes x, Lanes y) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4((__m512)x, (__m512)y, 0x44),
+                             _mm512_shuffle_f32x4((__m512)x, (__m512)y, 0xee));
+    };
+    const __m512 ab = folded(a, b), cd = folded(c, d);
+    const __m512 fours = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    const __m512 twos = _mm512_add_ps(fours, _mm512_permute_ps(fours, 0x4e));
+    const __m512 ones = _mm512_add_ps(twos, _mm512_permute_ps(twos, 0xb1));
+    return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, ones));
+}
 #endif
 
 float sum_of_squares(const float* x, int32_t length) {

@@ -27,14 +27,14 @@ struct OfFloats {
 
 struct Float32 : OfFloats {
     template <int R, int N, typename... Arguments>
-    static void tile(const Arguments&... arguments) {
+    [[gnu::always_inline]] static void tile(const Arguments&... arguments) {
         tile_of_floats<float, R, N>(arguments...);
     }
 };
 
 struct BFloat16 : OfFloats {
     template <int R, int N, typename... Arguments>
-    static void tile(const Arguments&... arguments) {
+    [[gnu::always_inline]] static void tile(const Arguments&... arguments) {
         tile_of_bfloat16<R, N>(arguments...);
     }
 };
@@ -48,14 +48,14 @@ struct OfIntegers {
 template <bool ONE_SCALE>
 struct Int8 : OfIntegers {
     template <int R, int N, typename... Arguments>
-    static void tile(const Arguments&... arguments) {
+    [[gnu::always_inline]] static void tile(const Arguments&... arguments) {
         tile_of_int8<R, N, ONE_SCALE>(arguments...);
     }
 };
 
 struct Int4 : OfIntegers {
     template <int R, int N, typename... Arguments>
-    static void tile(const Arguments&... arguments) {
+    [[gnu::always_inline]] static void tile(const Arguments&... arguments) {
         tile_of_int4<R, N>(arguments...);
     }
 };
@@ -63,7 +63,7 @@ struct Int4 : OfIntegers {
 
 // R rows of m times rows [n, end) of activations, N at a time, and what is left fewer.
 template <typename Kind, int R, int N>
-void strip(const Matrix& m, const Rows& x, int32_t row, int64_t n, int64_t end, float* out, int64_t step) {
+[[gnu::noinline]] void strip(const Matrix& m, const Rows& x, int32_t row, int64_t n, int64_t end, float* out, int64_t step) {
     for (; n + N <= end; n += N) Kind::template tile<R, N>(m, x, row, n, out + n * step, step);
     if constexpr (N > 1)
         if (n < end) strip<Kind, R, N - 1>(m, x, row, n, end, out, step);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "lanes.hpp"
@@ -169,6 +170,21 @@ inline float round_block(const float* from, int8_t* to, float* scales) {
 }
 #endif
 
+// Memory that begins at a cache line, so that a vector of numbers lies in one.
+template <typename T>
+struct OfLines {
+    using value_type = T;
+    static constexpr std::align_val_t LINE{64};
+
+    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), LINE)); }
+    void deallocate(T* memory, size_t) { ::operator delete(memory, LINE); }
+    bool operator==(const OfLines&) const { return true; }
+    bool operator!=(const OfLines&) const { return false; }
+};
+
+template <typename T>
+using Lines = std::vector<T, OfLines<T>>;
+
 // Rows of activations as products read them: exact, for integers rounded to 8 bits, and for weights of
 // bfloat16 rounded to that, if the machine multiplies it.
 class Rows {
@@ -225,10 +241,11 @@ class Rows {
 
     const Rounding to_;
     const int32_t columns_, blocks_;
-    std::vector<float> exact_;
-    std::vector<int8_t> rounded_;
-    std::vector<uint16_t> halves_;
-    std::vector<float> scales_, sums_;
+    Lines<float> exact_;
+    Lines<int8_t> rounded_;
+    Lines<uint16_t> halves_;
+    Lines<float> scales_;
+    std::vector<float> sums_;
 };
 
 }  // namespace

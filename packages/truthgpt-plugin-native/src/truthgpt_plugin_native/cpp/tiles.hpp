@@ -34,9 +34,25 @@ inline void ask_ahead(const void* at, int r) {
     else prefetch(line + AHEAD);
 }
 
+// out[n * step + r] is what sums[r][n] adds up to.
+template <int R, int N>
+[[gnu::always_inline]] inline void write_totals(const Lanes (&sums)[R][N], float* out, int64_t step) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+#if defined(__AVX512F__)
+        if constexpr (R == 4) {
+            _mm_storeu_ps(out + n * step, totals(sums[0][n], sums[1][n], sums[2][n], sums[3][n]));
+            continue;
+        }
+#endif
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) out[n * step + r] = total(sums[r][n]);
+    }
+}
+
 // R rows of weights times N rows of activations: out[n * step + r].
 template <typename Stored, int R, int N>
-void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out, int64_t step) {
+[[gnu::always_inline]] inline void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out, int64_t step) {
     const Stored* weights[R];
     const float* xs[N];
     for (int r = 0; r < R; ++r)
@@ -58,9 +74,8 @@ void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, 
         }
     }
     if (whole < m.columns) {
-#if defined(NEON)  // there g++ does not by itself
+        // Or g++ would keep all sums in memory, above as well.
 #pragma GCC unroll 4
-#endif
         for (int r = 0; r < R; ++r) {
             Stored rest[LANES] = {};
             std::copy_n(weights[r] + whole, m.columns - whole, rest);
@@ -68,52 +83,53 @@ void tile_of_floats(const Matrix& m, const Rows& x, int32_t row, int64_t first, 
             for (int n = 0; n < N; ++n) sums[r][n] = fused(ws, load(xs[n] + whole), sums[r][n]);
         }
     }
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-            out[n * step + r] = total(sums[r][n]);
+    write_totals(sums, out, step);
 }
 
 #if defined(__AVX512BF16__)
 
 // Products of two neighbors are added to a lane at once, so that there are LANES sums as well.
 template <int R, int N>
-void tile_of_bfloat16(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out,
+[[gnu::always_inline]] inline void tile_of_bfloat16(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out,
                       int64_t step) {
     constexpr int AT_ONCE = 2 * LANES;
     const uint16_t *weights[R], *xs[N];
     for (int r = 0; r < R; ++r)
         weights[r] = static_cast<const uint16_t*>(m.weight) + int64_t(row + r) * m.columns;
     for (int n = 0; n < N; ++n) xs[n] = x.halves(first + n);
-    __m512 sums[R][N];
-    for (int r = 0; r < R; ++r)
-        for (int n = 0; n < N; ++n) sums[r][n] = _mm512_setzero_ps();
-    for (int32_t k = 0; k < m.columns; k += AT_ONCE) {
-        const int32_t left = m.columns - k;
-        const __mmask32 there = left >= AT_ONCE ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+    Lanes sums[R][N] = {};
+    const auto added = [](Lanes sum, __m512i ws, __m512i numbers) {
+        return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)ws, (__m512bh)numbers);
+    };
+    const int32_t whole = m.columns / AT_ONCE * AT_ONCE;
+    for (int32_t k = 0; k < whole; k += AT_ONCE) {
         __m512i ws[R];
         for (int r = 0; r < R; ++r) {
             ask_ahead<R>(weights[0] + k * R, r);
-            ws[r] = _mm512_maskz_loadu_epi16(there, weights[r] + k);
+            ws[r] = _mm512_loadu_si512(weights[r] + k);
         }
         for (int n = 0; n < N; ++n) {
-            __m512i numbers = _mm512_maskz_loadu_epi16(there, xs[n] + k);
+            __m512i numbers = _mm512_loadu_si512(xs[n] + k);
             hold(numbers);
-            for (int r = 0; r < R; ++r)
-                sums[r][n] = _mm512_dpbf16_ps(sums[r][n], (__m512bh)ws[r], (__m512bh)numbers);
+            for (int r = 0; r < R; ++r) sums[r][n] = added(sums[r][n], ws[r], numbers);
         }
     }
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n)
+    if (whole < m.columns) {
+        const __mmask32 there = (__mmask32(1) << (m.columns - whole)) - 1;
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) out[n * step + r] = total((Lanes)sums[r][n]);
+        for (int r = 0; r < R; ++r) {
+            const __m512i ws = _mm512_maskz_loadu_epi16(there, weights[r] + whole);
+            for (int n = 0; n < N; ++n)
+                sums[r][n] = added(sums[r][n], ws, _mm512_maskz_loadu_epi16(there, xs[n] + whole));
+        }
+    }
+    write_totals(sums, out, step);
 }
 
 #else
 
 template <int R, int N>
-void tile_of_bfloat16(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out,
+[[gnu::always_inline]] inline void tile_of_bfloat16(const Matrix& m, const Rows& x, int32_t row, int64_t first, float* out,
                       int64_t step) {
     tile_of_floats<uint16_t, R, N>(m, x, row, first, out, step);
 }

@@ -146,7 +146,7 @@ ENTRY_POINTS = {
     "core": {"console_scripts": ["truthgpt"]},
     "services": {
         "truthgpt.plugins": ["services"],
-        "truthgpt.optimizations": ["prompt_lookup"],
+        "truthgpt.optimizations": ["draft_model", "prompt_lookup"],
         "truthgpt.commands": [
             *("batch", "chat", "compare", "convert", "eval", "export", "generate", "optimize"),
             "train",
@@ -251,7 +251,8 @@ def test_uninstalling_quantize_changes_nothing_else(
         assert failed.stdout == ""
         assert failed.stderr == (
             f'truthgpt: Optimization "quantize" is not installed. It comes with {QUANTIZE}: '
-            f"pip install {QUANTIZE}. Available: kv_cache, prompt_lookup, torch_compile.\n"
+            f"pip install {QUANTIZE}. Available: draft_model, kv_cache, prompt_lookup, "
+            "torch_compile.\n"
         )
         assert not (tmp_path / "out").exists()
         assert "quantize" not in environment.plugins()

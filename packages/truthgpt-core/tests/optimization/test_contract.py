@@ -302,6 +302,21 @@ def test_an_option_like_no_other_lists_what_there_is() -> None:
         Scheme(xyzzy=1)
 
 
+class PlaceOptions(Options):
+    path: str
+
+
+class Place(Plain):
+    options_type = PlaceOptions
+
+
+def test_an_option_that_is_missing_is_named() -> None:
+    """What has no default has to be given, and the error says no more than that."""
+    with pytest.raises(OptimizationError) as raised:
+        Place()
+    assert raised.value.message == '"plain": option "path" must be given'
+
+
 def test_an_optimization_without_options_says_so() -> None:
     """An option for an optimization that has none is refused."""
     with pytest.raises(OptimizationError, match=r'no option "scheme" \(it has none\)'):

@@ -24,6 +24,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *distributions: str) -> PluginManag
 @pytest.mark.parametrize(
     ("name", "distribution"),
     [
+        ("draft_model", "truthgpt-services"),
         ("kv_cache", "truthgpt-plugin-native"),
         ("prompt_lookup", "truthgpt-services"),
         ("quantize", "truthgpt-plugin-quantize"),

@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 
+import gguf
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,9 @@ from truthgpt_services.models.sources import (
     LocalSource,
     PackageSource,
     describe,
+    local_model,
     resolve,
+    vocabulary_size,
 )
 
 
@@ -58,6 +62,40 @@ def test_a_gguf_file_is_known_by_what_it_begins_with(find, tmp_path):
     assert find(good).is_gguf
     with pytest.raises(ModelError, match=r"is not a GGUF file.*Git LFS"):
         find(bad)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [({"vocab_size": 7}, 7), ({"text_config": {"vocab_size": 8}}, 8), ({"vocab_size": "9"}, None)],
+)
+def test_the_number_of_tokens_is_known_before_a_model_is_loaded(tiny, tmp_path, config, tokens):
+    """Where config.json says it, be it in the part for text."""
+    directory = shutil.copytree(tiny, tmp_path / "model")
+    (directory / "config.json").write_text(json.dumps(config))
+    assert vocabulary_size(local_model(directory)) == tokens
+
+
+def test_the_number_of_tokens_of_a_gguf_file_is_that_of_its_embedding(tmp_path):
+    """A damaged file is one error that names it."""
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((320, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert vocabulary_size(local_model(path)) == 320
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ModelError, match=r"model\.gguf cannot be read"):
+        vocabulary_size(local_model(path))
+
+
+def test_a_path_is_taken_for_nothing_else(tiny, tmp_path, monkeypatch):
+    """What names no file is not looked for on a hub or in a package."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("someone/model", "package:some_weights/x.gguf"):
+        with pytest.raises(ModelError, match="There is no model at"):
+            local_model(tmp_path / name)
 
 
 def test_a_file_in_a_package_is_found_without_importing_it(find, package):

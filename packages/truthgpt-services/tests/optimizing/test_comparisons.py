@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from truthgpt_services.inference.draft_model import DraftModelDecoding
+from truthgpt_services.optimizing.candidates import RequestedStep
 from truthgpt_services.optimizing.comparisons import (
     DAYS,
     Comparison,
@@ -21,6 +23,7 @@ from truthgpt_services.optimizing.comparisons import (
     identity,
     sources,
 )
+from truthgpt_services.optimizing.reuse import step_depends_on
 from truthgpt_services.results.schema import (
     Load,
     Measurements,
@@ -246,6 +249,18 @@ def test_a_model_that_was_written_again_is_another(tmp_path):
     before = identity(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     assert identity(tmp_path) != before
+
+
+def test_a_draft_model_that_was_written_again_is_another(tmp_path):
+    """A comparison with it is not taken over, be it a directory or one file."""
+    (tmp_path / "config.json").touch()
+    for draft in (tmp_path, tmp_path / "config.json"):
+        optimization = DraftModelDecoding(model=draft)
+        step = RequestedStep(optimization, "", optimization.options.model_dump(mode="json"))
+        before = step_depends_on(step)
+        assert step_depends_on(step) == before
+        (tmp_path / "config.json").write_text(f"changed: {draft}")
+        assert step_depends_on(step) != before
 
 
 def test_a_plugin_that_was_edited_in_place_is_another(tmp_path, monkeypatch):

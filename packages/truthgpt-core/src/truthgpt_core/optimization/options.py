@@ -50,6 +50,8 @@ def wrong_options(name: str, options_type: type[Options], error: ValidationError
             suggestion = did_you_mean(option, known)
             has = f"it has {', '.join(known)}" if known else "it has none"
             messages.append(f'there is no option "{option}" ({suggestion or has})')
+        elif problem["type"] == "missing":
+            messages.append(f'option "{option}" must be given')
         else:
             messages.append(f'option "{option}": {problem["msg"]}, not {problem["input"]!r}')
     return f'"{name}": ' + "; ".join(messages)

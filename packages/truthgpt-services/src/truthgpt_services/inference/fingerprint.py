@@ -23,15 +23,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from truthgpt_core.errors import TruthGPTError
-from truthgpt_services.inference.prompt_lookup import ATTRIBUTE as _PROMPT_LOOKUP
+from truthgpt_services.inference.speculation_choice import ATTRIBUTE as _SPECULATION
 
 _STANDARD = frozenset(vars(nn.Module()))
 
 # Where a model was loaded from, what only loading looks at, and what computes the same in
 # another order or in fewer passes.
-_IRRELEVANT = frozenset(
-    {"name_or_path", "_is_hf_initialized", "_compiled_call_impl", _PROMPT_LOOKUP}
-)
+_IRRELEVANT = frozenset({"name_or_path", "_is_hf_initialized", "_compiled_call_impl", _SPECULATION})
 _UNKNOWN_PLACE = "_name_or_path"
 
 # Hides the padding of a batch while it is decoded, and does nothing to other callers.

@@ -71,6 +71,10 @@ class Guesser(ABC):
         """Free what it holds."""
 
 
+def _ignore(guessed: int, right: int) -> None:
+    pass
+
+
 class Speculative(Decoder):
     """Guesses tokens and lets the model check them.
 
@@ -83,9 +87,7 @@ class Speculative(Decoder):
     requires: ClassVar[tuple[str, ...]] = ("logits", "crop")
     continues: ClassVar[bool] = True
 
-    def __init__(
-        self, most: int, checked: Callable[[int, int], None] = lambda guessed, right: None
-    ) -> None:
+    def __init__(self, most: int, checked: Callable[[int, int], None] = _ignore) -> None:
         self._most = most
         self._checked = checked
 
@@ -156,12 +158,15 @@ class DraftModel(Speculative):
     Args:
         engine: runs the smaller model, which has the same tokens.
         most: how many tokens are guessed for one pass at most.
+        checked: as for `Speculative`.
     """
 
     name: ClassVar[str] = "draft-model"
 
-    def __init__(self, engine: Engine, most: int) -> None:
-        super().__init__(most)
+    def __init__(
+        self, engine: Engine, most: int, checked: Callable[[int, int], None] = _ignore
+    ) -> None:
+        super().__init__(most, checked)
         self._engine = engine
 
     def guesser(self, positions: int) -> Guesser:

@@ -180,10 +180,10 @@ class Worker(ModelRequests):
         how = {"dtype": dtype, "device": device}
         made = self._service.make_engine(source, how, engine=engine)
         tokenizer = made.tokenizer or self._service.load_tokenizer(directory)
-        seconds = time.perf_counter() - began
         self._inference.configure(made, tokenizer)
-        # As a request decodes that says nothing of it.
+        # As a request decodes that says nothing of it. Its decoder may load a model of its own.
         plain = read_options(None, made, tokenizer, self._plugins)
+        seconds = time.perf_counter() - began
         self._bench = Bench(made, tokenizer, plain.own_decoder)
         steps = read_recipe(Path(directory)).steps if is_saved(Path(directory)) else ()
         self._unproven = set()

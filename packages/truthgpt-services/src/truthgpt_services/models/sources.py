@@ -8,13 +8,14 @@ returns is checked here, before anything is loaded.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from truthgpt_core.dynamic_factory import DynamicFactory
-from truthgpt_core.errors import did_you_mean
+from truthgpt_core.errors import did_you_mean, in_one_line
 from truthgpt_core.optimization import SourceModel
 from truthgpt_core.sources import ModelSource, ResolvedModel
 from truthgpt_services.errors import ModelError, naming_the_plugin, origin_of
@@ -165,6 +166,44 @@ def resolve(spec: str, sources: DynamicFactory[Any]) -> ResolvedModel:
         if found is not None:
             return _checked(found, source)
     raise ModelError(f'"{_short(spec)}" names no model', hint=f"A model is {_FORMATS}.")
+
+
+def local_model(path: Path) -> ResolvedModel:
+    """Find a model at a path of this machine, whatever else plugins would take the path for.
+
+    Raises:
+        ModelError: it is not there, or may not be loaded.
+    """
+    source = LocalSource()
+    return _checked(source.resolve(str(path)), source)
+
+
+def vocabulary_size(resolved: ResolvedModel) -> int | None:
+    """Return how many tokens a model has, without loading it; None if its files do not say.
+
+    Raises:
+        ModelError: its files are not on this machine, or cannot be read.
+    """
+    path = files_of(resolved)
+    return _embedded(path) if resolved.is_gguf else vocabulary_in(read_object(path / CONFIG))
+
+
+def vocabulary_in(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a config.json names; None if it names none."""
+    text = config.get("text_config")
+    found = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    return found if isinstance(found, int) else None
+
+
+def _embedded(path: Path) -> int | None:
+    from gguf import GGUFReader
+
+    try:
+        tensors = GGUFReader(path).tensors
+        found = [int(each.shape[-1]) for each in tensors if each.name == "token_embd.weight"]
+    except Exception as error:  # a damaged file fails in any way
+        raise ModelError(f"{path} cannot be read: {in_one_line(error)}") from error
+    return found[0] if found else None
 
 
 def files_of(resolved: ResolvedModel) -> Path:

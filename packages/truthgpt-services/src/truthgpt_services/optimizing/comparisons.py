@@ -135,14 +135,19 @@ def digest(directory: Path, pattern: str = "*.safetensors") -> str:
     return found.hexdigest()
 
 
-def identity(directory: Path) -> list[list[Any]]:
+def identity(model: Path) -> list[list[Any]]:
     """Return what tells the files of a model from those of another.
 
     Small files are read. Of weights, which it would take minutes to read, it is what the system
     has of them: nothing that writes into a file leaves the time of its last change as it was.
+
+    Args:
+        model: its directory, or its only file.
     """
     found: list[list[Any]] = []
-    for path in sorted(path for path in directory.iterdir() if path.is_file()):
+    for path in sorted(model.iterdir()) if model.is_dir() else [model]:
+        if not path.is_file():
+            continue
         facts = path.stat()
         if facts.st_size <= _READ_WHOLE:
             found.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])

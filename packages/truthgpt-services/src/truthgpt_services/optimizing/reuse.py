@@ -63,6 +63,15 @@ def depends_on(
     }
 
 
+def step_depends_on(step: RequestedStep) -> dict[str, Any]:
+    """Return all that the comparison of a step depends on, beside what the others do.
+
+    That includes the content of files that its options name, as of a draft model.
+    """
+    named = [value for _, value in step.optimization.options if isinstance(value, Path)]
+    return vars(step.for_worker()) | {"files": [identity(each) for each in named]}
+
+
 def _installed() -> list[str]:
     # The names of their folders have their versions, whatever is damaged in them.
     folders = [Path(each) for each in sys.path if each]
@@ -216,4 +225,4 @@ class EarlierRun:
         self._comparisons.forget()
 
     def _key(self, steps: Sequence[RequestedStep]) -> str:
-        return self._comparisons.key([vars(each.for_worker()) for each in steps])
+        return self._comparisons.key([step_depends_on(each) for each in steps])

@@ -22,6 +22,7 @@ from truthgpt_core.optimization import (
     OptimizationContext,
     OptimizationError,
     Progress,
+    SourceModel,
     in_order,
     no_progress,
     refuse_impossible,
@@ -395,6 +396,8 @@ class ModelService:
                 "output, overwrite and options are for a model that is measured",
                 hint="Add measure=True; save_model saves what was not measured.",
             )
+        name = type(model).__name__
+        refuse_impossible(made, SourceModel(name, name, model.config.to_dict()))
         with undone_if_it_fails(model, undo):
             for optimization in made:
                 model = self.apply(

@@ -1,4 +1,4 @@
-"""A model that was optimized to look tokens up is served in batches."""
+"""A model that was optimized to guess tokens is served in batches."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import pytest
 from running import CHAT, running
 
 from truthgpt_services import ModelService
-from truthgpt_services.inference.speculation import PromptLookup
+from truthgpt_services.inference.speculation import Speculative
 from truthgpt_services.models.recipe import SavedStep
 
 
+@pytest.mark.parametrize("name", ["prompt_lookup", "draft_model"])
 def test_a_text_is_not_kept_out_of_the_passes_of_others(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The optimization `prompt_lookup` does not count here: the same text comes token by token."""
-    looked: list[Any] = []
-    decode = PromptLookup.decode
+    """The optimization does not count here: the same text comes token by token."""
+    guessed: list[Any] = []
+    decode = Speculative.decode
 
-    def spy(self: PromptLookup, *given: Any) -> Any:
-        looked.append(given)
+    def spy(self: Speculative, *given: Any) -> Any:
+        guessed.append(given)
         return decode(self, *given)
 
-    monkeypatch.setattr(PromptLookup, "decode", spy)
+    monkeypatch.setattr(Speculative, "decode", spy)
     models = ModelService()
-    step = SavedStep("prompt_lookup", "execution", {"tokens": 16}, "")
+    settings = {"model": str(tiny)} if name == "draft_model" else {"tokens": 16}
+    step = SavedStep(name, "execution", settings, "")
     models.save_model(
         models.load_model(str(tiny)),
         models.load_tokenizer(str(tiny)),
@@ -37,8 +39,8 @@ def test_a_text_is_not_kept_out_of_the_passes_of_others(
     with running(tmp_path / "tiny") as server:
         body = CHAT | {"max_tokens": 8, "temperature": 0}
         answer = server.post("/v1/chat/completions", body).json()
-        assert not looked
+        assert not guessed
         options = {"max_new_tokens": 8, "temperature": 0.0}
         text = server.service.generate(CHAT["messages"], options)
         assert answer["choices"][0]["message"]["content"] == text
-        assert looked
+        assert guessed

@@ -70,6 +70,7 @@ needs_sources = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_sources
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_random_models_have_the_same_bits_and_no_undefined_behavior(

@@ -25,7 +25,6 @@ from truthgpt_services.results.schema import Replay
 
 from .conftest import Run
 
-
 WITH_NATIVE = {"TRUTHGPT_PLUGINS_BLOCK": ""}
 
 SCHEMES = {

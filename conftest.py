@@ -86,7 +86,12 @@ def some(request: pytest.FixtureRequest) -> Callable[[Sequence[Any], int], list[
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave so many cases of each campaign as its marker says, picked by the test's name."""
+    """Leave so many cases of each campaign as its marker says, picked by the test's name.
+
+    Beside others, what is slow begins first: begun last, it would be waited for alone.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if _tries_all(config):
         return
     campaigns: dict[str, list[pytest.Item]] = defaultdict(list)

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -93,7 +94,10 @@ def build(folder: Path) -> None:
     for wheel in folder.glob("truthgpt_*.whl"):
         wheel.unlink()
     command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder)
-    subprocess.run([*command, *EVERY], check=True)
+    # Each is made in an environment of its own, which takes a core; the smallest machine has two.
+    with ThreadPoolExecutor(2) as pool:
+        halves = (EVERY[::2], EVERY[1::2])
+        list(pool.map(lambda half: subprocess.run([*command, *half], check=True), halves))
 
 
 @cache
@@ -104,30 +108,22 @@ def built() -> dict[str, Path]:
     return {name: next(WHEELS.glob(f"{stem}-*.whl")) for name, stem in names.items()}
 
 
-def install(session: nox.Session, *packages: Path, tests_of: Sequence[Path] = ()) -> None:
+def install(
+    session: nox.Session, *packages: Path, tests_of: Sequence[Path] = (), others: Sequence[str] = ()
+) -> None:
     """Install packages of this workspace as wheels, the last one with what its tests need.
 
     Args:
-        session: in whose environment.
+        session: in whose environment; other packages of this workspace are removed from it.
         packages: those that others need first.
         tests_of: more of them that shall have what their tests need.
+        others: what else is needed.
     """
-    wheels = [str(built()[each.name]) for each in packages]
-    # Reinstalled without their dependencies first, so that a reused environment has
-    # today's code though the version is the same.
-    session.install("--no-deps", "--force-reinstall", *wheels)
+    # These, too: of the same version pip would leave in a reused environment what is there.
+    session.run("pip", "uninstall", "-qq", "--yes", *(each.name for each in EVERY))
     tested = {packages[-1], *tests_of}
-    session.install(
-        *(
-            f"{wheel}[test]" if each in tested else wheel
-            for each, wheel in zip(packages, wheels, strict=True)
-        )
-    )
-
-
-def uninstall(session: nox.Session, *packages: Path) -> None:
-    """Remove packages of this workspace, where an environment has them."""
-    session.run("pip", "uninstall", "--quiet", "--yes", *(each.name for each in packages))
+    wheels = (f"{built()[each.name]}{'[test]' * (each in tested)}" for each in packages)
+    session.install(*wheels, *others)
 
 
 def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
@@ -150,8 +146,7 @@ def run_tests(session: nox.Session, folder: Path, *options: str) -> None:
 
 def check_package(session: nox.Session, *packages: Path) -> None:
     """Check the types of the last of some packages, and run its tests, beside the others alone."""
-    install(session, *packages)
-    session.install(*TYPES)
+    install(session, *packages, others=TYPES)
     session.run("mypy", "--strict", str(packages[-1] / "src"))
     run_tests(session, packages[-1] / "tests")
 
@@ -289,7 +284,6 @@ def packages(session: nox.Session) -> None:
 @nox.session(python=PYTHON, default=False)
 def services(session: nox.Session) -> None:
     """The services, with no plugin installed."""
-    uninstall(session, *COMPUTING, OPENAI, SERVE)
     install(session, CORE, SERVICES)
     run_tests(session, SERVICES / "tests")
 
@@ -297,14 +291,12 @@ def services(session: nox.Session) -> None:
 @nox.session(python=PYTHON, default=False)
 def openai(session: nox.Session) -> None:
     """The engine openai, beside the services, and its types; without llama-cpp-python's server."""
-    uninstall(session, *COMPUTING)
     check_package(session, CORE, SERVICES, OPENAI)
 
 
 @nox.session(python=PYTHON, default=False)
 def serve(session: nox.Session) -> None:
     """The server, and its types."""
-    uninstall(session, *COMPUTING, OPENAI)
     check_package(session, CORE, SERVICES, SERVE)
 
 
@@ -315,9 +307,9 @@ def engines(session: nox.Session) -> None:
     It takes some four minutes, most of them to install torch, openvino and llama-cpp-python and to
     load the model again and again, so it is not among the default sessions.
     """
-    install(session, CORE, SERVICES, OPENAI, OPENVINO, tests_of=(OPENAI,))
+    tools = ("llama-cpp-python[server]>=0.3.36", *TYPES)
+    install(session, CORE, SERVICES, OPENAI, OPENVINO, tests_of=(OPENAI,), others=tools)
     session.install("--no-deps", DEMO_MODEL)
-    session.install("llama-cpp-python[server]>=0.3.36", *TYPES)
     session.run("mypy", "--strict", str(OPENVINO / "src"))
     run_tests(session, OPENVINO / "tests")
     run_tests(session, OPENAI / "tests" / "test_llama_cpp.py")
@@ -346,7 +338,6 @@ def ray(session: nox.Session) -> None:
 def plugins(session: nox.Session) -> None:
     """The plugins that compute, one after the other, without the services."""
     for package in COMPUTING:
-        uninstall(session, SERVICES, *COMPUTING, OPENAI, SERVE)
         install(session, CORE, package)
         run_tests(session, package / "tests")
 
@@ -354,8 +345,7 @@ def plugins(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def tracking(session: nox.Session) -> None:
     """The plugins that pass training on to trackers, with torch not installed, and their types."""
-    install(session, CORE, *TRACKERS, tests_of=TRACKERS)
-    session.install(*TYPES)
+    install(session, CORE, *TRACKERS, tests_of=TRACKERS, others=TYPES)
     for package in TRACKERS:
         session.run("mypy", "--strict", str(package / "src"))
         run_tests(session, package / "tests")
@@ -365,10 +355,9 @@ def tracking(session: nox.Session) -> None:
 def workspace(session: nox.Session) -> None:
     """The packages together: types, and the tests across packages."""
     # The core's own tests are run here, too, with one hook deaf at a time.
-    install(session, SERVE, *ALL, tests_of=(CORE,))
+    tools = (*TYPES, "setuptools>=77", "wheel", "pyright[nodejs]==1.1.414")
+    install(session, SERVE, *ALL, tests_of=(CORE,), others=tools)
     session.install("--no-deps", DEMO_MODEL, str(ROOT / "examples" / "plugin"))
-    session.install(*TYPES, "setuptools>=77", "wheel")
-    session.install("pyright[nodejs]==1.1.414")
     session.run("mypy", "--strict", *(str(package / "src") for package in (*ALL, SERVE)))
     run_tests(session, ROOT / "tests")
 

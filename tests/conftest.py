@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +25,17 @@ def processes_begin_warm(warm_processes: ModuleType) -> None:
     """Let the processes of all tests begin warm, those that fixtures start among them."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_ones_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
+    """What is compiled for one test is there for all tests of a run, and nothing else is."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUTHGPT_CACHE", str(shared / "kept"))
+        patch.setenv("TRUTHGPT_SETTINGS", str(shared / "settings"))
+        yield
+
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -37,9 +48,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def truthgpt(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Run the installed command in a process of its own, off line, with a cache of its own."""
-    cache = tmp_path_factory.mktemp("cache")
+def truthgpt() -> Run:
+    """Run the installed command in a process of its own, off line."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -48,10 +58,7 @@ def truthgpt(tmp_path_factory: pytest.TempPathFactory) -> Run:
             text=True,
             timeout=600,
             check=False,
-            env=os.environ
-            | {"TRUTHGPT_CACHE": str(cache), "TRUTHGPT_SETTINGS": str(cache / "settings")}
-            | {"COLUMNS": "100"}
-            | environment,
+            env=os.environ | {"COLUMNS": "100"} | environment,
         )
 
     return run

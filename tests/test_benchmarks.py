@@ -63,6 +63,7 @@ def test_one_round_is_refused() -> None:
     assert done.stderr.endswith("--rounds must be at least 2: the table shows a spread\n")
 
 
+@pytest.mark.slow
 def test_the_training_benchmark_prints_its_tables() -> None:
     """Our loop leaves the bits that plain PyTorch leaves, and what a process holds is told."""
     done = run(

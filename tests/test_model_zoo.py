@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 LONG = (("mixtral", "compiled"), ("mixtral", "int8, compiled"), ("gpt2", "int8, compiled"))
 LEFT_OUT = pytest.mark.campaign(cases=0)
 CASES = [
-    pytest.param(name, recipe, marks=[LEFT_OUT] * ((name, recipe) in LONG))
+    pytest.param(
+        name,
+        recipe,
+        marks=[LEFT_OUT] * ((name, recipe) in LONG) + [pytest.mark.slow] * ("compiled" in recipe),
+    )
     for name in ZOO
     for recipe, steps in RECIPES.items()
     if name in COMPILED or "torch_compile" not in steps
@@ -75,18 +79,6 @@ TOKENS = 12
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:`torch\.jit\.script_method` is deprecated:DeprecationWarning"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_code_is_kept(
-    tmp_path_factory: pytest.TempPathFactory, worker_id: str
-) -> Iterator[None]:
-    base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRUTHGPT_CACHE", str(shared / "kept"))
-        patch.setenv("TRUTHGPT_SETTINGS", str(shared / "settings"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import transformers
 
 from truthgpt_core import PluginManager
 from truthgpt_core.decoding import Engine
+from truthgpt_plugin_native import library
 from truthgpt_plugin_native.engine import make_engine
 from truthgpt_services import InferenceService, ModelService
 from truthgpt_services.inference.engine import TorchEngine
@@ -24,13 +27,22 @@ from .conftest import Run
 
 WITH_NATIVE = {"TRUTHGPT_PLUGINS_BLOCK": ""}
 
-
 SCHEMES = {
     "int8": {"scheme": "int8"},
     "int8 in groups": {"scheme": "int8", "group_size": 32},
     "int4": {"scheme": "int4"},
     "a mix": {"scheme": "int8", "layers": ["*down_proj=int4"]},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once() -> None:
+    """One process compiles the engine for all, and others wait."""
+    cache = Path(os.environ["TRUTHGPT_CACHE"])
+    cache.mkdir(exist_ok=True)
+    with (cache / "compiling").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        library.load()
 
 
 @pytest.mark.parametrize("kind", SCHEMES)

@@ -273,7 +273,7 @@ def test_the_modular_workflow(run: Example, small: str, tmp_path: Path) -> None:
 
 def test_the_complete_example_on_a_real_model(run: Example, real: str, tmp_path: Path) -> None:
     """SmolLM2 is trained on Python's documentation, and predicts more of it than before."""
-    write_texts(tmp_path / "topics.jsonl", 10)
+    write_texts(tmp_path / "topics.jsonl", 6)
     write_config(tmp_path, model=real, epochs=2, max_seq_len=64, learning_rate=1e-4)
     printed = run(
         """

@@ -87,6 +87,7 @@ def decode_once(directory: Path) -> str:
     return process.stdout.strip()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_next_process_finds_what_was_compiled(tmp_path: Path) -> None:
     """The first process compiles into the directory, the second one takes it from there.

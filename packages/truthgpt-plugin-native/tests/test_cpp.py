@@ -15,7 +15,8 @@ from truthgpt_core.compiled_code import find_compiler
 
 SOURCE = Path(__file__).with_name("fuzz_engine.cpp")
 ENGINE = SOURCE.parents[1] / "src" / "truthgpt_plugin_native" / "cpp" / "engine.cpp"
-COMMON = ("-O1", "-g", "-std=c++17", "-pthread", "-Wno-psabi", "-ffp-contract=off")
+# Optimized for debugging, which takes much less time; sanitizers look at the same code.
+COMMON = ("-Og", "-g1", "-std=c++17", "-pthread", "-Wno-psabi", "-ffp-contract=off")
 SANITIZERS = {
     "address,undefined": ("-fno-sanitize-recover=all", "-march=native"),
     "thread": ("-march=native",),
@@ -29,6 +30,11 @@ TOOLS = {f"{CROSS}g++": "g++-aarch64-linux-gnu", EMULATOR: "qemu-user"}
 EMULATED = {"neon-dotprod": ("armv8.2-a+dotprod", "max"), "neon": ("armv8-a", "cortex-a72")}
 """For what level what it is compiled for, and the processor that runs it; the second one could not
 run the first."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once() -> None:
+    """Nothing to wait for: these tests compile what they need."""
 
 
 def build(sanitizer: str, folder: Path) -> Path:
@@ -64,6 +70,7 @@ needs_sources = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_sources
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_random_models_have_the_same_bits_and_no_undefined_behavior(
@@ -88,7 +95,13 @@ class Emulated(NamedTuple):
     logits: Path
 
 
-@pytest.fixture(scope="module", params=EMULATED)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(level, marks=pytest.mark.xdist_group(f"emulated-{level}"))
+        for level in EMULATED
+    ],
+)
 def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     """Run it once for each level; skipped where there is no emulator or no compiler."""
     if missing := missing_tools():
@@ -103,7 +116,6 @@ def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @needs_sources
-@pytest.mark.xdist_group("emulated")
 def test_models_have_the_same_bits_on_arm_and_products_are_exact(emulated: Emulated) -> None:
     """The same program, of the code that is for that processor, without undefined behavior."""
     assert emulated.done.returncode == 0, emulated.done.stdout + emulated.done.stderr[-4000:]
@@ -111,7 +123,6 @@ def test_models_have_the_same_bits_on_arm_and_products_are_exact(emulated: Emula
 
 
 @needs_sources
-@pytest.mark.xdist_group("emulated")
 def test_models_predict_on_arm_what_they_predict_with_plain_code(
     emulated: Emulated, tmp_path: Path
 ) -> None:
@@ -128,7 +139,6 @@ def test_models_predict_on_arm_what_they_predict_with_plain_code(
 
 
 @needs_sources
-@pytest.mark.xdist_group("emulated")
 def test_code_for_arm_has_dot_products_where_it_says_so(emulated: Emulated) -> None:
     """What the name of the level says, the compiler has made of it."""
     command = (f"{CROSS}objdump", "--disassemble", emulated.program)

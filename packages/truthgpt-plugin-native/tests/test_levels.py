@@ -22,28 +22,47 @@ MACHINES = {"avx512-vnni": "cascadelake", "avx2": "haswell", "x86-64": "x86-64"}
 """What g++ and clang++ call a processor that can do what a level needs."""
 
 
-@pytest.fixture(params=MACHINES)
-def level(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Products are those of a level, compiled here; skipped where the processor cannot run it."""
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once() -> None:
+    """Nothing to wait for: these tests compile what they need."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(f"level-{name}")) for name in MACHINES
+    ],
+)
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, ctypes.CDLL]:
+    """A level, compiled here; skipped where the processor cannot run it."""
     cpuinfo = Path("/proc/cpuinfo")
     if platform.machine() != "x86_64" or not cpuinfo.exists() or not SOURCE.exists():
         pytest.skip("for Linux on x86-64, and the sources")
     if not LEVELS[request.param][1] <= set(cpuinfo.read_text().split()):
         pytest.skip("this processor cannot run it")
-    made = tmp_path / "engine.so"
-    flags = [each for each in FLAGS if each != "-O3"]
+    made = tmp_path_factory.mktemp("level") / "engine.so"
+    # Optimized for debugging it is compiled sooner.
+    flags = ["-Og" if each == "-O3" else each for each in FLAGS]
     subprocess.run(
         [
-            *(find_compiler(), "-O1", *flags, f"-march={MACHINES[request.param]}"),
+            *(find_compiler(), *flags, f"-march={MACHINES[request.param]}"),
             *(str(SOURCE), "-o", str(made)),
         ],
         check=True,
     )
-    loaded = library._declare(ctypes.CDLL(str(made)))
+    return request.param, library._declare(ctypes.CDLL(str(made)))
+
+
+@pytest.fixture
+def level(compiled: tuple[str, ctypes.CDLL]) -> Iterator[str]:
+    """Products are those of a level."""
+    name, loaded = compiled
     library.team.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "load", lambda: loaded)
-        yield request.param
+        yield name
     library.team.cache_clear()
 
 

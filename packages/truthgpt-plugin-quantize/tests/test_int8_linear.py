@@ -280,6 +280,7 @@ def test_weights_that_lie_in_a_file_are_aligned_when_loaded(tmp_path: Path) -> N
 @pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler"
 )
+@pytest.mark.slow
 def test_compiles_without_graph_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.compile` takes a layer as a whole, also when it fuses what comes before it."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

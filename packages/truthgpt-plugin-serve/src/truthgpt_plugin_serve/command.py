@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +169,7 @@ def serve(
     if settings.keys is not None and not len(KeyRing(settings.keys)):
         raise UsageError(
             f"{settings.keys} has no API keys",
-            hint="truthgpt serve keys add NAME makes one.",
+            hint=f"truthgpt serve keys add NAME --file {shlex.quote(str(settings.keys))} makes one.",
         )
     if cluster is not None:
         how = Replicas(least=replicas, most=max_replicas or replicas)

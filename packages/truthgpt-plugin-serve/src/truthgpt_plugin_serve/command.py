@@ -167,9 +167,10 @@ def serve(
     named = split_names(models)
     tracer = tracer_from_environment()
     if settings.keys is not None and not len(KeyRing(settings.keys)):
+        named_file = shlex.quote(str(settings.keys))
         raise UsageError(
             f"{settings.keys} has no API keys",
-            hint=f"truthgpt serve keys add NAME --file {shlex.quote(str(settings.keys))} makes one.",
+            hint=f"truthgpt serve keys add NAME --file {named_file} makes one.",
         )
     if cluster is not None:
         how = Replicas(least=replicas, most=max_replicas or replicas)

@@ -10,6 +10,7 @@ which all of them share; they take turns. Parts, for `--only`:
 * `cache`: an answer that the response cache has.
 * `overload`: 1,000 connections at once, again and again for a minute: what they get.
 * `gateway`: what Ray Serve and the gateway to it add to a request; with `--ray`.
+* `guidellm`: what GuideLLM counts beside this client, of requests alike; with `--guidellm`.
 
 Others take part as in `decode.py`; `--transformers` starts `transformers serve`, too.
 """
@@ -40,8 +41,10 @@ HERE = Path(__file__).parent
 OURS = "truthgpt serve, native, int8"
 BARE = "native, int8 (the default)"
 ON_RAY = "truthgpt serve --on ray"
+GUIDELLM = "GuideLLM"
 STREAMS = (1, 4, 16)
 LONG, SYSTEM, FOLLOWED = 2000, 1000, 8
+CHECKED, WAVES, ANSWER = (1, 4), 4, 64
 CONNECTIONS, OVERLOAD_SECONDS, DEADLINE = 1000, 60, 60.0
 NEVER_END = {"0": -100, "2": -100}
 
@@ -57,6 +60,7 @@ def main() -> None:
     )
     arguments.add_argument("--transformers", action="store_true", help="start transformers serve")
     arguments.add_argument("--ray", metavar="PYTHON", help="that has truthgpt-plugin-ray")
+    arguments.add_argument("--guidellm", metavar="PYTHON", help="that has guidellm 0.8")
     given = arguments.parse_args()
     if given.worker:
         decode.serve(given.worker, 1, decode.FULL_CONTEXT, Bare, take_turn)
@@ -69,6 +73,7 @@ def main() -> None:
         "cache": cached,
         "overload": overload,
         **({"gateway": gateway} if given.ray else {}),
+        **({"guidellm": guidellm} if given.guidellm else {}),
     }
     if not (given.model / "truthgpt.json").exists():
         raise SystemExit(f"{given.model} is not an optimized model: make demo makes one.")
@@ -76,6 +81,8 @@ def main() -> None:
         pythons = decode.rivals_there(given)
         if given.ray:
             pythons[ON_RAY] = given.ray
+        if given.guidellm:
+            pythons[GUIDELLM] = given.guidellm
         bench = Bench(Path(folder), given.model, pythons, transformers=given.transformers)
         try:
             for name, part in parts.items():
@@ -361,6 +368,74 @@ def gateway(bench: Bench, rounds: int) -> None:
         print(f"  {name}: {spread([each['ms'] for each in turns[name]], 1)}")
     more = [ray["ms"] - own["ms"] for own, ray in zip(turns[OURS], turns[ON_RAY], strict=True)]
     print(f"  more through Ray: {spread(more, 1)}")
+
+
+def guidellm(bench: Bench, rounds: int) -> None:
+    """The same load from two clients: what each says of it."""
+    bench.start(OURS)
+    clients = {"this client": ask_in_waves, GUIDELLM: ask_with_guidellm}
+    asked = [0]
+    print("\nThe same server and load, by the client that counts")
+    for count in CHECKED:
+
+        def measure(name: str, count: int = count) -> dict[str, float]:
+            asked[0] += 1
+            # Another beginning each time: what was read for the other client is of no use.
+            texts = [f"{asked[0]}. {bench.text(64 * n, 64)}" for n in range(WAVES * count)]
+            return clients[name](bench, texts, count)
+
+        turns = decode.take_turns(list(clients), measure, rounds)
+        for name, found in turns.items():
+            rate, first = ([each[what] for each in found] for what in ("rate", "first"))
+            print(f"  {count} at once, {name}: {spread(rate)} tokens/s", end="")
+            print(f", first token after {spread(first, 1)} ms")
+
+
+def ask_in_waves(bench: Bench, texts: list[str], count: int) -> dict[str, float]:
+    """Ask so many at once, and the next when all have ended; answers are of the same length."""
+    answered = []
+    seconds = 0.0
+    for begin in range(0, len(texts), count):
+        wave = bench.ask(OURS, [bench.chat(text, ANSWER) for text in texts[begin : begin + count]])
+        seconds += took(wave)
+        answered += wave
+    return {
+        "rate": sum(len(each["times"]) for each in answered) / seconds,
+        "first": 1e3 * median(each["times"][0] - each["sent"] for each in answered),
+    }
+
+
+def ask_with_guidellm(bench: Bench, texts: list[str], count: int) -> dict[str, float]:
+    """Have GuideLLM ask the same, in a process of its own that needs no hub."""
+    url, model, _ = bench.servers[OURS]
+    data, report = bench.folder / "guidellm.jsonl", bench.folder / "guidellm.json"
+    data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    backend = {
+        "kind": "openai_http",
+        "target": url.removesuffix("/v1"),
+        "model": model,
+        "max_tokens": ANSWER,
+        "http2": False,
+        "api_routes": {"/health": "readyz"},
+        "extras": {"body": {"temperature": 0, "logit_bias": NEVER_END}},
+    }
+    profile = "kind=synchronous" if count == 1 else f"kind=concurrent,streams={count}"
+    command = [Path(bench.pythons[GUIDELLM]).with_name("guidellm"), "run"]
+    command += ["--backend", json.dumps(backend), "--profile", profile]
+    command += ["--tokenizer", f"kind=huggingface_auto,model={bench.model.resolve()}"]
+    command += ["--data", f"kind=json_file,path={data}"]
+    command += ["--constraint", f"kind=max_requests,count={len(texts)}"]
+    command += ["--output", f"kind=json,path={report}", "--disable-console"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{GUIDELLM} ended: {(done.stdout + done.stderr)[-2000:]}")
+    found = json.loads(report.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
+    assert found["request_totals"]["successful"] == len(texts), found["request_totals"]
+    return {
+        "rate": found["output_tokens_per_second"]["successful"]["mean"],
+        "first": found["time_to_first_token_ms"]["successful"]["median"],
+    }
 
 
 def took(found: list[dict[str, Any]]) -> float:

@@ -34,7 +34,10 @@ def test_another_address_needs_keys(tiny: Path) -> None:
 
 def test_a_file_without_keys_is_no_lock(tiny: Path, tmp_path: Path) -> None:
     """It is said, and no server is started that nobody can use."""
-    assert "has no API keys" in refusal(str(tiny), "--keys", str(tmp_path / "keys.json"))
+    file = tmp_path / "keys.json"
+    said = refusal(str(tiny), "--keys", str(file))
+    assert "has no API keys" in said
+    assert f"truthgpt serve keys add NAME --file {file}" in said
 
 
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded(tiny: Path) -> None:

@@ -205,14 +205,31 @@ def test_a_file_that_holds_no_keys_is_one_clear_error(tmp_path: Path, content: b
     assert str(file) in str(refused.value)
 
 
-def test_a_file_that_breaks_while_the_server_runs_changes_nothing(
-    tiny: Path, tmp_path: Path
+def test_another_user_writes_no_file_that_its_server_could_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody is let in by it, and nobody locked out."""
+    """Or a key that root revokes would go on opening the server of the user `truthgpt`."""
+    file = tmp_path / "keys.json"
+    add_key(file, "alice")
+    owner = file.stat().st_uid
+    monkeypatch.setattr("os.geteuid", lambda: owner + 1)
+    for change in (add_key, revoke_key):
+        with pytest.raises(ServeError, match=f"sudo -u '#{owner}' truthgpt serve keys"):
+            change(file, "bob" if change is add_key else "alice")
+    assert [each.name for each in read_keys(file)] == ["alice"]
+
+
+def test_a_file_that_breaks_while_the_server_runs_changes_nothing(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is let in by it, and nobody locked out; the log says so once."""
     file = tmp_path / "keys.json"
     secret = add_key(file, "alice")
     with running(tiny, keys=file) as server:
         file.write_bytes(b"{")
-        server.application.guard._keys._looked = 0.0  # type: ignore[union-attr]
-        assert server.get("/v1/models", headers=bearer(secret)).status_code == 200
+        for _ in range(2):
+            server.application.guard._keys._looked = 0.0  # type: ignore[union-attr]
+            assert server.get("/v1/models", headers=bearer(secret)).status_code == 200
         assert server.get("/v1/models").status_code == 401
+    (said,) = (each.message for each in caplog.records if "still count" in each.message)
+    assert f"{file} does not hold keys" in said

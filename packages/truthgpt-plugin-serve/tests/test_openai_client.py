@@ -292,6 +292,26 @@ def test_completions_echo_prompts_with_log_probabilities(
     assert second.index == 1
 
 
+@pytest.mark.parametrize("path", ["chat", "completions"])
+def test_each_event_has_the_usage_so_far_where_that_is_asked_for(
+    client: openai.OpenAI, path: str
+) -> None:
+    """As with vLLM: load generators such as GuideLLM ask for it."""
+    options: Any = {
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        **GREEDY,
+    }
+    if path == "chat":
+        chunks: list[Any] = list(client.chat.completions.create(messages=HELLO, **options))
+    else:
+        chunks = list(client.completions.create(prompt="The future", **options))
+    counts = [each.usage.completion_tokens for each in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == counts[-2] > counts[0]
+    assert len({each.usage.prompt_tokens for each in chunks}) == 1
+
+
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 def test_a_request_for_no_tokens_is_counted_as_none(
     client: openai.OpenAI, server: Running, streamed: bool

@@ -21,6 +21,7 @@ from truthgpt_plugin_serve.fields import (
     JsonSchema,
     Message,
     PlainText,
+    StreamOptions,
     Tool,
     ToolMessage,
 )
@@ -119,6 +120,7 @@ class Chat:
             ApiError: the model failed.
         """
         head = self._head("chat.completion.chunk")
+        options = self.request.stream_options or StreamOptions()
         streams = self.generation.streams
         shown = [0] * len(streams)
         readers = [tools.CallReader() if self.has_tools else None for _ in streams]
@@ -128,7 +130,10 @@ class Chat:
             found = streams[index].logprobs[shown[index] :]
             shown[index] += len(found)
             choice = {"index": index, "delta": delta, "finish_reason": reason}
-            return head | {"choices": [choice | {"logprobs": self._logprobs(found)}]}
+            made = head | {"choices": [choice | {"logprobs": self._logprobs(found)}]}
+            if options.include_usage and options.continuous_usage_stats:
+                made["usage"] = usage([self.generation])
+            return made
 
         for index in range(len(streams)):
             yield chunk(index, {"role": "assistant", "content": ""})
@@ -152,8 +157,7 @@ class Chat:
                 if reader is not None and reader.calls and reason == "stop":
                     reason = "tool_calls"
                 yield chunk(index, {}, reason)
-        options = self.request.stream_options
-        if options is not None and options.include_usage:
+        if options.include_usage:
             yield head | {"choices": [], "usage": usage([self.generation])}
 
     def close(self) -> None:

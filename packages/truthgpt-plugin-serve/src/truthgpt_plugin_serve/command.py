@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,9 +167,10 @@ def serve(
     named = split_names(models)
     tracer = tracer_from_environment()
     if settings.keys is not None and not len(KeyRing(settings.keys)):
+        named_file = shlex.quote(str(settings.keys))
         raise UsageError(
             f"{settings.keys} has no API keys",
-            hint="truthgpt serve keys add NAME makes one.",
+            hint=f"truthgpt serve keys add NAME --file {named_file} makes one.",
         )
     if cluster is not None:
         how = Replicas(least=replicas, most=max_replicas or replicas)

@@ -13,7 +13,7 @@ from truthgpt_core.decoding import TokenLogprobs
 from truthgpt_plugin_serve.chat import finite
 from truthgpt_plugin_serve.context import Context, Record, sampling_options, usage
 from truthgpt_plugin_serve.errors import ApiError
-from truthgpt_plugin_serve.fields import CompletionRequest
+from truthgpt_plugin_serve.fields import CompletionRequest, StreamOptions
 from truthgpt_plugin_serve.generation import Generation, finish_reason
 from truthgpt_plugin_serve.served_model import ServedModel
 
@@ -120,6 +120,7 @@ class Completion:
             ApiError: the model failed.
         """
         head, texts = self._head(), self.request.n
+        options = self.request.stream_options or StreamOptions()
         for number, generation in enumerate(self.generations):
             shown, offsets = [0] * len(generation.streams), [0] * len(generation.streams)
             if self.request.echo:
@@ -139,9 +140,11 @@ class Completion:
                     choice["finish_reason"] = finish_reason(stream)
                 elif not self.request.max_tokens:
                     continue
-                yield head | {"choices": [choice]}
-        options = self.request.stream_options
-        if options is not None and options.include_usage:
+                made = head | {"choices": [choice]}
+                if options.include_usage and options.continuous_usage_stats:
+                    made["usage"] = self._usage()
+                yield made
+        if options.include_usage:
             yield head | {"choices": [], "usage": self._usage()}
 
     def close(self) -> None:

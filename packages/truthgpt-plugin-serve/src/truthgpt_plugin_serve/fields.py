@@ -42,6 +42,9 @@ class StreamOptions(Fields):
     """What a stream has beside text."""
 
     include_usage: StrictBool = False
+    continuous_usage_stats: StrictBool = Field(
+        default=False, description="With include_usage: each event has the usage so far, as vLLM's."
+    )
 
 
 class Sampling(Fields):

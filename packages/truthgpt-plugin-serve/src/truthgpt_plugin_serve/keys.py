@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import time
@@ -19,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from truthgpt_core.errors import did_you_mean
 from truthgpt_core.paths import open_regular, write_file
 from truthgpt_plugin_serve.errors import ApiError, ServeError, overloaded
+
+logger = logging.getLogger(__name__)
 
 Scope = Literal["api", "metrics"]
 
@@ -148,11 +151,30 @@ def _alone(file: Path) -> Iterator[None]:
 
 
 def _write(file: Path, keys: list[Key]) -> None:
+    _refuse_others_file(file)
     text = json.dumps({"keys": [each.model_dump() for each in keys]}, indent=2) + "\n"
     try:
         write_file(file, text, private=True)
     except OSError as error:
         raise ServeError(f"The keys cannot be written to {file}: {error.strerror}") from error
+
+
+def _refuse_others_file(file: Path) -> None:
+    """Refuse to replace a file of another user, who could not read what is written then.
+
+    Raises:
+        ServeError: it belongs to another user.
+    """
+    if not hasattr(os, "geteuid"):  # Windows
+        return
+    with suppress(OSError):  # there is none, or writing says so
+        owner = file.stat().st_uid
+        if owner != os.geteuid():
+            raise ServeError(
+                f"{file} belongs to the user with the number {owner}: a server of that user could "
+                "not read what is written here",
+                hint=f"Run it as that user: sudo -u '#{owner}' truthgpt serve keys ...",
+            )
 
 
 def _hash(secret: str) -> str:
@@ -254,6 +276,7 @@ class KeyRing:
         self._file = file
         self._stamp: object = None
         self._looked = float("-inf")
+        self._broken = False
         self._allowances: dict[str, Allowance] = {}
         self._read()
 
@@ -297,9 +320,13 @@ class KeyRing:
             return
         try:
             self._read()
-        except ServeError:
+        except ServeError as error:
             # Who breaks the file neither lets anyone in nor locks anyone out.
-            return
+            if not self._broken:
+                logger.error("The keys that were read before still count: %s", error)
+            self._broken = True
+        else:
+            self._broken = False
 
     def _read(self) -> None:
         self._looked = time.monotonic()

@@ -21,7 +21,7 @@ constexpr int FLOAT_ROWS = 3, FLOAT_TOKENS = 4;
 #endif
 
 struct OfFloats {
-    static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = FLOAT_TOKENS;
+    static constexpr int ROWS = FLOAT_ROWS, TOKENS = FLOAT_TOKENS, AT_ONCE = 4 * FLOAT_TOKENS;
     static constexpr bool EXACT = true;
 };
 
@@ -72,7 +72,8 @@ template <typename Kind, int R, int N>
 template <typename Kind>
 void multiply_as(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64_t count, float* out,
                  int64_t step) {
-    // As many rows of activations as a first cache holds meet all of these weights before the next.
+    // So many rows of activations meet all of these weights before the next: few enough for a cache,
+    // and some, since only the first of them wait for the weights.
     constexpr int64_t AT_ONCE = Kind::AT_ONCE;
     for (int64_t n = 0; n < count; n += AT_ONCE) {
         const int64_t end = std::min(count, n + AT_ONCE);

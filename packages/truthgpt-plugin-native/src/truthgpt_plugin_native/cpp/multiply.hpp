@@ -61,28 +61,44 @@ struct Int4 : OfIntegers {
 };
 #endif
 
-// R rows of m times rows [n, end) of activations, N at a time, and what is left fewer.
+// R rows of m times rows [n, end) of activations, which are a multiple of N. On its own, or g++ keeps
+// sums in memory.
 template <typename Kind, int R, int N>
-[[gnu::noinline]] void strip(const Matrix& m, const Rows& x, int32_t row, int64_t n, int64_t end, float* out, int64_t step) {
-    for (; n + N <= end; n += N) Kind::template tile<R, N>(m, x, row, n, out + n * step, step);
+[[gnu::noinline]] void tiles(const Matrix& m, const Rows& x, int32_t row, int64_t n, int64_t end, float* out,
+                             int64_t step) {
+    for (; n < end; n += N) Kind::template tile<R, N>(m, x, row, n, out + n * step, step);
+}
+
+// R rows of m times rows [n, end) of activations, N at a time, and what is left together.
+template <typename Kind, int R, int N>
+[[gnu::always_inline]] inline void strip(const Matrix& m, const Rows& x, int32_t row, int64_t n, int64_t end,
+                                         float* out, int64_t step) {
+    const int64_t whole = end - (end - n) % N;
+    if (n < whole) tiles<Kind, R, N>(m, x, row, n, whole, out, step);
     if constexpr (N > 1)
-        if (n < end) strip<Kind, R, N - 1>(m, x, row, n, end, out, step);
+        if (whole < end) strip<Kind, R, N - 1>(m, x, row, whole, end, out, step);
+}
+
+// Rows [first, last) of m times one row of activations.
+template <typename Kind>
+[[gnu::noinline]] void one_by_one(const Matrix& m, const Rows& x, int32_t first, int32_t last, float* out) {
+    for (int32_t row = first; row < last; ++row) Kind::template tile<1, 1>(m, x, row, 0, out + row - first, 1);
 }
 
 template <typename Kind>
 void multiply_as(const Matrix& m, const Rows& x, int32_t first, int32_t last, int64_t count, float* out,
                  int64_t step) {
+    // With one row of activations, floats are read row after row: memory is slower for several streams
+    // than for one. Of integers there are fewer bytes, and computing takes longer.
+    if (count == 1 && Kind::EXACT) return one_by_one<Kind>(m, x, first, last, out);
     // So many rows of activations meet all of these weights before the next: few enough for a cache,
     // and some, since only the first of them wait for the weights.
     constexpr int64_t AT_ONCE = Kind::AT_ONCE;
     for (int64_t n = 0; n < count; n += AT_ONCE) {
         const int64_t end = std::min(count, n + AT_ONCE);
         int32_t row = first;
-        // With one row of activations, floats are read row after row: memory is slower for several
-        // streams than for one. Of integers there are fewer bytes, and computing takes longer.
-        if (count > 1 || !Kind::EXACT)
-            for (; row + Kind::ROWS <= last; row += Kind::ROWS)
-                strip<Kind, Kind::ROWS, Kind::TOKENS>(m, x, row, n, end, out + row - first, step);
+        for (; row + Kind::ROWS <= last; row += Kind::ROWS)
+            strip<Kind, Kind::ROWS, Kind::TOKENS>(m, x, row, n, end, out + row - first, step);
         for (; row < last; ++row)
             strip<Kind, 1, Kind::TOKENS>(m, x, row, n, end, out + row - first, step);
     }

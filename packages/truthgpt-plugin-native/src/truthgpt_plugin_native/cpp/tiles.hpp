@@ -101,7 +101,8 @@ template <int R, int N>
     const auto added = [](Lanes sum, __m512i ws, __m512i numbers) {
         return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)ws, (__m512bh)numbers);
     };
-    const int32_t whole = m.columns / AT_ONCE * AT_ONCE;
+    // Masks take time, but where memory takes longer: there vectors without them are read more slowly.
+    const int32_t whole = R * N == 1 ? 0 : m.columns / AT_ONCE * AT_ONCE;
     for (int32_t k = 0; k < whole; k += AT_ONCE) {
         __m512i ws[R];
         for (int r = 0; r < R; ++r) {
@@ -114,13 +115,15 @@ template <int R, int N>
             for (int r = 0; r < R; ++r) sums[r][n] = added(sums[r][n], ws[r], numbers);
         }
     }
-    if (whole < m.columns) {
-        const __mmask32 there = (__mmask32(1) << (m.columns - whole)) - 1;
+    for (int32_t k = whole; k < m.columns; k += AT_ONCE) {
+        const int32_t left = m.columns - k;
+        const __mmask32 there = left >= AT_ONCE ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-            const __m512i ws = _mm512_maskz_loadu_epi16(there, weights[r] + whole);
+            ask_ahead<R>(weights[0] + k * R, r);
+            const __m512i ws = _mm512_maskz_loadu_epi16(there, weights[r] + k);
             for (int n = 0; n < N; ++n)
-                sums[r][n] = added(sums[r][n], ws, _mm512_maskz_loadu_epi16(there, xs[n] + whole));
+                sums[r][n] = added(sums[r][n], ws, _mm512_maskz_loadu_epi16(there, xs[n] + k));
         }
     }
     write_totals(sums, out, step);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -175,8 +176,11 @@ def wait_for(directory: Path, text: bytes) -> None:
 def largest_file(size: int) -> Iterator[None]:
     """Let files of this process grow no larger."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Or half of a module's would be left.
+    writes_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = writes_none

@@ -260,8 +260,9 @@ def test_schema_that_cannot_be_written_leaves_the_old_file(site, folder) -> None
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
         "from truthgpt_core.cli.main import main; main()"
     )
+    # Nor may half of a module's bytecode be left, which Python writes without looking.
     result = subprocess.run(
-        [sys.executable, "-c", code, "config", "schema", "-o", "train.schema.json"],
+        [sys.executable, "-B", "-c", code, "config", "schema", "-o", "train.schema.json"],
         capture_output=True,
         text=True,
         check=False,

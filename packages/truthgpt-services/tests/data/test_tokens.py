@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -321,6 +322,7 @@ def in_a_child(work: Callable[[], str]) -> tuple[int, str]:
     read, write = os.pipe()
     child = os.fork()
     if not child:
+        sys.dont_write_bytecode = True  # where files are limited, half a module's would be left
         try:
             os.write(write, work().encode())
         finally:

@@ -283,6 +283,7 @@ from truthgpt_services.storage.atomic import StagedDirectory
 source, target = sys.argv[1], Path(sys.argv[2])
 service = ModelService()
 model, tokenizer = service.load_model(source), service.load_tokenizer(source)
+sys.dont_write_bytecode = True  # or half a module's would be left
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
     with StagedDirectory(target) as staged:

@@ -1,9 +1,11 @@
-"""How many cases are tried, and how processes begin: the tests hold a cut, `nox -s soak` all."""
+"""How many cases are tried, how processes begin, and what is made once in a run of tests."""
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import random
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +43,30 @@ def pytest_configure(config: pytest.Config) -> None:
 def _tries_all(config: pytest.Config) -> bool:
     # Whatever is named on the command line is tried.
     return config.getoption("--all-cases") or any("::" in each for each in config.args)
+
+
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """Make a directory once in a whole run of tests, however many processes share it."""
+    root = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        directory, done = root / name, root / f"{name}.done"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(directory, ignore_errors=True)
+                directory.mkdir()
+                fill(directory)
+                done.touch()
+        return directory
+
+    return make
 
 
 @pytest.fixture(scope="session")

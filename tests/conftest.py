@@ -26,13 +26,12 @@ def processes_begin_warm(warm_processes: ModuleType) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_ones_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
+def no_ones_cache(once: Callable[[str, Callable[[Path], None]], Path]) -> Iterator[None]:
     """What is compiled for one test is there for all tests of a run, and nothing else is."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent
+    cache = once("cache", lambda _: None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRUTHGPT_CACHE", str(shared / "kept"))
-        patch.setenv("TRUTHGPT_SETTINGS", str(shared / "settings"))
+        patch.setenv("TRUTHGPT_CACHE", str(cache))
+        patch.setenv("TRUTHGPT_SETTINGS", str(cache / "settings"))
         yield
 
 

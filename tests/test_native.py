@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,13 +34,9 @@ SCHEMES = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once() -> None:
+def compiled_once(once: Callable[[str, Callable[[Path], object]], Path]) -> None:
     """One process compiles the engine for all, and others wait."""
-    cache = Path(os.environ["TRUTHGPT_CACHE"])
-    cache.mkdir(exist_ok=True)
-    with (cache / "compiling").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        library.load()
+    once("compiled", lambda _: library.load())
 
 
 @pytest.mark.parametrize("kind", SCHEMES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 # Tests load nothing from the hub; without this a mistake would go and look.
@@ -25,13 +24,9 @@ from truthgpt_plugin_native.engine import NativeEngine
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+def compiled_once(once: Callable[[str, Callable[[Path], object]], Path]) -> None:
     """Where nothing is compiled yet, one process of a run of tests does it, and others wait."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent
-    with (shared / "compiling").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        library.load()
+    once("compiled", lambda _: library.load())
 
 
 @pytest.fixture(scope="session")

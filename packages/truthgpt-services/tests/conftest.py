@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -60,27 +59,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 Once = Callable[[str, Callable[[Path], None]], Path]
-
-
-@pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
-    """Make a directory once in a whole run of tests, however many processes share it."""
-    root = tmp_path_factory.getbasetemp()
-    if worker_id != "master":
-        root = root.parent
-
-    def make(name: str, fill: Callable[[Path], None]) -> Path:
-        directory, done = root / name, root / f"{name}.done"
-        with (root / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not done.exists():
-                shutil.rmtree(directory, ignore_errors=True)
-                directory.mkdir()
-                fill(directory)
-                done.touch()
-        return directory
-
-    return make
+"""What the fixture `once` is, of the conftest that all packages share."""
 
 
 def make_model(vocabulary: int, *, tied: bool = False, seed: int = 0) -> Any:

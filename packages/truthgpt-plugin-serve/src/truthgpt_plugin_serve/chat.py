@@ -131,7 +131,7 @@ class Chat:
             shown[index] += len(found)
             choice = {"index": index, "delta": delta, "finish_reason": reason}
             made = head | {"choices": [choice | {"logprobs": self._logprobs(found)}]}
-            if options.include_usage and options.continuous_usage_stats:
+            if options.in_each_event:
                 made["usage"] = usage([self.generation])
             return made
 

@@ -141,7 +141,7 @@ class Completion:
                 elif not self.request.max_tokens:
                     continue
                 made = head | {"choices": [choice]}
-                if options.include_usage and options.continuous_usage_stats:
+                if options.in_each_event:
                     made["usage"] = self._usage()
                 yield made
         if options.include_usage:

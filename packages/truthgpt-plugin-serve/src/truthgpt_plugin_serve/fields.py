@@ -46,6 +46,11 @@ class StreamOptions(Fields):
         default=False, description="With include_usage: each event has the usage so far, as vLLM's."
     )
 
+    @property
+    def in_each_event(self) -> bool:
+        """Whether each event of a stream has the usage so far."""
+        return self.include_usage and self.continuous_usage_stats
+
 
 class Sampling(Fields):
     """How tokens are chosen; the names are OpenAI's, and vLLM's for what it has beyond them."""

@@ -177,7 +177,9 @@ void score(const Kept<Stored>& kept, int64_t begin, const Query* queries, int32_
         for (int n = 0; n < N; ++n) to[n] = scores + n * SEGMENT + p;
         const Stored* keys = kept.keys + p * width;
         if constexpr (INTEGERS<Stored>) {
-            scores_of_integers<Stored, N, AT_ONCE>(keys, kept.key_scales + p * groups_of(width), numbers, scales, width, to);
+            const float* key_scales = kept.key_scales + p * groups_of(width);
+            const char* ahead = kept.after_keys == nullptr ? nullptr : kept.after_keys + p * width;
+            scores_of_integers<Stored, N, AT_ONCE>(keys, key_scales, numbers, scales, width, ahead, to);
         }
 #if defined(__AVX512BF16__)
         else if constexpr (IN_PAIRS<Stored>) {
@@ -203,7 +205,7 @@ void weigh_by(const Kept<Stored>& kept, int64_t begin, const Query* queries, int
         std::fill_n(sums[n], width, 0.0f);
     }
     if constexpr (INTEGERS<Stored>)
-        weigh_seen_integers<Stored, N>(kept.values, kept.value_scales, rows, first, last, width, sums);
+        weigh_seen_integers<Stored, N>(kept.values, kept.value_scales, rows, first, last, width, kept.after_values, sums);
 #if defined(__AVX512BF16__)
     else if constexpr (IN_PAIRS<Stored>) weigh_seen_pairs<N>(kept.values, rows, SEGMENT, first, last, width, kept.after_values, sums);
 #endif

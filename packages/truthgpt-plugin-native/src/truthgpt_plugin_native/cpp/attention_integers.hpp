@@ -98,6 +98,9 @@ inline float round_weights(float* weights, const float* value_scales, int64_t fi
 inline ShortPairs load_pairs(const int8_t* from) {
     BytePairs bytes;
     std::memcpy(&bytes, from, sizeof bytes);
+#if defined(__AVX512BW__)
+    return (ShortPairs)_mm512_cvtepi8_epi16((__m256i)bytes);
+#endif
     return __builtin_convertvector(bytes, ShortPairs);
 }
 
@@ -115,6 +118,19 @@ inline const int16_t* widen(const int8_t* from, int64_t count, float* to) {
         std::memcpy(bytes + i * sizeof(int16_t), &pairs, sizeof pairs);
     }
     return reinterpret_cast<const int16_t*>(to);
+}
+
+// Ask for so many bytes from an address on, if it is not null; return where they end. Compilers leave out
+// calls that do nothing else.
+template <size_t COUNT>
+[[gnu::always_inline]] inline const char* ask_for(const char* at) {
+    if (at == nullptr) return nullptr;
+    for (size_t i = 0; i < COUNT; i += 64) prefetch_far(at + i);
+    return at + COUNT;
+}
+
+[[gnu::always_inline]] inline void ask_for(const float* scales, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) prefetch_far(scales + i);
 }
 
 // The same two integers in all lanes.
@@ -149,16 +165,18 @@ inline IntegerLanes add_products(IntegerLanes sum, ShortPairs a, ShortPairs b) {
 
 inline Lanes to_floats(IntegerLanes integers) { return __builtin_convertvector(integers, Lanes); }
 
-// N rounded queries, each with its scale, times the keys of B vectors of positions.
+// N rounded queries, each with its scale, times the keys of B vectors of positions. As many bytes as are
+// read are asked for at `ahead`, if it is not null.
 template <typename Stored, int N, int B>
 void scores_of_integers(const Stored* keys, const float* key_scales, const float* const* queries,
-                        const float* scales, int32_t width, float* const* scores) {
+                        const float* scales, int32_t width, const char* ahead, float* const* scores) {
     const int32_t groups = groups_of(width);
     for (int32_t group = 0; group < groups; ++group) {
         IntegerLanes sums[N][B] = {};
         const int32_t end = std::min(width, (group + 1) * KEY_GROUP);
         for (int32_t i = group * KEY_GROUP; i < end; i += 2) {
             ShortPairs each[B];
+            ahead = ask_for<B * sizeof(BytePairs)>(ahead);
 #pragma GCC unroll 4
             for (int b = 0; b < B; ++b) {
                 ShortPairs pairs = load_pairs(keys + (b * width + i) * LANES);
@@ -188,10 +206,11 @@ void scores_of_integers(const Stored* keys, const float* key_scales, const float
 // with its scale. Pairs of positions are whole: of others the weight is zero.
 template <typename Stored, int N, int D>
 void weigh_integers(const Stored* values, const int16_t (*weights)[SEGMENT], const float* scales,
-                    int64_t first, int64_t last, int32_t width, float* const* sums) {
+                    int64_t first, int64_t last, int32_t width, const char* ahead, float* const* sums) {
     IntegerLanes found[N][D] = {};
     for (int64_t p = first / 2 * 2; p < last; p += 2) {
         ShortPairs each[D];
+        ahead = ask_for<D * sizeof(BytePairs)>(ahead);
         for (int d = 0; d < D; ++d) {
             each[d] = load_pairs(values + p * width + d * 2 * LANES);
             hold(each[d]);
@@ -210,7 +229,8 @@ void weigh_integers(const Stored* values, const int16_t (*weights)[SEGMENT], con
 // Values of positions [first[n], last[n]), weighted by row n of `rows`, which is overwritten.
 template <typename Stored, int N>
 void weigh_seen_integers(const Stored* values, const float* value_scales, float* const* rows,
-                         const int64_t* first, const int64_t* last, int32_t width, float* const* sums) {
+                         const int64_t* first, const int64_t* last, int32_t width, const char* ahead,
+                         float* const* sums) {
     int16_t weights[N][SEGMENT];
     float scales[N];
     int64_t begin = SEGMENT, end = 0;
@@ -222,11 +242,11 @@ void weigh_seen_integers(const Stored* values, const float* value_scales, float*
     int32_t d = 0;
     for (; d + 4 * LANES <= width; d += 4 * LANES) {
         for (int n = 0; n < N; ++n) to[n] = sums[n] + d;
-        weigh_integers<Stored, N, 4>(values + 2 * d, weights, scales, begin, end, width, to);
+        weigh_integers<Stored, N, 4>(values + 2 * d, weights, scales, begin, end, width, d == 0 ? ahead : nullptr, to);
     }
     for (; d < width; d += LANES) {
         for (int n = 0; n < N; ++n) to[n] = sums[n] + d;
-        weigh_integers<Stored, N, 1>(values + 2 * d, weights, scales, begin, end, width, to);
+        weigh_integers<Stored, N, 1>(values + 2 * d, weights, scales, begin, end, width, nullptr, to);
     }
 }
 

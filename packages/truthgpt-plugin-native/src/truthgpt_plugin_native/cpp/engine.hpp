@@ -28,12 +28,15 @@ namespace {
 
 int32_t padded(int32_t numbers) { return (numbers + LANES - 1) / LANES * LANES; }
 
+constexpr int64_t NOBODY = -1;
+
 // What a thread writes that no other reads.
 struct Scratch {
     Rows alone;
     std::vector<float> outs, queries, scores, sums, key, keys, values;
     std::vector<Query> piece_queries;
     std::vector<Partial> piece_partials, next_partials;
+    int64_t asking = NOBODY;  // the head of a single token whose queries `piece_queries` has
 
     Scratch(const Shape& s, int32_t longest, Rounding rounding)
         : alone(MOST_ALONE, longest, rounding),
@@ -269,7 +272,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
                 for (int32_t head = 0; head < s.kv_heads; ++head)
                     write<Stored>(pass, layer, index, n, head, own.key.data());
             });
-        worker.phase(int64_t(pass.pieces.size()), [&](int64_t at) {
+        worker.phase(int64_t(pass.pieces.size()), [&] { own.asking = NOBODY; }, [&](int64_t at) {
             const Piece& piece = pass.pieces[at];
             if (index + 1 == s.layers && !pass.single && !pass.asks(piece)) return;
             const Piece* next = at + 1 < int64_t(pass.pieces.size()) ? &piece + 1 : nullptr;
@@ -296,16 +299,28 @@ class Engine : public std::enable_shared_from_this<Engine> {
         for (int32_t h = 0; h < shared; ++h)
             found[h] = {-INFINITY, 0.0f, partial_values_.data() + (at + h) * width_};
         if (first >= end) return;
+        const int64_t asking = int64_t(piece.token) * s.kv_heads + piece.head;
         for (int32_t h = 0; h < shared; ++h) {
-            float* query = own.queries.data() + h * width_;
-            const float scale = query_of<Stored>(pass, layer, piece.token, piece.head * shared + h, query);
-            own.piece_queries[h] = {query, scale, first, end};
+            Query& query = own.piece_queries[h];
+            if (own.asking != asking) {
+                float* numbers = own.queries.data() + h * width_;
+                const float scale = query_of<Stored>(pass, layer, piece.token, piece.head * shared + h, numbers);
+                query = {numbers, scale, 0, 0};
+            }
+            query.first = first, query.last = end;
         }
+        own.asking = asking;
         Kept<Stored> kept = token.sequence->from<Stored>(index, piece.head, begin);
         kept.after_keys = reinterpret_cast<const char*>(kept.values);
-        if (next != nullptr)
-            kept.after_values = reinterpret_cast<const char*>(
-                pass.tokens[next->token].sequence->from<Stored>(index, next->head, next->what * SEGMENT).keys);
+        if (next != nullptr) {
+            const Sequence& sequence = *pass.tokens[next->token].sequence;
+            const Kept<Stored> after = sequence.from<Stored>(index, next->head, next->what * SEGMENT);
+            kept.after_values = reinterpret_cast<const char*>(after.keys);
+            if constexpr (INTEGERS<Stored>) {
+                ask_for(after.key_scales, SEGMENT * groups_of(width_));
+                ask_for(after.value_scales, SEGMENT);
+            }
+        }
         attend_to(kept, begin, own.piece_queries.data(),
                   shared, s.attention_scale, width_, own.scores.data(), found);
     }
@@ -335,13 +350,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
         for (int64_t begin = first / SEGMENT * SEGMENT; begin < last; begin += SEGMENT) {
             const int64_t positions = (std::min(SEGMENT, last - begin) + LANES - 1) / LANES * LANES;
             const Kept<Stored> kept = sequence.from<Stored>(index, piece.head, begin);
-            const Stored* after = nullptr;
-            if (begin + SEGMENT < last) after = sequence.from<Stored>(index, piece.head, begin + SEGMENT).keys;
-            const Kept<Read<Stored>> read = {to_read(kept.keys, positions * width_, own.keys.data()),
-                                             to_read(kept.values, positions * width_, own.values.data()),
-                                             kept.key_scales, kept.value_scales,
-                                             reinterpret_cast<const char*>(kept.values),
-                                             reinterpret_cast<const char*>(after)};
+            Kept<Read<Stored>> read = {to_read(kept.keys, positions * width_, own.keys.data()),
+                                       to_read(kept.values, positions * width_, own.values.data()),
+                                       kept.key_scales, kept.value_scales};
+            // Of others all is read by now.
+            if constexpr (std::is_same_v<Stored, Read<Stored>>) {
+                read.after_keys = reinterpret_cast<const char*>(kept.values);
+                if (begin + SEGMENT < last)
+                    read.after_values = reinterpret_cast<const char*>(
+                        sequence.from<Stored>(index, piece.head, begin + SEGMENT).keys);
+            }
             attend_to(read, begin, queries.data(), total, s.attention_scale, width_, own.scores.data(),
                       next.data());
             for (int64_t row = 0; row < total; ++row) merge(all[row], next[row], s.attention_scale, width_);

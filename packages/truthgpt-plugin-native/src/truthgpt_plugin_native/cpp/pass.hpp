@@ -49,8 +49,9 @@ struct Pass {
         }
         if (single)
             for (int64_t n = 0; n < count; ++n)
-                for (int64_t segment = 0; segment < segments(tokens[n].position); ++segment)
-                    for (int32_t head = 0; head < s.kv_heads; ++head) pieces.push_back({n, head, segment});
+                for (int32_t head = 0; head < s.kv_heads; ++head)
+                    for (int64_t segment = 0; segment < segments(tokens[n].position); ++segment)
+                        pieces.push_back({n, head, segment});
         else
             for (int64_t n = 0; n < count;) n = cut(n, s.kv_heads);
     }

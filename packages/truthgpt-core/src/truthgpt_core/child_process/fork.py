@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import signal
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from time import monotonic
 from typing import IO, Any, TypeVar
 
 from truthgpt_core.child_process.child import ChildError, failure, message, read, write
@@ -134,7 +137,7 @@ class Fork:
             return made
         with self._lock:
             child = self._child
-            if child is None or child.is_late or child.parent != os.getpid():
+            if child is None or child.parent != os.getpid():
                 child = self._child = _Child(self._work, self._seconds, self._memory)
             line = json.dumps(item).encode() + b"\n"
             is_answered = False
@@ -163,9 +166,8 @@ class Fork:
             return made
 
     def _ask(self, child: _Child, line: bytes) -> Any:
-        with child.awaited():
-            write(child.requests, line)
-            return read(child.answers, self._name, self._errors)[1]
+        child.send(line)
+        return read(child.answers, self._name, self._errors)[1]
 
 
 class _Child:
@@ -173,18 +175,14 @@ class _Child:
 
     Attributes:
         parent: the id of the process that made it.
-        requests: the pipe that it reads.
-        answers: the pipe that it writes.
-        is_late: whether it was ended because it was waited for too long.
+        answers: what it writes; at its end, too, when it was waited for too long.
     """
 
     def __init__(self, work: Callable[[Any], Any], seconds: float, memory: int) -> None:
         self.parent = os.getpid()
-        self.is_late = False
         self._seconds = seconds
-        self._ending = threading.Lock()
-        self._has_ended = False
-        asked, self.requests = os.pipe()
+        self._patience = _Patience(seconds + _SLACK)
+        asked, self._requests = os.pipe()
         reading, answers = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of other threads, which is known
@@ -196,48 +194,86 @@ class _Child:
                 os._exit(0)
         os.close(asked)
         os.close(answers)
-        self.answers = os.fdopen(reading, "rb")
+        os.set_blocking(self._requests, False)
+        self.answers = BufferedReader(_Answers(reading, self._patience))
         self._finalizer = weakref.finalize(
-            self, _finish, self.parent, self._id, self.requests, self.answers
+            self, _finish, self.parent, self._id, self._requests, self.answers
         )
 
-    @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Wait for it in the block, which ends with an error of the pipe if that takes too long.
+    @property
+    def is_late(self) -> bool:
+        """Whether it was waited for too long."""
+        return self._patience.is_over
 
-        Its own timer ends it sooner, but not while it is stopped.
+    def send(self, line: bytes) -> None:
+        """Write a request, whose answer is then waited for.
+
+        Its own timer ends it if that takes too long, but not while it is stopped.
+
+        Raises:
+            BrokenPipeError: it has ended, or does not read what comes.
         """
-        # A timer ends some time after it was cancelled, and would hold this until then.
-        watch = threading.Timer(self._seconds + _SLACK, _give_up, [weakref.ref(self)])
-        watch.daemon = True
-        watch.start()
-        try:
-            yield
-        finally:
-            watch.cancel()
-
-    def give_up(self) -> None:
-        """End it, since it was waited for too long; who waits gets an error of the pipe."""
-        # Once it has ended, its id may be another's.
-        with self._ending:
-            if not self._has_ended:
-                self.is_late = True
-                os.kill(self._id, signal.SIGKILL)
+        self._patience.begin()
+        rest = memoryview(line)
+        while rest:
+            if not self._patience.wait(self._requests, select.POLLOUT):
+                raise BrokenPipeError
+            rest = rest[os.write(self._requests, rest) :]
 
     def end(self) -> str:
         """End it; return how it has ended, in a few words."""
         self._finalizer.detach()
-        os.close(self.requests)
+        os.close(self._requests)
         self.answers.close()
-        with self._ending:
-            self._has_ended = True
-            how = _end(self._id, self._seconds)
+        how = _end(self._id, self._seconds)
         return _late(self._seconds) if self.is_late else how
 
 
-def _give_up(child: weakref.ref[_Child]) -> None:
-    if (held := child()) is not None:
-        held.give_up()
+class _Patience:
+    """How long a process is waited for.
+
+    Args:
+        seconds: after `begin`.
+
+    Attributes:
+        is_over: whether that was too short once.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.is_over = False
+        self._seconds = seconds
+        self._until = 0.0
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self._until = monotonic() + self._seconds
+
+    def wait(self, descriptor: int, event: int) -> bool:
+        """Return whether a pipe is ready, or has ended, in time."""
+        ready = select.poll()
+        ready.register(descriptor, event)
+        self.is_over = not ready.poll(1e3 * max(0.0, self._until - monotonic()))
+        return not self.is_over
+
+
+class _Answers(RawIOBase):
+    """A pipe that ends, too, when it was waited for too long."""
+
+    def __init__(self, descriptor: int, patience: _Patience) -> None:
+        self._descriptor = descriptor
+        self._patience = patience
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        is_ready = self._patience.wait(self._descriptor, select.POLLIN)
+        return os.readv(self._descriptor, [buffer]) if is_ready else 0
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
 
 
 def _answer(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from truthgpt_core.decoding import AnswerText
 
@@ -54,3 +56,19 @@ def test_a_text_ends_before_the_first_stop_string(
     pieces, stopped = shown(text, *stop)
     assert "".join(pieces) == expected
     assert stopped == (expected != text)
+
+
+@given(
+    tokens=st.lists(st.integers(0, 255) | st.sampled_from([*"é🙂".encode()]), max_size=40),
+    cut=st.integers(0, 40),
+    stop=st.sampled_from([(), ("é",), ("ab", "b")]),
+)
+def test_a_text_is_the_same_whether_its_tokens_come_one_by_one_or_together(
+    tokens: list[int], cut: int, stop: tuple[str, ...]
+) -> None:
+    """Those of an answer that is kept come together."""
+    each, together = AnswerText(decode, stop), AnswerText(decode, stop)
+    one_by_one = "".join(map(each.add, tokens)) + each.rest()
+    pieces = together.extend(tokens[:cut]) + together.extend(tokens[cut:]) + together.rest()
+    assert (pieces, together.tokens) == (one_by_one, each.tokens)
+    assert together.stopped_by == each.stopped_by

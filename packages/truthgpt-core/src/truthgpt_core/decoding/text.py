@@ -16,11 +16,12 @@ class StopStrings:
         strings: none of them empty.
 
     Attributes:
-        found: the string that ended the text; None before.
+        strings: those.
+        found: the one that ended the text; None before.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
-        self._strings = strings
+        self.strings = strings
         self._held = ""
         self.found: str | None = None
 
@@ -31,14 +32,14 @@ class StopStrings:
         text = self._held + piece
         ends = [
             (begin + len(string), begin, string)
-            for string in self._strings
+            for string in self.strings
             if (begin := text.find(string)) >= 0
         ]
         if ends:
             _, begin, self.found = min(ends)
             self._held = ""
             return text[:begin]
-        keep = max((overlap(text, string) for string in self._strings), default=0)
+        keep = max((overlap(text, string) for string in self.strings), default=0)
         passed = len(text) - keep
         self._held = text[passed:]
         return text[:passed]
@@ -83,6 +84,14 @@ class AnswerText:
             return ""
         self._start, self._done = self._done, len(self.tokens)
         return self._stop.add(text[len(known) :])
+
+    def extend(self, tokens: Sequence[int]) -> str:
+        """Take several tokens; return the text that they complete."""
+        if self._stop.strings or not tokens:
+            # Which token completed one counts.
+            return "".join(map(self.add, tokens))
+        self.tokens += tokens[:-1]
+        return self.add(tokens[-1])
 
     def rest(self) -> str:
         """Return what was held back, once there are no more tokens."""

@@ -78,7 +78,7 @@ class Answers:
                 return False
             tokens, reason = read
             answer = AnswerText(tokenizer.decode, requested.params.stop)
-            text = "".join([*map(answer.add, tokens), answer.rest()])
+            text = answer.extend(tokens) + answer.rest()
             found[:] = [(answer, text, reason)]
             # Where the tokenizer is another one, the stop string may not be there.
             stopped = answer.stopped_by is not None

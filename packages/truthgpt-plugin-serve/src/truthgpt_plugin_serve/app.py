@@ -209,13 +209,17 @@ async def _answer(
     record: Record = http.scope["state"]["record"]
     if request.user is not None:
         record.log["user"] = request.user[:200]
-    made: _Answering = await _unless_gone(http, kind.begin(request, context, record))
-    if request.stream:
-        return _Stream(write(made.events()), made.close)
-    try:
-        return JSONResponse(await _unless_gone(http, made.whole()))
-    finally:
-        made.close()
+
+    async def answer() -> Response:
+        made: _Answering = await kind.begin(request, context, record)
+        if request.stream:
+            return _Stream(write(made.events()), made.close)
+        try:
+            return JSONResponse(await made.whole())
+        finally:
+            made.close()
+
+    return await _unless_gone(http, answer())
 
 
 async def _unless_gone(http: Request, work: Coroutine[Any, Any, _Made]) -> _Made:

@@ -105,8 +105,10 @@ class Chat:
                     message["tool_calls"] = [_call(each) for each in reader.calls]
                     reason = "tool_calls" if reason == "stop" else reason
             choice = {"index": index, "message": message, "finish_reason": reason}
-            # Tens of thousands of tokens may have to be written.
-            logprobs = await asyncio.to_thread(self._logprobs, stream.logprobs)
+            logprobs = None
+            if self.request.logprobs:
+                # Tens of thousands of tokens may have to be written.
+                logprobs = await asyncio.to_thread(self._logprobs, stream.logprobs)
             choices.append(choice | {"logprobs": logprobs})
         return self._head("chat.completion") | {
             "choices": choices,

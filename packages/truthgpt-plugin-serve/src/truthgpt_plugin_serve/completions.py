@@ -102,13 +102,16 @@ class Completion:
             texts = await generation.whole()
             for text, stream in zip(texts, generation.streams, strict=True):
                 answer = text if self.request.max_tokens else ""
+                logprobs = None
+                if self.request.logprobs is not None:
+                    # Tens of thousands of tokens may have to be written.
+                    logprobs = await asyncio.to_thread(self._logprobs, stream)
                 choices.append(
                     {
                         "index": len(choices),
                         "text": (stream.prompt.text if self.request.echo else "") + answer,
                         "finish_reason": finish_reason(stream),
-                        # Tens of thousands of tokens may have to be written.
-                        "logprobs": await asyncio.to_thread(self._logprobs, stream),
+                        "logprobs": logprobs,
                     }
                 )
         return self._head() | {"choices": choices, "usage": self._usage()}
@@ -163,9 +166,7 @@ class Completion:
     def _usage(self) -> dict[str, Any] | None:
         return usage(self.generations, answered=self.request.max_tokens > 0)
 
-    def _logprobs(self, stream: TextStream) -> dict[str, Any] | None:
-        if self.request.logprobs is None:
-            return None
+    def _logprobs(self, stream: TextStream) -> dict[str, Any]:
         found = stream.logprobs if self.request.max_tokens else []
         return self._listed([*stream.prompt_logprobs, *found], 0)
 

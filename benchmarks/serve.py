@@ -42,6 +42,8 @@ OURS = "truthgpt serve, native, int8"
 BARE = "native, int8 (the default)"
 ON_RAY = "truthgpt serve --on ray"
 GUIDELLM = "GuideLLM"
+BATCHING = "--continuous-batching"
+TRANSFORMERS = ("transformers serve, BF16", f"transformers serve {BATCHING}, BF16")
 STREAMS = (1, 4, 16)
 LONG, SYSTEM, FOLLOWED = 2000, 1000, 8
 CHECKED, WAVES, ANSWER = (1, 4), 4, 64
@@ -134,9 +136,11 @@ class Bench:
             command += ["--n_ctx", "8192", "--model_alias", "m", "--interrupt_requests", "false"]
         else:
             source = Path(self.folder / "float32")
-            save_plain(source)
+            if not source.exists():
+                save_plain(source)
             command = [Path(sys.executable).with_name("transformers"), "serve", str(source)]
             command += ["--port", port, "--dtype", "bfloat16"]
+            command += [BATCHING] if BATCHING in name else []
         log = (self.folder / f"{port}.log").open("wb")
         process = subprocess.Popen(command, stdout=log, stderr=log)
         url = f"http://127.0.0.1:{port}/v1"
@@ -201,7 +205,7 @@ class Bench:
 
 def throughput(bench: Bench, rounds: int) -> None:
     """Streams at once: tokens that clients got, by the time that all of them took."""
-    names = [OURS, *bench.rivals, *(["transformers serve, BF16"] if bench.transformers else [])]
+    names = [OURS, *bench.rivals, *(TRANSFORMERS if bench.transformers else [])]
     for name in names:
         bench.start(name)
     table: dict[str, list[str]] = {name: [] for name in names}

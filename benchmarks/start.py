@@ -4,8 +4,9 @@
 
 `truthgpt generate` with one token of the demo model as it is, and as `quantize` saves it, and
 Python that imports torch and transformers and does nothing else, without and with the class of the
-model, which transformers imports late: they take turns, each in a new process, the files in the
-page cache. What the model costs is what a round's process takes longer than its imports.
+model, which transformers imports late, and with the two parts of torch alone that it imports then:
+they take turns, each in a new process, the files in the page cache. What the model costs is what a
+round's process takes longer than its imports.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from statistics import median
 import decode
 
 IMPORTS = "import torch, transformers"
+PARTS = f"{IMPORTS}, torch.distributed.tensor, torch._dynamo"
 CLASS = "import torch; from transformers import LlamaForCausalLM"
 GENERATE = "from truthgpt_core.cli.main import main; main()"
 PROMPT = "The future of AI is"
@@ -37,6 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         contenders = {
             "imports of torch and transformers": [sys.executable, "-c", IMPORTS],
+            "torch.distributed.tensor and torch._dynamo, too": [sys.executable, "-c", PARTS],
             "imports of the model's class": [sys.executable, "-c", CLASS],
             **{
                 f"first token, {name}": generating(model)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
@@ -180,6 +180,7 @@ def kept_by_transformers(row, *warpers):
 
 
 @given(logit_rows, st.floats(0.25, 5.0, **floats), st.integers(1, 50))
+@example(torch.tensor([0, 1, 69, -138, -137]) / 8, 0.25, 4)
 def test_top_k_keeps_what_that_of_transformers_keeps(row, temperature, k):
     """After the temperature."""
     ours = kept_by(SamplingParams(temperature=temperature, top_k=k), row)

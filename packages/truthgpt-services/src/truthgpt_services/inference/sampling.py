@@ -218,26 +218,33 @@ def candidates(scores: Floats, params: SamplingParams) -> Candidates:
     scores -= np.float32(best)
     with np.errstate(over="ignore"):
         scores /= np.float32(max(params.temperature, _TINY))
-    weights: Floats = np.exp(scores, out=scores)
-    if 0 < params.top_k < len(weights):
-        tokens = _likeliest(weights, params.top_k, 0.0)
-        total = float(weights[tokens].sum(dtype=np.float64))
-    elif params.top_p < 1.0:
-        # Added up in pairs: as exact as the weights are.
-        total = float(weights.sum())
-        tokens = _enough(weights, params.top_p, total)
-    elif params.min_p > 0.0:
-        tokens = np.flatnonzero(weights >= np.float32(params.min_p))
-        return Candidates(tokens, weights[tokens].cumsum(dtype=np.float64))
+    if 0 < params.top_k < len(scores):
+        # By their scores: weights of two that differ may both be rounded to nothing.
+        tokens = _likeliest(scores, params.top_k)
+        weights: Floats = np.exp(scores[tokens])
+        total = float(weights.sum(dtype=np.float64))
     else:
-        return Candidates(None, torch.from_numpy(weights).cumsum(-1, dtype=torch.float64).numpy())
+        weights = np.exp(scores, out=scores)
+        if params.top_p < 1.0:
+            # Added up in pairs: as exact as the weights are.
+            total = float(weights.sum())
+            tokens = _enough(weights, params.top_p, total)
+        elif params.min_p > 0.0:
+            tokens = np.flatnonzero(weights >= np.float32(params.min_p))
+            return Candidates(tokens, weights[tokens].cumsum(dtype=np.float64))
+        else:
+            every = torch.from_numpy(weights).cumsum(-1, dtype=torch.float64)
+            return Candidates(None, every.numpy())
+        weights = weights[tokens]
     if params.top_p < 1.0:
         # A token is left out if those before it already have top_p: the first never is.
-        sums = weights[tokens].cumsum(dtype=np.float64)
-        tokens = tokens[: np.searchsorted(sums, params.top_p * total) + 1]
+        sums = weights.cumsum(dtype=np.float64)
+        count = int(np.searchsorted(sums, params.top_p * total)) + 1
+        tokens, weights = tokens[:count], weights[:count]
     if params.min_p > 0.0:
-        tokens = tokens[weights[tokens] >= np.float32(params.min_p)]
-    return Candidates(tokens, weights[tokens].cumsum(dtype=np.float64))
+        kept = weights >= np.float32(params.min_p)
+        tokens, weights = tokens[kept], weights[kept]
+    return Candidates(tokens, weights.cumsum(dtype=np.float64))
 
 
 def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
@@ -258,7 +265,7 @@ def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], top: int) -> lis
         if not np.isfinite(highest := float(logs.amax())):
             _refuse(highest)
         for row, token in zip(logs.numpy(), tokens[begin : begin + _ROWS], strict=True):
-            likeliest = _likeliest(row, min(top, len(row)), -np.inf) if top else ()
+            likeliest = _likeliest(row, min(top, len(row))) if top else ()
             those = tuple((int(each), float(row[each])) for each in likeliest)
             found.append(TokenLogprobs(token=int(token), logprob=float(row[token]), top=those))
     return found
@@ -351,10 +358,10 @@ def _refuse(best: float) -> None:
         )
 
 
-def _likeliest(values: Floats, count: int, never: float) -> NDArray[np.int64]:
-    """Return the ids of the highest values, from the highest down, without those of a value."""
+def _likeliest(values: Floats, count: int) -> NDArray[np.int64]:
+    """Return the ids of the highest values, from the highest down, without those of -infinity."""
     least = float(torch.from_numpy(values).topk(count).values[-1])
-    ids = np.flatnonzero(values > never if least == never else values >= np.float32(least))
+    ids = np.flatnonzero(values > least if least == -np.inf else values >= np.float32(least))
     return ids[np.argsort(-values[ids], kind="stable")[:count]]
 
 

@@ -316,6 +316,13 @@ def engines(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, default=False)
+def lm_eval(session: nox.Session) -> None:
+    """The server, scored by lm-eval, which is large."""
+    install(session, CORE, SERVICES, SERVE, others=("lm-eval[api]>=0.4.9,<0.5",))
+    run_tests(session, SERVE / "tests" / "test_lm_eval.py")
+
+
+@nox.session(python=PYTHON, default=False)
 def gradio(session: nox.Session) -> None:
     """The chat page, in chromium where that is installed, and its types.
 

@@ -120,19 +120,6 @@ inline const int16_t* widen(const int8_t* from, int64_t count, float* to) {
     return reinterpret_cast<const int16_t*>(to);
 }
 
-// Ask for so many bytes from an address on, if it is not null; return where they end. Compilers leave out
-// calls that do nothing else.
-template <size_t COUNT>
-[[gnu::always_inline]] inline const char* ask_for(const char* at) {
-    if (at == nullptr) return nullptr;
-    for (size_t i = 0; i < COUNT; i += 64) prefetch_far(at + i);
-    return at + COUNT;
-}
-
-[[gnu::always_inline]] inline void ask_for(const float* scales, int64_t count) {
-    for (int64_t i = 0; i < count; i += 16) prefetch_far(scales + i);
-}
-
 // The same two integers in all lanes.
 inline ShortPairs same_shorts(const void* from) {
     int32_t pair;

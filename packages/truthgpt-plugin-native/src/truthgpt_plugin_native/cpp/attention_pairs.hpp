@@ -45,8 +45,7 @@ void scores_of_pairs(const uint16_t* keys, const float* const* queries, int32_t 
         for (int b = 0; b < B; ++b) sums[n][b] = _mm512_setzero_ps();
     for (int32_t i = 0; i < width; i += 2) {
         __m512i each[B];
-        if (ahead != nullptr)
-            for (int b = 0; b < B; ++b, ahead += 64) prefetch_far(ahead);
+        ahead = ask_for<B * sizeof(__m512i)>(ahead);
         for (int b = 0; b < B; ++b) {
             each[b] = _mm512_loadu_si512(keys + (b * width + i) * LANES);
             hold(each[b]);
@@ -76,8 +75,7 @@ void weigh_pairs(const uint16_t* values, const uint16_t* const* weights, int64_t
     const __m512i all = _mm512_set1_epi32(int32_t(kept));
     for (int64_t p = first; p < last; p += 2) {
         __m512i each[D];
-        if (ahead != nullptr)
-            for (int d = 0; d < D; ++d, ahead += 64) prefetch_far(ahead);
+        ahead = ask_for<D * sizeof(__m512i)>(ahead);
         for (int d = 0; d < D; ++d) {
             each[d] = _mm512_and_si512(all, _mm512_loadu_si512(values + p * width + d * 2 * LANES));
             hold(each[d]);

@@ -299,7 +299,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
         for (int32_t h = 0; h < shared; ++h)
             found[h] = {-INFINITY, 0.0f, partial_values_.data() + (at + h) * width_};
         if (first >= end) return;
-        const int64_t asking = int64_t(piece.token) * s.kv_heads + piece.head;
+        const int64_t asking = piece.token * s.kv_heads + piece.head;
         for (int32_t h = 0; h < shared; ++h) {
             Query& query = own.piece_queries[h];
             if (own.asking != asking) {

@@ -40,6 +40,19 @@ inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
 // To a second cache, what is needed later.
 inline void prefetch_far(const void* at) { __builtin_prefetch(at, 0, 2); }
 
+// Ask for so many bytes from an address on, if it is not null; return where they end. Compilers leave out
+// calls that do nothing else.
+template <size_t COUNT>
+[[gnu::always_inline]] inline const char* ask_for(const char* at) {
+    if (at == nullptr) return nullptr;
+    for (size_t i = 0; i < COUNT; i += 64) prefetch_far(at + i);
+    return at + COUNT;
+}
+
+[[gnu::always_inline]] inline void ask_for(const float* scales, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) prefetch_far(scales + i);
+}
+
 inline Lanes load(const float* from) {
     Lanes lanes;
     std::memcpy(&lanes, from, sizeof lanes);

@@ -223,19 +223,18 @@ def candidates(scores: Floats, params: SamplingParams) -> Candidates:
         tokens = _likeliest(scores, params.top_k)
         weights: Floats = np.exp(scores[tokens])
         total = float(weights.sum(dtype=np.float64))
+    elif params.top_p < 1.0:
+        every = np.exp(scores, out=scores)
+        # Added up in pairs: as exact as the weights are.
+        total = float(every.sum())
+        tokens = _enough(every, params.top_p, total)
+        weights = every[tokens]
     else:
-        weights = np.exp(scores, out=scores)
-        if params.top_p < 1.0:
-            # Added up in pairs: as exact as the weights are.
-            total = float(weights.sum())
-            tokens = _enough(weights, params.top_p, total)
-        elif params.min_p > 0.0:
-            tokens = np.flatnonzero(weights >= np.float32(params.min_p))
-            return Candidates(tokens, weights[tokens].cumsum(dtype=np.float64))
-        else:
-            every = torch.from_numpy(weights).cumsum(-1, dtype=torch.float64)
-            return Candidates(None, every.numpy())
-        weights = weights[tokens]
+        every = np.exp(scores, out=scores)
+        if params.min_p == 0.0:
+            return Candidates(None, torch.from_numpy(every).cumsum(-1, dtype=torch.float64).numpy())
+        tokens = np.flatnonzero(every >= np.float32(params.min_p))
+        return Candidates(tokens, every[tokens].cumsum(dtype=np.float64))
     if params.top_p < 1.0:
         # A token is left out if those before it already have top_p: the first never is.
         sums = weights.cumsum(dtype=np.float64)
